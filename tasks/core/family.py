@@ -1,0 +1,116 @@
+"""What a task family is: the one place that knows what prompts look like and what is an answer.
+
+A family makes or loads prompts, renders every template (answer, critique, refine, judge, invent),
+reads replies, and where truth can be checked verifies them. `verify` is reached only through
+`tasks.core.labels`, so that a label-free loop cannot call it.
+
+All text that a model wrote is data: a template that quotes it must make sure that it cannot close
+the template's delimiters; where it cannot be quoted safely the method returns None.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one critique says. `parsed` False: nothing may be read from it, and `why` says why."""
+
+    parsed: bool
+    verdict: bool | None = None
+    score: float | None = None  # higher is better
+    text: str = ""  # the critique to show to a refiner
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sub-question about one claim of a candidate, asked without showing the claim."""
+
+    messages: Messages
+    claim: str  # what the candidate says; the verdict compares the model's own answer with it
+
+
+@dataclass(frozen=True)
+class Invented:
+    """A prompt that the model wrote, parsed; `content` None: not usable, and `why` says why."""
+
+    content: str | None
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """What `prepare` gets from a family. Prompt rows are dicts with `messages`, `difficulty`, `answer` (None
+    where verification needs none); corpus rows are dicts with `part` (the skill), `prompt`, `completion`."""
+
+    corpus: list[dict[str, Any]]
+    pool: list[dict[str, Any]]  # unlabelled prompts in the order in which iterations use them
+    probe: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows of the user's file
+
+
+class Family(Protocol):
+    """One task family. Options come validated from `prepare.options` in params.yaml."""
+
+    name: str
+    has_truth: bool  # verify works for this data
+
+    def build(self, rng: random.Random, root: str) -> SeedData:
+        """All data of the family; deterministic given `rng`. `root`: folder that relative data paths start at."""
+        ...
+
+    def vocabulary(self) -> list[str] | None:
+        """Word-level vocabulary (whitespace-separated words), or None to train a BPE tokenizer on the corpus."""
+        ...
+
+    def extract(self, messages: Messages, response: str) -> str | None:
+        """Canonical answer for votes and duplicates, None where the response has none."""
+        ...
+
+    def well_formed(self, messages: Messages, response: str) -> bool:
+        """Whether the response obeys the family's grammar; says nothing about truth."""
+        ...
+
+    def difficulty(self, messages: Messages) -> int: ...
+
+    def fingerprint(self, messages: Messages) -> str:
+        """Equal for prompts that are the same problem; what keeps held-out problems out of training."""
+        ...
+
+    # --- critique, refine, judge, invent: templates and parsers -----------------------------------
+    def critique_messages(self, messages: Messages, response: str) -> Messages | None:
+        """The holistic critique's prompt, None where the response cannot be quoted safely."""
+        ...
+
+    def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
+        """Reads a holistic critique. Verdict True/False; score = points given (additive judge), in [0, 1]."""
+        ...
+
+    def questions(self, messages: Messages, response: str) -> list[Question] | None:
+        """The factored critic's sub-questions (Chain-of-Verification), None if the response is malformed."""
+        ...
+
+    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+        """The factored critic's verdict from the model's own answers to `questions`, in their order. Arithmetic
+        and membership come from the answers; no truth is computed here beyond comparing them with the claims."""
+        ...
+
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None: ...
+
+    def invent_messages(self, examples: Sequence[Messages]) -> Messages:
+        """Asks the model for a new prompt (self-instruct); `examples` are prompts to show, maybe none."""
+        ...
+
+    def parse_invented(self, reply: str) -> Invented: ...
+
+    # --- truth: only through tasks.core.labels -----------------------------------------------------
+    def verify(self, messages: Messages, answer: str | None, response: str) -> bool: ...
+
+
+FamilyOptions = Mapping[str, Any]

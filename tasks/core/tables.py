@@ -1,0 +1,172 @@
+"""The tables: one schema each, checked on writing and on reading, with canonical Parquet bytes.
+
+Rows are found again by content: an id is a hash of what the row says, so lineage survives reruns.
+`write` sorts by the table's key, fixes the chunk layout and the row-group size, and goes through a
+temporary name, so that equal rows give equal bytes and a half-written file never has the real name.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tasks.core.errors import MissingArtifact, TableMismatch
+
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+PROMPTS = pl.Schema(
+    {
+        "prompt_id": pl.String,  # hash of family and messages
+        "messages": MESSAGES,
+        "family": pl.String,
+        "difficulty": pl.Int32,
+        "source": pl.String,  # the block that made it
+        "parent_ids": pl.List(pl.String),
+        "answer": pl.String,  # null unless the recipe declares that it uses labels
+    }
+)
+CANDIDATES = pl.Schema(
+    {
+        "candidate_id": pl.String,  # hash of prompt, parent, source, turn, draw, model and response
+        "prompt_id": pl.String,
+        "parent_id": pl.String,  # the candidate this one refines; null for a sample
+        "source": pl.String,  # the block that made it
+        "turn": pl.Int32,  # 0 for a first answer
+        "draw": pl.Int32,  # sample number within prompt (or parent) and source
+        "messages": MESSAGES,  # what the model was asked
+        "response": pl.String,  # what it replied, raw
+        "answer": pl.String,  # canonical answer, null where none could be extracted
+        "prompt_tokens": pl.Int32,
+        "tokens": pl.Int32,
+        "logprob": pl.Float64,  # sum over response tokens in nats, at temperature 1
+        "finish_reason": pl.String,  # stop | length
+        "model": pl.String,  # digest of the model that replied
+    }
+)
+CRITIQUES = pl.Schema(
+    {
+        "candidate_id": pl.String,
+        "other_id": pl.String,  # the other candidate of a pairwise judgement, else null
+        "critic": pl.String,  # name of the critic in params.yaml
+        "draw": pl.Int32,
+        "text": pl.String,  # raw reply, or the critique assembled from replies
+        "verdict": pl.Boolean,  # null when the critic gives none or nothing parsed
+        "score": pl.Float64,  # higher is better; null when nothing parsed
+        "parsed": pl.Boolean,
+        "why": pl.String,  # why it did not parse; null where it did
+        "tokens": pl.Int32,  # new tokens this critique cost
+        "model": pl.String,  # digest of the judge, null for critics that use no model
+    }
+)
+SFT = pl.Schema(
+    {
+        "row_id": pl.String,
+        "part": pl.String,  # "own" for what the model made, else the skill of the seed corpus
+        "prompt": MESSAGES,
+        "completion": MESSAGES,
+        "weight": pl.Float64,
+        "prompt_id": pl.String,
+        "candidate_id": pl.String,  # null for rows of the seed corpus
+        "iteration": pl.String,  # the iteration that made the row; null for the seed corpus
+    }
+)
+PAIRS = pl.Schema(
+    {
+        "row_id": pl.String,
+        "part": pl.String,
+        "prompt": MESSAGES,
+        "chosen": MESSAGES,
+        "rejected": MESSAGES,
+        "margin": pl.Float64,
+        "weight": pl.Float64,
+        "smoothing": pl.Float64,  # label smoothing of this pair, 0 to 0.5
+        "prompt_id": pl.String,
+        "chosen_id": pl.String,
+        "rejected_id": pl.String,
+        "iteration": pl.String,
+    }
+)
+DROPPED = pl.Schema(
+    {"row_id": pl.String, "prompt_id": pl.String, "block": pl.String, "reason": pl.String}
+)
+PREDICTIONS = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "kind": pl.String,  # greedy | sample | refined
+        "draw": pl.Int32,
+        "difficulty": pl.Int32,
+        "response": pl.String,
+        "answer": pl.String,
+        "correct": pl.Boolean,  # null where the family has no truth
+        "verdict": pl.Boolean,  # the model's own critic
+        "score": pl.Float64,
+        "tokens": pl.Int32,
+    }
+)
+FINGERPRINTS = pl.Schema({"fingerprint": pl.String, "part": pl.String})  # part: heldout | probe
+LABELS = pl.Schema({"prompt_id": pl.String, "answer": pl.String})
+
+ROW_GROUP = 50_000
+
+
+def content_id(*parts: Any) -> str:
+    """16 hexadecimal digits of SHA-256 over the parts as canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def prompt_id(family: str, messages: Sequence[Mapping[str, str]]) -> str:
+    """Id of a prompt: two prompts with one text in one family are one prompt."""
+    return content_id(family, [[m["role"], m["content"]] for m in messages])
+
+
+def empty(schema: pl.Schema) -> pl.DataFrame:
+    """A table without rows."""
+    return pl.DataFrame(schema=schema)
+
+
+def frame(rows: Sequence[Mapping[str, Any]], schema: pl.Schema) -> pl.DataFrame:
+    """Rows as a typed table. Raises `TableMismatch` on a missing or surplus column."""
+    if not rows:
+        return empty(schema)
+    return check(pl.DataFrame(rows, schema_overrides=dict(schema), infer_schema_length=None), schema, "rows")
+
+
+def check(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:
+    """The table with its columns in schema order; `TableMismatch` names every column that is off."""
+    wrong = [f"column '{c}' is missing ({t})" for c, t in schema.items() if c not in table.columns]
+    wrong += [f"column '{c}' is not part of the table" for c in table.columns if c not in schema]
+    wrong += [
+        f"column '{c}' is {table.schema[c]}, not {t}"
+        for c, t in schema.items()
+        if c in table.columns and table.schema[c] != t
+    ]
+    if wrong:
+        raise TableMismatch(f"{name}: " + "; ".join(wrong))
+    return table.select(list(schema))
+
+
+def write(table: pl.DataFrame, path: Path, schema: pl.Schema, sort: Sequence[str] | None = None) -> None:
+    """Writes canonical Parquet: sorted by `sort` (default: all plain columns in schema order, so that
+    the order is total), one chunk, fixed row groups, zstd; atomically, by rename."""
+    keys = list(sort) if sort else [c for c, t in schema.items() if not t.is_nested()]
+    ordered = check(table, schema, str(path)).sort(keys, nulls_last=True, maintain_order=True).rechunk()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    ordered.write_parquet(part, compression="zstd", compression_level=3, row_group_size=ROW_GROUP, statistics=True)
+    os.replace(part, path)
+
+
+def read(path: Path, schema: pl.Schema) -> pl.DataFrame:
+    """Reads and checks a table. Raises `MissingArtifact` or `TableMismatch`."""
+    if not path.is_file():
+        raise MissingArtifact(f"{path} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it")
+    try:
+        table = pl.read_parquet(path)
+    except Exception as error:  # polars raises several unrelated types for a damaged file
+        raise TableMismatch(f"{path} is no readable Parquet file ({error}); restore it with `dvc checkout`") from error
+    return check(table, schema, str(path))

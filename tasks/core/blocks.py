@@ -50,7 +50,9 @@ def bind(blocks: Mapping[str, Block], section: Mapping[str, Any], where: str) ->
     bound = []
     for name, entry in sorted(section.items()):
         if not isinstance(entry, Mapping):
-            raise BadInput(f"{where}.{name}: given {entry!r}; a block takes a mapping of options, `{{}}` if it has none")
+            raise BadInput(
+                f"{where}.{name}: given {entry!r}; a block takes a mapping of options, `{{}}` if it has none"
+            )
         wanted = str(entry.get("block", name))
         if wanted not in blocks:
             raise unknown_name("block", wanted, blocks, f"{where}.{name}")

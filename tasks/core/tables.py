@@ -7,7 +7,6 @@ temporary name, so that equal rows give equal bytes and a half-written file neve
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import polars as pl
 
 from tasks.core.errors import MissingArtifact, TableMismatch
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 PROMPTS = pl.Schema(
     {
@@ -90,9 +89,7 @@ PAIRS = pl.Schema(
         "iteration": pl.String,
     }
 )
-DROPPED = pl.Schema(
-    {"row_id": pl.String, "prompt_id": pl.String, "block": pl.String, "reason": pl.String}
-)
+DROPPED = pl.Schema({"row_id": pl.String, "prompt_id": pl.String, "block": pl.String, "reason": pl.String})
 PREDICTIONS = pl.Schema(
     {
         "prompt_id": pl.String,
@@ -158,7 +155,7 @@ def write(table: pl.DataFrame, path: Path, schema: pl.Schema, sort: Sequence[str
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     ordered.write_parquet(part, compression="zstd", compression_level=3, row_group_size=ROW_GROUP, statistics=True)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read(path: Path, schema: pl.Schema) -> pl.DataFrame:

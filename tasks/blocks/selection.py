@@ -1,0 +1,348 @@
+"""Filter blocks: candidates with critiques in, training rows out, and every drop with its reason.
+
+A block takes the selection so far and returns the next. Blocks run by phase, within a phase in the order of PHASES:
+`select` (which candidates are trusted), `limit` (duplicates and caps), `build` (rows and pairs, with their weights),
+`mix` (earlier rounds and the seed corpus). What did not parse, ties, equal texts and missing
+scores never become a preference; they are counted.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import polars as pl
+from pydantic import Field
+
+from tasks.blocks.critics import aggregate
+from tasks.core import tables
+from tasks.core.blocks import Block, Bound, Options
+from tasks.core.errors import BadInput, unknown_name
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The state that filter blocks pass on. `kept` is a part of `candidates`; both are CANDIDATES."""
+
+    iteration: str
+    prompts: pl.DataFrame  # PROMPTS
+    candidates: pl.DataFrame  # all samples and refinements
+    critiques: pl.DataFrame  # CRITIQUES of all candidates
+    kept: pl.DataFrame
+    sft: pl.DataFrame  # SFT rows made so far
+    pairs: pl.DataFrame  # PAIRS made so far
+    dropped: pl.DataFrame  # DROPPED
+    corpus: pl.DataFrame  # SFT rows of the seed corpus
+    earlier_sft: pl.DataFrame  # SFT rows of the previous iteration's dataset
+    earlier_pairs: pl.DataFrame
+
+    def opinions(self, critic: str, block: str) -> pl.DataFrame:
+        """`aggregate` of a critic. Raises `UnknownName` for one that never judged."""
+        known = self.critiques["critic"].unique().to_list()
+        if critic not in known and self.candidates.height:
+            raise unknown_name("critic", critic, known, f"filter.{block}.critic")
+        return aggregate(self.critiques, critic)
+
+    def narrow(self, block: str, reasons: pl.DataFrame) -> "Selection":
+        """Drops candidates. `reasons`: `candidate_id` and `reason`; a null reason keeps the candidate."""
+        judged = self.kept.join(reasons, on="candidate_id", how="left", maintain_order="left")
+        gone = judged.filter(pl.col("reason").is_not_null()).select(
+            row_id="candidate_id", prompt_id="prompt_id", block=pl.lit(block), reason="reason"
+        )
+        kept = judged.filter(pl.col("reason").is_null()).drop("reason")
+        return replace(self, kept=kept, dropped=pl.concat([self.dropped, gone]))
+
+    def note(self, block: str, rows: list[tuple[str, str, str]]) -> pl.DataFrame:
+        """`dropped` with rows (id, prompt, reason) added."""
+        frame = pl.DataFrame([(i, p, block, r) for i, p, r in rows], schema=tables.DROPPED, orient="row")
+        return pl.concat([self.dropped, frame])
+
+
+class NoOptions(Options):
+    pass
+
+
+class OfCritic(Options):
+    critic: str  # name of a critic of this iteration
+
+
+class AtLeast(Options):
+    critic: str
+    at_least: float
+
+
+# --- select ------------------------------------------------------------------------------------------
+
+
+def accepted(state: Selection, options: OfCritic) -> Selection:
+    """Keeps what the critic accepts."""
+    verdict = pl.col("verdict")
+    return _by_opinion(
+        state,
+        options.critic,
+        "accepted",
+        pl.when(verdict.is_null()).then(_silence()).when(~verdict).then(pl.lit("refused")),
+    )
+
+
+def threshold(state: Selection, options: AtLeast) -> Selection:
+    """Keeps what the critic scores at least so high."""
+    score = pl.col("score")
+    low = pl.lit(f"score below {options.at_least:g}")
+    return _by_opinion(
+        state,
+        options.critic,
+        "threshold",
+        pl.when(score.is_null()).then(_silence()).when(score < options.at_least).then(low),
+    )
+
+
+def majority(state: Selection, options: AtLeast) -> Selection:
+    """Keeps candidates whose answer is their prompt's only most common one, with a vote share of at least so much
+    (Large Language Models Can Self-Improve, Huang et al. 2022). `critic` is a `vote` critic."""
+    share = pl.col("score")
+    reason = (
+        pl.when(pl.col("verdict").is_null())
+        .then(_silence())
+        .when(~pl.col("verdict"))
+        .then(pl.lit("not the most common answer"))
+        .when(share < options.at_least)
+        .then(pl.lit(f"vote share below {options.at_least:g}"))
+    )
+    return _by_opinion(state, options.critic, "majority", reason)
+
+
+def _silence() -> pl.Expr:
+    return pl.coalesce(pl.concat_str(pl.lit("no judgement: "), pl.col("why")), pl.lit("no judgement"))
+
+
+def _by_opinion(state: Selection, critic: str, block: str, reason: pl.Expr) -> Selection:
+    opinions = state.opinions(critic, block).with_columns(reason=reason)
+    missing = state.kept.join(opinions, on="candidate_id", how="anti").select(
+        "candidate_id", reason=pl.lit("not judged")
+    )
+    return state.narrow(block, pl.concat([opinions.select("candidate_id", "reason"), missing]))
+
+
+def well_formed(state: Selection, options: NoOptions) -> Selection:
+    """Keeps finished responses that give an answer by the family's grammar; says nothing about truth."""
+    reason = (
+        pl.when(pl.col("answer").is_null())
+        .then(pl.lit("no answer"))
+        .when(pl.col("finish_reason") != "stop")
+        .then(pl.lit("unfinished"))
+    )
+    return state.narrow("well_formed", state.kept.select("candidate_id", reason=reason))
+
+
+class Length(Options):
+    min_tokens: int = Field(ge=0)
+    max_tokens: int = Field(ge=1)
+
+
+def length(state: Selection, options: Length) -> Selection:
+    """Keeps responses of `min_tokens` to `max_tokens` tokens."""
+    tokens = pl.col("tokens")
+    reason = (
+        pl.when(tokens < options.min_tokens)
+        .then(pl.lit(f"shorter than {options.min_tokens} tokens"))
+        .when(tokens > options.max_tokens)
+        .then(pl.lit(f"longer than {options.max_tokens} tokens"))
+    )
+    return state.narrow("length", state.kept.select("candidate_id", reason=reason))
+
+
+def keep_all(state: Selection, options: NoOptions) -> Selection:
+    """Keeps everything: unfiltered self-training, the lower bound that a filter must beat."""
+    return state
+
+
+# --- limit -------------------------------------------------------------------------------------------
+
+
+def deduplicate(state: Selection, options: NoOptions) -> Selection:
+    """Keeps one of several equal responses to a prompt: the earliest turn, then the lowest id."""
+    ordered = state.kept.sort("prompt_id", "turn", "candidate_id")
+    again = pl.int_range(pl.len()).over("prompt_id", pl.col("response").str.strip_chars()) > 0
+    reasons = ordered.select("candidate_id", reason=pl.when(again).then(pl.lit("duplicate")))
+    return state.narrow("deduplicate", reasons)
+
+
+class Cap(Options):
+    per_prompt: int = Field(ge=1)
+
+
+def cap(state: Selection, options: Cap) -> Selection:
+    """Keeps at most `per_prompt` candidates of a prompt, chosen by id, which is as good as at random."""
+    ordered = state.kept.sort("prompt_id", "candidate_id")
+    over = pl.int_range(pl.len()).over("prompt_id") >= options.per_prompt
+    reasons = ordered.select("candidate_id", reason=pl.when(over).then(pl.lit("over the cap")))
+    return state.narrow("cap", reasons)
+
+
+# --- build -------------------------------------------------------------------------------------------
+
+
+def positives(state: Selection, options: NoOptions) -> Selection:
+    """One SFT row for every candidate kept: the prompt itself, answered by the response."""
+    questions = state.prompts.select("prompt_id", question="messages")
+    rows = [
+        (_row_id(question, response), "own", question, _reply(response), 1.0, prompt, candidate, state.iteration)
+        for question, response, prompt, candidate in state.kept.join(questions, on="prompt_id", how="left")
+        .select("question", "response", "prompt_id", "candidate_id")
+        .iter_rows()
+    ]
+    made = pl.DataFrame(rows, schema=tables.SFT, orient="row")
+    return replace(state, sft=pl.concat([state.sft, made]))
+
+
+class PairsBestWorst(Options):
+    critic: str
+    min_margin: float = Field(gt=0)  # smallest difference in score that counts as a preference
+    per_prompt: int = Field(ge=1)
+
+
+def pairs_best_worst(state: Selection, options: PairsBestWorst) -> Selection:
+    """Best against worst by the critic's score (Self-Rewarding Language Models, Yuan et al. 2024); the k-th best
+    against the k-th worst where `per_prompt` is more than one."""
+    scored = _scored(state, options.critic, "pairs_best_worst")
+    return _pair(state, scored, "pairs_best_worst", options.min_margin, options.per_prompt, lambda margin: 1.0)
+
+
+class PairsVoteMargin(Options):
+    critic: str  # a vote critic
+    at_least: float = Field(ge=0, le=1)  # gate: vote share of the chosen answer
+    per_prompt: int = Field(ge=1)
+
+
+def pairs_vote_margin(state: Selection, options: PairsVoteMargin) -> Selection:
+    """Most against least voted answer with weight (V+ - V-)/k (Self-Consistency Preference Optimization, Prasad et
+    al. 2024): scores are vote shares V/k, so the weight is their difference. Gate: V+/k >= `at_least`."""
+    scored = _scored(state, options.critic, "pairs_vote_margin")
+    best = pl.col("score").max().over("prompt_id")
+    weak = scored.filter(best < options.at_least)
+    reason = f"vote share below {options.at_least:g}"
+    noted = [(prompt, prompt, reason) for prompt in weak["prompt_id"].unique(maintain_order=True)]
+    state = replace(state, dropped=state.note("pairs_vote_margin", noted))
+    strong = scored.filter(best >= options.at_least).unique(["prompt_id", "answer"], keep="first", maintain_order=True)
+    return _pair(state, strong, "pairs_vote_margin", 1e-9, options.per_prompt, lambda margin: margin)
+
+
+def _scored(state: Selection, critic: str, block: str) -> pl.DataFrame:
+    """The kept candidates that have a score, in a fixed order."""
+    opinions = state.opinions(critic, block).select("candidate_id", "score")
+    joined = state.kept.join(opinions, on="candidate_id", how="inner")
+    return joined.filter(pl.col("score").is_not_null()).sort("prompt_id", "candidate_id")
+
+
+def _pair(
+    state: Selection, scored: pl.DataFrame, block: str, margin: float, count: int, weight: Callable[[float], float]
+) -> Selection:
+    """Pairs from scored candidates: k-th best against k-th worst while the margin holds."""
+    questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
+    rows, skipped = [], []
+    judged = set(scored["prompt_id"])
+    refused_before = set(state.dropped.filter(pl.col("block") == block)["prompt_id"])
+    skipped += [
+        (p, p, "no candidate with a score") for p in state.prompts["prompt_id"] if p not in judged | refused_before
+    ]
+    for (prompt,), group in scored.group_by("prompt_id", maintain_order=True):
+        ranked = group.sort(["score", "candidate_id"], descending=[True, False])
+        found = list(ranked.select("candidate_id", "response", "score").iter_rows())
+        for k in range(min(count, len(found) // 2) or 1):
+            (good, chosen, high), (bad, rejected, low) = found[k], found[-1 - k]
+            if good == bad:
+                skipped.append((good, str(prompt), "nothing to compare with"))
+            elif high - low < margin:
+                skipped.append((good, str(prompt), "tie"))
+            elif chosen.strip() == rejected.strip():
+                skipped.append((good, str(prompt), "equal texts"))
+            else:
+                question, gap = questions[str(prompt)], round(high - low, 6)
+                rows.append(
+                    (_row_id(question, chosen, rejected), "own", question, _reply(chosen), _reply(rejected), gap,
+                     round(weight(gap), 6), 0.0, str(prompt), good, bad, state.iteration)
+                )  # fmt: skip
+    made = pl.DataFrame(rows, schema=tables.PAIRS, orient="row")
+    return replace(state, pairs=pl.concat([state.pairs, made]), dropped=state.note(block, skipped))
+
+
+def _reply(response: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": response}]
+
+
+def _row_id(question: object, *responses: str) -> str:
+    return tables.content_id(question, *responses)
+
+
+# --- mix ---------------------------------------------------------------------------------------------
+
+
+class Accumulate(Options):
+    newest_share: float | None  # null: earlier rows count like new ones; else they form a part of their own
+
+
+def accumulate(state: Selection, options: Accumulate) -> Selection:
+    """Adds the own rows and pairs of earlier iterations. With `newest_share` set, older rows get the part `earlier`,
+    so that the training mixture can hold the newest iteration at a fixed share; in the first iteration, which has
+    none, the new rows stand in for them."""
+    older = state.earlier_sft.filter(pl.col("part").is_in(["own", "earlier"])).unique(
+        "row_id", keep="first", maintain_order=True
+    )
+    if options.newest_share is not None:
+        older = (state.sft if older.is_empty() else older).with_columns(part=pl.lit("earlier"))
+        return replace(state, sft=pl.concat([state.sft, older]))
+    older = older.join(state.sft, on="row_id", how="anti")
+    old_pairs = state.earlier_pairs.join(state.pairs, on="row_id", how="anti")
+    return replace(state, sft=pl.concat([state.sft, older]), pairs=pl.concat([state.pairs, old_pairs]))
+
+
+class Replay(Options):
+    parts: list[str] = Field(min_length=1)  # skills of the seed corpus
+
+
+def replay(state: Selection, options: Replay) -> Selection:
+    """Adds the seed corpus, so that what the base model learned is not forgotten. Raises `BadInput` for a part
+    that the corpus does not have."""
+    known = state.corpus["part"].unique().to_list()
+    for part in options.parts:
+        if part not in known:
+            raise unknown_name("part", part, known, "filter.replay.parts")
+    return replace(state, sft=pl.concat([state.sft, state.corpus.filter(pl.col("part").is_in(options.parts))]))
+
+
+PHASES: dict[str, dict[str, Block]] = {
+    "select": {
+        "accepted": accepted,
+        "threshold": threshold,
+        "majority": majority,
+        "well_formed": well_formed,
+        "length": length,
+        "keep_all": keep_all,
+    },
+    "limit": {"deduplicate": deduplicate, "cap": cap},
+    "build": {
+        "positives": positives,
+        "pairs_best_worst": pairs_best_worst,
+        "pairs_vote_margin": pairs_vote_margin,
+    },
+    "mix": {"accumulate": accumulate, "replay": replay},
+}
+BLOCKS: dict[str, Block] = {name: block for blocks in PHASES.values() for name, block in blocks.items()}
+BUILDERS = frozenset(PHASES["build"].values())
+
+
+def in_order(bounds: list[Bound]) -> list[Bound]:
+    """The blocks by phase, then in the order of PHASES, then by name. Raises `BadInput` if nothing builds rows."""
+    if bounds and not any(bound.block in BUILDERS for bound in bounds):
+        raise BadInput(
+            f"filter: no block builds training rows; add one of {', '.join(sorted(PHASES['build']))} "
+            f"(given: {', '.join(bound.name for bound in bounds)})"
+        )
+    place = {block: index for index, block in enumerate(BLOCKS.values())}
+    return sorted(bounds, key=lambda bound: (place[bound.block], bound.name))
+
+
+def reasons(dropped: pl.DataFrame) -> list[str]:
+    """Lines such as "accepted dropped 120: refused", most frequent first."""
+    counts = Counter(dropped.select("block", "reason").iter_rows())
+    return [f"{block} dropped {count}: {reason}" for (block, reason), count in counts.most_common()]

@@ -1,0 +1,240 @@
+"""How blocks ask a model: chat template, then content-keyed shards, then the engine.
+
+`Opener` turns a pointer into an `Asker`; the same opener kept over several stages loads each model once.
+The engine is loaded when the first shard without a stored reply is computed, so a stage whose replies
+are all stored needs no model. Replies are stored raw: parsing them anew asks for nothing again.
+
+A shard's key covers the rendered prompts (and so templates, system prompts and chat template), the
+model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and
+batch size, and the sampling options with seed and sample numbers.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tasks.core import digests
+from tasks.core.context import Pointer, Progress
+from tasks.core.engine import Completion, Engine, Sampling
+from tasks.core.errors import StageFailed
+from tasks.core.family import Messages
+from tasks.core.shards import MapShards, Shard, cut, run_here
+
+FORMAT = 1  # of the stored replies; raise it when their meaning changes
+PACKAGES = {"transformers": ("transformers", "torch")}  # whose versions a reply depends on
+
+
+@dataclass
+class Usage:
+    """What was asked since the last `take`: requests (replies wanted), made (computed now, not stored before),
+    tokens of the computed ones, and seconds the engine was busy."""
+
+    requests: int = 0
+    made: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Names and values for `Context.log`."""
+        figures: dict[str, float] = {
+            "requests": self.requests,
+            "requests_made": self.made,
+            "engine_prompt_tokens": self.prompt_tokens,
+            "engine_tokens": self.tokens,
+            "engine_seconds": round(self.seconds, 3),
+        }
+        if self.seconds:
+            figures["engine_tokens_per_second"] = round(self.tokens / self.seconds, 1)
+        return figures
+
+
+@dataclass
+class Asker:
+    """One model, ready to be asked. Made by `Opener`."""
+
+    pointer: Pointer
+    folder: Path
+    engine_options: Mapping[str, Any]
+    scratch: Path
+    opener: "Opener"
+    usage: Usage = field(default_factory=Usage)
+    _engine: Engine | None = None
+    _tokenizer: Any = None
+
+    @property
+    def digest(self) -> str:
+        return self.pointer.digest
+
+    def generate(self, messages: Sequence[Messages], sampling: Sampling, what: str) -> list[list[Completion]]:
+        """`sampling.n` replies for each conversation, in order. Equal conversations are asked once and share
+        their replies. `what` names the work in progress bars."""
+        prompts = self.render(messages)
+        unique = list(dict.fromkeys(prompts))
+        step = self.engine_options["draws_per_shard"]
+        shards: list[tuple[range, Shard]] = []
+        for first in range(0, sampling.n, step):
+            draws = min(step, sampling.n - first)
+            for block in cut(unique, max(1, self.engine_options["rows_per_shard"] // draws)):
+                chosen = unique[block.start : block.stop]
+                key = digests.of_value(
+                    [FORMAT, "generate", self.identity(), chosen, [sampling.temperature, sampling.top_p,
+                     sampling.max_new_tokens, sampling.seed], [first, draws]]
+                )  # fmt: skip
+                part = Sampling(draws, sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
+                shards.append((block, self._shard(key, partial(self._generate, chosen, part, first))))
+        self._run([shard for _, shard in shards], what)
+        replies: list[list[Completion]] = [[] for _ in unique]
+        for block, shard in shards:
+            for row in shard.table().iter_rows():
+                replies[block.start + row[0]].append(Completion(*row[1:]))
+        self.usage.requests += len(prompts) * sampling.n
+        place = {prompt: index for index, prompt in enumerate(unique)}
+        return [replies[place[prompt]] for prompt in prompts]
+
+    def score(self, messages: Sequence[Messages], responses: Sequence[str], what: str) -> list[list[float]]:
+        """Log-probability in nats of every token of each response (end of text included)."""
+        prompts = self.render(messages)
+        joined = [f"{prompt}\x00{response}" for prompt, response in zip(prompts, responses, strict=True)]
+        shards = []
+        for block in cut(joined, self.engine_options["rows_per_shard"]):
+            asked, told = prompts[block.start : block.stop], list(responses[block.start : block.stop])
+            key = digests.of_value([FORMAT, "score", self.identity(), asked, told])
+            shards.append(self._shard(key, partial(self._score, asked, told)))
+        self._run(shards, what)
+        self.usage.requests += len(prompts)
+        return [row for shard in shards for row in shard.table()["logprobs"].to_list()]
+
+    def render(self, messages: Sequence[Messages]) -> list[str]:
+        """The text the model reads, with the chat template and the opening of its reply."""
+        from tasks.core import models
+
+        if self._tokenizer is None:
+            self._tokenizer = models.load_tokenizer(self.folder)
+        return [models.render(self._tokenizer, conversation) for conversation in messages]
+
+    def identity(self) -> dict[str, Any]:
+        """Everything but the requests that decides what the engine replies."""
+        options = self.engine_options
+        return {
+            "model": self.digest,
+            **{name: options[name] for name in ("name", "precision", "threads", "batch_size")},
+            "versions": [version(package) for package in PACKAGES.get(options["name"], ())],
+        }
+
+    def take_usage(self) -> dict[str, float]:
+        """Figures since the last call, which starts the count anew."""
+        figures, self.usage = self.usage.figures(), Usage()
+        return figures
+
+    def close(self) -> None:
+        """Gives the engine's memory back; the next request loads it again."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def engine(self) -> Engine:
+        """The loaded engine. Raises `StageFailed` if the folder is not the model that the pointer names."""
+        if self._engine is None:
+            from tasks.core import engines, models
+
+            found = models.digest(self.folder)
+            if found != self.digest:
+                raise StageFailed(
+                    f"{self.pointer.path} holds another model (digest {found}) than the one asked for ({self.digest}); "
+                    "restore it with `dvc checkout`, or rerun the stage that made it"
+                )
+            self.opener.make_room(self)
+            options = self.engine_options
+            self._engine = engines.load(
+                options["name"], self.folder, options["precision"], options["threads"], options["batch_size"]
+            )
+        return self._engine
+
+    def _shard(self, key: str, compute: Any) -> Shard:
+        return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
+
+    def _run(self, shards: Sequence[Shard], what: str) -> None:
+        done = 0
+
+        def counted(shard: Shard) -> pl.DataFrame:
+            nonlocal done
+            table = shard.compute()
+            done += 1
+            self.opener.progress(what, done, len(todo))
+            return table
+
+        todo = [shard for shard in shards if not shard.valid()]
+        self.opener.progress(what, 0, len(todo))
+        self.opener.map_shards([Shard(s.key, s.path, partial(counted, s)) for s in todo])
+
+    def _generate(self, prompts: list[str], sampling: Sampling, first: int) -> pl.DataFrame:
+        engine = self.engine()
+        started = time.perf_counter()
+        replies = engine.generate(prompts, sampling, first)
+        self.usage.seconds += time.perf_counter() - started
+        rows = [(index, *reply) for index, several in enumerate(replies) for reply in several]
+        table = pl.DataFrame(rows, schema=REPLIES, orient="row")
+        self.usage.made += table.height
+        self.usage.tokens += int(table["tokens"].sum())
+        self.usage.prompt_tokens += int(table["prompt_tokens"].sum())
+        return table
+
+    def _score(self, prompts: list[str], responses: list[str]) -> pl.DataFrame:
+        engine = self.engine()
+        started = time.perf_counter()
+        scores = engine.score(prompts, responses)
+        self.usage.seconds += time.perf_counter() - started
+        self.usage.made += len(scores)
+        return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)})
+
+
+REPLIES = pl.Schema(
+    {
+        "index": pl.Int32,
+        "text": pl.String,
+        "prompt_tokens": pl.Int32,
+        "tokens": pl.Int32,
+        "logprob": pl.Float64,
+        "finish_reason": pl.String,
+    }
+)
+
+
+@dataclass
+class Opener:
+    """Opens models by pointer. Keeps at most `keep` engines loaded, the least recently opened leaves first."""
+
+    root: Path
+    engine_options: Mapping[str, Any]
+    scratch: Path
+    map_shards: MapShards = run_here
+    progress: Progress = lambda what, done, total: None
+    keep: int = 2
+    _askers: dict[str, Asker] = field(default_factory=dict)
+
+    def __call__(self, pointer: Pointer) -> Asker:
+        from tasks.core import models
+
+        if pointer.digest not in self._askers:
+            folder = models.resolve(self.root, pointer)
+            self._askers[pointer.digest] = Asker(pointer, folder, self.engine_options, self.scratch, self)
+        asker = self._askers.pop(pointer.digest)
+        self._askers[pointer.digest] = asker
+        return asker
+
+    def make_room(self, wanted: Asker) -> None:
+        """Closes engines so that one more fits."""
+        loaded = [asker for asker in self._askers.values() if asker._engine is not None and asker is not wanted]
+        for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
+            asker.close()
+
+    def close(self) -> None:
+        for asker in self._askers.values():
+            asker.close()

@@ -1,0 +1,84 @@
+"""Shards: work inside a stage that is paid for once.
+
+A shard is a block of requests of fixed composition, stored under a key that covers everything its
+result depends on. A shard counts as done only if its file is there with the digest recorded beside it,
+so a truncated or altered file is simply computed again. Files are written aside and renamed.
+
+Blocks of prompts are cut where the content says so (a prompt whose hash falls on a boundary ends its
+block), so a row that is changed, inserted or removed disturbs only the block around it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from tasks.core import digests
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One block of work: `compute` returns its table; `key` names everything the table depends on."""
+
+    key: str
+    path: Path
+    compute: Callable[[], pl.DataFrame]
+
+    @property
+    def receipt(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def valid(self) -> bool:
+        """Whether the stored table is there, whole and unaltered."""
+        try:
+            recorded = json.loads(self.receipt.read_text())["digest"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return self.path.is_file() and digests.of_file(self.path) == recorded
+
+    def run(self) -> None:
+        """Computes and stores the table; the receipt comes last, so a killed run leaves no valid shard."""
+        table = self.compute()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        table.write_parquet(part, compression="zstd")
+        digest = digests.of_file(part)
+        part.replace(self.path)
+        note = self.receipt.with_name(f"{self.receipt.name}.{os.getpid()}.part")
+        note.write_text(json.dumps({"digest": digest, "rows": table.height}))
+        note.replace(self.receipt)
+
+    def table(self) -> pl.DataFrame:
+        return pl.read_parquet(self.path)
+
+
+MapShards = Callable[[Sequence[Shard]], None]
+
+
+def run_here(shards: Sequence[Shard]) -> None:
+    """Runs the shards that are not done, one after the other, in this process."""
+    for shard in shards:
+        if not shard.valid():
+            shard.run()
+
+
+def cut(texts: Sequence[str], size: int) -> list[range]:
+    """Consecutive blocks of about `size` texts (a quarter to twice), with boundaries set by content.
+
+    The same texts always give the same blocks; a change in one place moves only the nearest boundaries."""
+    blocks, start = [], 0
+    for index, text in enumerate(texts):
+        length = index + 1 - start
+        on_boundary = (
+            int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) % size == 0
+        )
+        if (on_boundary and length * 4 >= size) or length >= 2 * size:
+            blocks.append(range(start, index + 1))
+            start = index + 1
+    if start < len(texts):
+        blocks.append(range(start, len(texts)))
+    return blocks

@@ -1,0 +1,217 @@
+"""evaluate: how good this iteration's candidate is, on held-out prompts and, apart from them, on the probe set.
+
+Reads `data/iN/candidate`, `data/tasks/heldout.parquet` and `data/tasks/probe.parquet` (PROMPTS with answers;
+no other stage reads the first). For each set: one greedy answer and `samples` samples a prompt, the model's
+own critiques of them (equal responses to one prompt are criticised once), one refinement of every greedy
+answer that the critic refuses, and the truth of every answer where the family has one.
+
+Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts), `metrics.json` beside it
+(flat figures of `tasks.blocks.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
+`iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, and `guards`.
+Only `probe.json` may be read inside the loop. Figures are null where the family has no truth.
+Reruns for another candidate, other sets, this section, its override in the iteration's row, seed or engine.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import Field
+
+from tasks.blocks import critics, metrics, refinement, sampling
+from tasks.core import families, labels, tables
+from tasks.core.asking import Asker
+from tasks.core.blocks import Bound, Options, bind, validate
+from tasks.core.context import Context, Pointer
+from tasks.core.errors import unknown_name
+from tasks.core.family import Family
+from tasks.core.seeds import derive
+
+
+class Section(Options):
+    """The `evaluate` section as params.yaml gives it."""
+
+    samples: int = Field(ge=1)  # a prompt
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    critics: dict[str, Any]  # name -> critic block
+    best_of: str | None  # the critic whose score chooses among samples
+    refine: dict[str, Any] | None  # a refinement block
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The section with its blocks bound. `own`: the critic whose verdicts are measured, None without critics."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    critics: list[Bound]
+    own: str | None
+    refine: Bound | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the model did with one prompt set: PREDICTIONS, CRITIQUES by the own critic, and tokens by purpose."""
+
+    predictions: pl.DataFrame
+    critiques: pl.DataFrame
+    tokens: dict[str, int]
+
+
+def parse(section: Mapping[str, Any]) -> Evaluation:
+    """The section, checked. Raises `BadInput`, or `UnknownName` for a block or critic that does not exist."""
+    given: Section = validate(Section, section, "evaluate")
+    bound = bind(critics.BLOCKS, given.critics, "evaluate.critics")
+    names = [critic.name for critic in bound]
+    refine = None
+    if given.refine is not None:
+        refine = bind(refinement.BLOCKS, {"refine": given.refine}, "evaluate")[0]
+    gate = getattr(refine.options, "critic", None) if refine else None
+    for place, name in (("evaluate.best_of", given.best_of), ("evaluate.refine.critic", gate)):
+        if name is not None and name not in names:
+            raise unknown_name("critic", name, names, place)
+    own = given.best_of or gate or (names[0] if names else None)
+    return Evaluation(given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refine)
+
+
+def run(context: Context) -> None:
+    from tasks.core import models
+
+    context.read("data/tasks/family.json")
+    family = families.load(context.root)
+    folder = context.data("candidate")
+    model = context.model(Pointer(folder, models.digest(context.read(folder))))
+    options: Evaluation = context.options
+    results = {}
+    for part in ("heldout", "probe"):
+        prompts = tables.read(context.read(f"data/tasks/{part}.parquet"), tables.PROMPTS)
+        results[part] = examine(prompts, part, family, model, options, derive(context.seed, part), context.labels)
+    heldout, probe = results["heldout"], results["probe"]
+    figures = metrics.summary(heldout.predictions, options.samples)
+    report = {
+        "metrics": metrics.summary(probe.predictions, options.samples),
+        "guards": metrics.guards(probe.predictions, probe.critiques),
+    }
+    for name in heldout.tokens:
+        context.log(**{f"{name}_tokens": heldout.tokens[name] + probe.tokens[name]})
+    context.log(
+        tokens=sum(sum(result.tokens.values()) for result in results.values()),
+        heldout_prompts=heldout.predictions["prompt_id"].n_unique(),
+        probe_prompts=probe.predictions["prompt_id"].n_unique(),
+        **model.take_usage(),
+    )
+    predictions = context.write(context.data("evaluation/predictions.parquet"))
+    tables.write(heldout.predictions, predictions, tables.PREDICTIONS)
+    _write(context.write(context.data("evaluation/metrics.json")), figures)
+    _write(context.write(context.data("evaluation/probe.json")), report)
+    _write(context.write(f"data/evaluations/{context.key}.json"), {**figures, "iteration": context.key})
+
+
+def examine(
+    prompts: pl.DataFrame, part: str, family: Family, model: Asker, options: Evaluation, seed: int, may_label: bool
+) -> Examination:
+    """Answers, samples, critiques and refinements of one prompt set (PROMPTS with answers), and their truth.
+
+    `part` names the set in progress bars; `may_label`: whether the recipe declares labels."""
+    greedily = sampling.IidK(n=1, temperature=0.0, top_p=1.0, max_new_tokens=options.max_new_tokens)
+    sampled = sampling.IidK(
+        n=options.samples,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+    )
+    greedy = sampling.iid_k(prompts, family, model, seed, f"{part} greedy", greedily)
+    drawn = sampling.iid_k(prompts, family, model, derive(seed, "samples"), f"{part} samples", sampled)
+    answers = pl.concat([greedy, drawn]).with_columns(
+        judged_id=pl.col("candidate_id").first().over("prompt_id", "response")
+    )
+    critiques = _criticise(answers, prompts, family, model, options, derive(seed, "critics"), may_label)
+    refined, again = tables.empty(tables.CANDIDATES), tables.empty(tables.CRITIQUES)
+    if options.refine is not None:
+        before = critiques.join(greedy.select("candidate_id"), on="candidate_id", how="semi", maintain_order="left")
+        refined, again = refinement.refine(
+            options.refine, greedy, before, prompts, family, model, options.critics, model, derive(seed, "refine"),
+            "evaluate", may_label,
+        )  # fmt: skip
+    final = refined.sort("prompt_id", pl.col("turn") * -1, "draw", "candidate_id").unique(
+        "prompt_id", keep="first", maintain_order=True
+    )
+    rows = pl.concat(
+        [
+            _rows(greedy, "greedy", answers.head(greedy.height)["judged_id"]),
+            _rows(drawn, "sample", answers.tail(drawn.height)["judged_id"]),
+            _rows(final, "refined", final["candidate_id"]),
+        ]
+    )
+    judged = pl.concat([critiques, again])
+    predictions = _with_truth(_with_verdicts(rows, judged, options.own), prompts, family, may_label)
+    tokens = {
+        "answer": int(greedy["tokens"].sum() + drawn["tokens"].sum()),
+        "critique": int(judged["tokens"].sum() or 0),
+        "refine": int(refined["tokens"].sum()),
+    }
+    own = critiques.filter(pl.col("critic") == options.own) if options.own else critiques.clear()
+    return Examination(predictions, own, tokens)
+
+
+def _criticise(
+    answers: pl.DataFrame,
+    prompts: pl.DataFrame,
+    family: Family,
+    model: Asker,
+    options: Evaluation,
+    seed: int,
+    may_label: bool,
+) -> pl.DataFrame:
+    """CRITIQUES of the answers. Equal responses to one prompt are criticised once, under the id of the first of
+    them (`judged_id`); a critic that counts how many answers agree gets all of them."""
+    everything = answers.select(list(tables.CANDIDATES))
+    once = everything.filter(answers["candidate_id"] == answers["judged_id"])
+    counting = [critic for critic in options.critics if critic.block is critics.vote]
+    others = [critic for critic in options.critics if critic.block is not critics.vote]
+    found = [tables.empty(tables.CRITIQUES)]
+    for chosen, candidates in ((others, once), (counting, everything)):
+        if chosen:
+            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", may_label))
+    return pl.concat(found)
+
+
+def _rows(candidates: pl.DataFrame, kind: str, judged_id: pl.Series) -> pl.DataFrame:
+    """Candidates as predictions of one kind, without difficulty, truth and verdict."""
+    return candidates.select(
+        "prompt_id", pl.lit(kind).alias("kind"), "draw", "response", "answer", "tokens", judged_id.alias("judged_id")
+    )
+
+
+def _with_verdicts(rows: pl.DataFrame, critiques: pl.DataFrame, own: str | None) -> pl.DataFrame:
+    """The rows with the own critic's `verdict` and `score`, null where it gave none or there is no critic."""
+    if own is None:
+        return rows.with_columns(verdict=pl.lit(None, dtype=pl.Boolean), score=pl.lit(None, dtype=pl.Float64))
+    verdicts = critics.aggregate(critiques, own).select(pl.col("candidate_id").alias("judged_id"), "verdict", "score")
+    return rows.join(verdicts, on="judged_id", how="left", maintain_order="left")
+
+
+def _with_truth(rows: pl.DataFrame, prompts: pl.DataFrame, family: Family, may_label: bool) -> pl.DataFrame:
+    """PREDICTIONS: the rows with `difficulty` and, where the family has truth, `correct`."""
+    verify = labels.verifier(family, "evaluate", may_label)
+    known = {row["prompt_id"]: row for row in prompts.iter_rows(named=True)}
+    truth: list[bool | None] = []
+    for prompt, response in rows.select("prompt_id", "response").iter_rows():
+        gold = known[prompt]
+        truth.append(verify(gold["messages"], gold["answer"], response) if family.has_truth else None)
+    levels = [known[prompt]["difficulty"] for prompt in rows["prompt_id"]]
+    return rows.with_columns(
+        pl.Series("correct", truth, dtype=pl.Boolean), pl.Series("difficulty", levels, dtype=pl.Int32)
+    ).select(list(tables.PREDICTIONS))
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """Canonical JSON; a figure that is no number is an error here, not in whoever reads it."""
+    path.write_text(json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,137 @@
+"""promote: whether the next iteration starts from this candidate or from the policy that was there before.
+
+Reads the probe-set results of this and of the previous iteration, never held-out ones, and the previous
+`policy.json`. Writes `data/iN/policy.json`, a pointer (models are not copied):
+  path, digest      the promoted model's folder and content digest
+  promoted          whether that is this iteration's candidate
+  reason            one sentence for people
+  gate_metric       the figure that decided, null when there was none to decide by
+  candidate_score, previous_score   the figure of the candidate and of the previous policy, on the probe set
+  scores            the promoted policy's gate figures on the probe set, for the next promotion
+  alarms            the guards that went off, by name; they warn and do not decide
+
+The gate: candidate_score >= previous_score - tolerance. The previous policy may be older than the previous
+candidate, which was then refused; so its score is taken from its own record, and from the previous probe
+results only where it has none (the base). Where `metric` is null, because the family has no truth, the
+gate is the first of the label-free figures in `LABEL_FREE` that both have.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from tasks.core.blocks import Options, validate
+from tasks.core.context import Context
+from tasks.core.errors import unknown_name
+
+Figures = Mapping[str, float | None]
+
+LABEL_FREE = ("answer_variety", "vote_share")  # higher is better; the first that is there decides
+GATES = (
+    "accuracy", "refine_accuracy", "critique_precision", "critique_recall", "critique_accuracy", "critique_auroc",
+    "balance", "verification_gap", *LABEL_FREE,
+)  # fmt: skip
+COUNTED = re.compile(r"(pass_at|maj_at|best_of|accuracy_difficulty)_\d+")  # gates that come in several sizes
+
+# Levels at which a guard is an alarm, proposals of the survey's guard table: a verification gap that is gone,
+# refinement that breaks more than it mends, one answer to a fifth of everything, a quarter more tokens a round,
+# a quarter fewer different answers a round, critiques of which three in ten cannot be read.
+MOST_COMMON = 0.2
+LONGER = 1.25
+FEWER = 0.75
+UNPARSED = 0.3
+
+
+class Promotion(Options):
+    """The `promote` section."""
+
+    metric: str  # a figure of the probe set, higher is better
+    tolerance: float = Field(ge=0)  # how far below the previous policy a candidate may be
+
+
+def parse(section: Mapping[str, Any]) -> Promotion:
+    """The section, checked. Raises `BadInput`, or `UnknownName` for a figure that is no gate."""
+    options: Promotion = validate(Promotion, section, "promote")
+    if options.metric not in GATES and not COUNTED.fullmatch(options.metric):
+        raise unknown_name("metric", options.metric, [*GATES, "pass_at_8", "maj_at_8", "best_of_8"], "promote.metric")
+    return options
+
+
+def run(context: Context) -> None:
+    from tasks.core import models
+
+    previous_key = context.row["previous"]
+    probe = json.loads(context.read(context.data("evaluation/probe.json")).read_text())
+    before = json.loads(context.read(context.data("evaluation/probe.json", previous_key)).read_text())
+    policy = json.loads(context.read(context.data("policy.json", previous_key)).read_text())
+    folder = context.data("candidate")
+    scores, previous = gates(probe), policy.get("scores") or gates(before)
+    decision = decide(scores, previous, context.options)
+    chosen = {"path": folder, "digest": models.digest(context.read(folder)), "scores": scores}
+    if not decision["promoted"]:
+        chosen = {"path": policy["path"], "digest": policy["digest"], "scores": previous}
+    record = {**decision, **chosen, "alarms": alarms(probe["guards"], before["guards"])}
+    context.log(promoted=float(decision["promoted"]), alarms=len(record["alarms"]))
+    context.tags["promoted"] = str(decision["promoted"]).lower()
+    context.tags["reason"] = decision["reason"]
+    text = json.dumps(record, sort_keys=True, indent=2, allow_nan=False) + "\n"
+    context.write(context.data("policy.json")).write_text(text)
+
+
+def gates(probe: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures of a `probe.json` that can decide. `answer_variety` is 1 - most_common_answer_share: low when the
+    model says the same to everything, the collapse that needs no labels to be seen."""
+    figures = {name: value for name, value in probe["metrics"].items() if name in GATES or COUNTED.fullmatch(name)}
+    common = probe["metrics"].get("most_common_answer_share")
+    return figures | {"answer_variety": None if common is None else round(1 - common, 6)}
+
+
+def decide(candidate: Figures, previous: Figures, options: Promotion) -> dict[str, Any]:
+    """promoted, reason, gate_metric, candidate_score and previous_score."""
+    for name in (options.metric, *LABEL_FREE):
+        ours, theirs = candidate.get(name), previous.get(name)
+        if ours is not None and theirs is not None:
+            break
+    else:
+        reason = f"promoted without a gate: the probe set has neither {options.metric} nor a label-free figure"
+        return {
+            "promoted": True, "reason": reason, "gate_metric": None, "candidate_score": None, "previous_score": None,
+        }  # fmt: skip
+    promoted = ours >= theirs - options.tolerance - 1e-9
+    told = f"probe {name} {ours:.4f} against {theirs:.4f} of the previous policy, tolerance {options.tolerance:g}"
+    reason = f"{'promoted' if promoted else 'kept the previous policy'}: {told}"
+    if name != options.metric:
+        reason += f"; {options.metric} is not there (no truth, or not measured), so a label-free figure decided"
+    return {
+        "promoted": promoted, "reason": reason, "gate_metric": name, "candidate_score": ours, "previous_score": theirs,
+    }  # fmt: skip
+
+
+def alarms(guards: Figures, before: Figures) -> list[str]:
+    """Names of the guards that are at an alarming level, some of them against the previous iteration's."""
+
+    def over(name: str, limit: float | None) -> bool:
+        value = guards.get(name)
+        return value is not None and limit is not None and value > limit
+
+    def times(name: str, factor: float) -> float | None:
+        value = before.get(name)
+        return None if value is None else value * factor
+
+    gap, distinct, fewest = (
+        guards.get("verification_gap"),
+        guards.get("distinct_answers"),
+        times("distinct_answers", FEWER),
+    )
+    found = {
+        "verification_gap": gap is not None and gap <= 0,
+        "over_refinement": over("over_refinement", 0.0),
+        "most_common_answer_share": over("most_common_answer_share", MOST_COMMON),
+        "critique_unparsed": over("critique_unparsed", UNPARSED),
+        "response_tokens": over("response_tokens", times("response_tokens", LONGER)),
+        "distinct_answers": distinct is not None and fewest is not None and distinct < fewest,
+    }
+    return sorted(name for name, alarm in found.items() if alarm)

@@ -1,0 +1,47 @@
+"""synthesize: the prompts of an iteration.
+
+Reads the pool, its labels, the fingerprints of held-out problems, the previous policy (blocks that let the
+model write prompts ask it) and the previous iteration's prompts. Writes `data/iN/prompts.parquet` (PROMPTS).
+`answer` is filled only when the recipe declares `labels: true`, so a label-free loop has none to see.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from tasks.blocks import prompts as blocks
+from tasks.core import families, tables
+from tasks.core.blocks import Bound, bind
+from tasks.core.context import Context
+from tasks.core.seeds import derive
+
+
+def parse(section: Mapping[str, Any]) -> list[Bound]:
+    """The section's blocks. Raises `BadInput`."""
+    return bind(blocks.BLOCKS, section, "synthesize")
+
+
+def run(context: Context) -> None:
+    family = families.load(context.root)
+    context.read("data/tasks/family.json")
+    pool = tables.read(context.read("data/tasks/prompts.parquet"), tables.PROMPTS).sort("prompt_id")
+    previous = tables.read(context.read(context.data("prompts.parquet", context.row["previous"])), tables.PROMPTS)
+    fingerprints = tables.read(context.read("data/tasks/fingerprints.parquet"), tables.FINGERPRINTS)
+    labels = tables.read(context.read("data/tasks/labels.parquet"), tables.LABELS)
+    forbidden = frozenset(fingerprints["fingerprint"])
+    found = [tables.empty(tables.PROMPTS)]
+    for bound in context.options:
+        model = context.model(context.pointer(context.row["previous"])) if bound.block in blocks.USES_MODEL else None
+        supply = blocks.Supply(family, pool, previous, forbidden, model, derive(context.seed, bound.name), bound.name)
+        found.append(bound(supply))
+        context.log(**supply.figures)
+        if model:
+            context.log(**model.take_usage())
+    prompts = pl.concat(found).unique("prompt_id", keep="first", maintain_order=True)
+    held_out = [family.fingerprint(messages) in forbidden for messages in prompts["messages"].to_list()]
+    prompts = prompts.filter(~pl.Series(held_out, dtype=pl.Boolean)).with_columns(answer=pl.lit(None, dtype=pl.String))
+    if context.labels:
+        prompts = prompts.drop("answer").join(labels, on="prompt_id", how="left", maintain_order="left")
+    context.log(prompts=prompts.height, held_out_refused=sum(held_out))
+    tables.write(prompts, context.write(context.data("prompts.parquet")), tables.PROMPTS)

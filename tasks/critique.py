@@ -39,7 +39,7 @@ def run(context: Context) -> None:
     for bound in context.options:
         verdicts = blocks.aggregate(critiques, bound.name)["verdict"]
         if verdicts.is_not_null().any():
-            context.log(**{f"{bound.name}_accepted": verdicts.fill_null(False).sum() / verdicts.len()})
+            context.log(**{f"{bound.name}_accepted": verdicts.to_list().count(True) / verdicts.len()})
     tables.write(critiques, context.write(context.data("critiques.parquet")), tables.CRITIQUES)
     record = {
         "judge": {"path": pointer.path, "digest": pointer.digest},

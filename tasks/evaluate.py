@@ -35,7 +35,7 @@ class Section(Options):
     """The `evaluate` section as params.yaml gives it."""
 
     samples: int = Field(ge=1)  # a prompt
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
     critics: dict[str, Any]  # name -> critic block
@@ -136,9 +136,9 @@ def examine(
     refined, again = tables.empty(tables.CANDIDATES), tables.empty(tables.CRITIQUES)
     if options.refine is not None:
         before = critiques.join(greedy.select("candidate_id"), on="candidate_id", how="semi", maintain_order="left")
-        refined, again = refinement.refine(
-            options.refine, greedy, before, prompts, family, model, options.critics, model, derive(seed, "refine"),
-            "evaluate", may_label,
+        refined, again = options.refine(
+            greedy, before, prompts, family, model, options.critics, model, derive(seed, "refine"),
+            f"{part} refine", "evaluate", may_label,
         )  # fmt: skip
     final = refined.sort("prompt_id", pl.col("turn") * -1, "draw", "candidate_id").unique(
         "prompt_id", keep="first", maintain_order=True
@@ -153,8 +153,8 @@ def examine(
     judged = pl.concat([critiques, again])
     predictions = _with_truth(_with_verdicts(rows, judged, options.own), prompts, family, may_label)
     tokens = {
-        "answer": int(greedy["tokens"].sum() + drawn["tokens"].sum()),
-        "critique": int(judged["tokens"].sum() or 0),
+        "answer": int(pl.concat([greedy["tokens"], drawn["tokens"]]).sum()),
+        "critique": int(judged["tokens"].sum()),
         "refine": int(refined["tokens"].sum()),
     }
     own = critiques.filter(pl.col("critic") == options.own) if options.own else critiques.clear()

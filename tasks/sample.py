@@ -33,7 +33,7 @@ def run(context: Context) -> None:
     context.log(
         samples=samples.height,
         tokens=int(samples["tokens"].sum()),
-        answered=samples["answer"].is_not_null().sum() / max(1, samples.height),
+        answered=(samples.height - samples["answer"].null_count()) / max(1, samples.height),
         **model.take_usage(),
     )
     tables.write(samples, context.write(context.data("samples.parquet")), tables.CANDIDATES)

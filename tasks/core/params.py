@@ -13,9 +13,7 @@ a section is a mapping of blocks, `null` in place of a block leaves that block o
 allowed and the nearest valid name. It imports the stages' modules for their `parse`, and no torch.
 """
 
-import hashlib
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +24,7 @@ from pydantic import Field
 
 from tasks.core.blocks import Options, validate
 from tasks.core.errors import BadInput, unknown_name
+from tasks.core.seeds import derive
 
 FILE = "params.yaml"
 LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
@@ -170,8 +169,7 @@ def engine(params: Mapping[str, Any]) -> Engine:
 
 def seed(params: Mapping[str, Any], stage: str, key: str | None) -> int:
     """A seed of 31 bits for this stage and iteration: the same on every machine, different between stages."""
-    text = json.dumps([params["seed"], stage, key])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+    return derive(params["seed"], stage, key)
 
 
 # --- checking --------------------------------------------------------------------------------------------
@@ -353,22 +351,13 @@ def _across(params: Mapping[str, Any], key: str) -> Iterator[str]:
                 )
     for stage in ("refine", "filter"):
         for name, entry in section(params, stage, key).items():
-            yield from _critic(entry, critics, f"{stage}.{name}.critic", "critique")
-    measured = section(params, "evaluate", key)
-    own = measured.get("critics") or {}
-    yield from _critic({"critic": measured.get("best_of")}, own, "evaluate.best_of", "evaluate.critics")
-    yield from _critic(measured.get("refine") or {}, own, "evaluate.refine.critic", "evaluate.critics")
+            if "critic" in entry and entry["critic"] not in critics:
+                yield str(unknown_name("critic", str(entry["critic"]), critics, f"{stage}.{name}.critic"))
     yield from _parts(section(params, "filter", key), section(params, "train", key))
 
 
 def _block(name: str, entry: Mapping[str, Any]) -> str:
     return str(entry.get("block", name))
-
-
-def _critic(entry: Mapping[str, Any], critics: Mapping[str, Any], where: str, table: str) -> Iterator[str]:
-    wanted = entry.get("critic")
-    if wanted is not None and wanted not in critics:
-        yield str(unknown_name("critic", str(wanted), critics, f"{where} (a name in {table})"))
 
 
 def _parts(filters: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:

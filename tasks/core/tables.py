@@ -17,7 +17,12 @@ from tasks.core.errors import MissingArtifact, TableMismatch
 
 MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
-PROMPTS = pl.Schema(
+
+def _schema(columns: Mapping[str, Any]) -> pl.Schema:
+    return pl.Schema(columns)
+
+
+PROMPTS = _schema(
     {
         "prompt_id": pl.String,  # hash of family and messages
         "messages": MESSAGES,
@@ -28,7 +33,7 @@ PROMPTS = pl.Schema(
         "answer": pl.String,  # null unless the recipe declares that it uses labels
     }
 )
-CANDIDATES = pl.Schema(
+CANDIDATES = _schema(
     {
         "candidate_id": pl.String,  # hash of prompt, parent, source, turn, draw, model and response
         "prompt_id": pl.String,
@@ -46,7 +51,7 @@ CANDIDATES = pl.Schema(
         "model": pl.String,  # digest of the model that replied
     }
 )
-CRITIQUES = pl.Schema(
+CRITIQUES = _schema(
     {
         "candidate_id": pl.String,
         "other_id": pl.String,  # the other candidate of a pairwise judgement, else null
@@ -61,7 +66,7 @@ CRITIQUES = pl.Schema(
         "model": pl.String,  # digest of the judge, null for critics that use no model
     }
 )
-SFT = pl.Schema(
+SFT = _schema(
     {
         "row_id": pl.String,
         "part": pl.String,  # "own" for what the model made, else the skill of the seed corpus
@@ -73,7 +78,7 @@ SFT = pl.Schema(
         "iteration": pl.String,  # the iteration that made the row; null for the seed corpus
     }
 )
-PAIRS = pl.Schema(
+PAIRS = _schema(
     {
         "row_id": pl.String,
         "part": pl.String,
@@ -90,7 +95,7 @@ PAIRS = pl.Schema(
     }
 )
 DROPPED = pl.Schema({"row_id": pl.String, "prompt_id": pl.String, "block": pl.String, "reason": pl.String})
-PREDICTIONS = pl.Schema(
+PREDICTIONS = _schema(
     {
         "prompt_id": pl.String,
         "kind": pl.String,  # greedy | sample | refined
@@ -104,8 +109,8 @@ PREDICTIONS = pl.Schema(
         "tokens": pl.Int32,
     }
 )
-FINGERPRINTS = pl.Schema({"fingerprint": pl.String, "part": pl.String})  # part: heldout | probe
-LABELS = pl.Schema({"prompt_id": pl.String, "answer": pl.String})
+FINGERPRINTS = _schema({"fingerprint": pl.String, "part": pl.String})  # part: heldout | probe
+LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
 
 ROW_GROUP = 50_000
 

@@ -241,21 +241,27 @@ class Countdown:
         return asked
 
     def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
-        """A step is ok where both answers equal the claims; yes where all are and the last claim is the target."""
+        """From the model's answers: a step is ok where the fact is as claimed, its operands were there, and they
+        are what the step before left; yes where every step is ok, nothing is left, and the last claim is the target."""
         steps, asked = self.steps(response), self.questions(messages, response)
         if steps is None or asked is None:
             return Verdict(False, why="the response does not obey the grammar")
         if len(answers) != len(asked):
             return Verdict(False, why=f"{len(answers)} answers, {len(asked)} expected")
-        words = []
+        words: list[str] = []
+        follows = True
         for position in range(0, len(asked), 2):
             value, rest = answers[position].split(), answers[position + 1].split()
             if len(value) != 1 or (value[0] not in self.integers and value[0] != NOT_AVAILABLE):
                 return Verdict(False, why="the answer to a fact question is no number")
             if rest not in ([NONE_LEFT], [NOT_AVAILABLE]) and not (rest and set(rest) <= self.integers.keys()):
                 return Verdict(False, why="the answer to a usage question is no list of numbers")
-            right = value[0] == asked[position].claim and _multiset(rest) == asked[position + 1].claim
-            words += [value[0], "ok" if right else "bad"]
+            there, as_claimed = rest != [NOT_AVAILABLE], _multiset(rest) == asked[position + 1].claim
+            ok = value[0] == asked[position].claim and there and follows
+            follows = as_claimed or not there
+            if position + 2 == len(asked):
+                ok = ok and as_claimed
+            words += [value[0], "ok" if ok else "bad"]
         points = words.count("ok")
         accepted = points == len(steps) and steps[-1].result == self.puzzle(messages).target
         text = " ".join([*words, "yes" if accepted else "no"])

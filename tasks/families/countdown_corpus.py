@@ -8,7 +8,7 @@ solutions a puzzle shows, and every wrong solution.
 Parts of the corpus: `solve` one solution a puzzle under every order of its numbers; `critique` with one
 right candidate in three; `refine` from a wrong candidate and its true critique to the puzzle's solution;
 `fact` every fact within 0 to bound and a sample of those outside it; `usage`; `invent`. Wrong
-candidates come in six kinds, because a critic is fooled by whatever kind it never saw.
+candidates come in several kinds (`KINDS`), because a critic is fooled by whatever kind it never saw.
 """
 
 import random
@@ -18,12 +18,13 @@ from itertools import combinations_with_replacement, permutations
 
 from tasks.core import digests
 from tasks.core.errors import BadInput
-from tasks.core.family import SeedData
+from tasks.core.family import SeedData, Verdict
 from tasks.families.countdown import (
     INVENT,
     NONE_LEFT,
     NOT_AVAILABLE,
     OPERATORS,
+    Countdown,
     Options,
     create,
     critique_text,
@@ -72,14 +73,11 @@ def puzzles(numbers: int, largest: int, bound: int) -> list[Puzzle]:
     ]
 
 
+@lru_cache(maxsize=50_000)
 def solutions(given: Numbers, target: int, bound: int) -> list[Steps]:
-    """Every way to the target, in order, without repetition."""
+    """Every way to the target, in order, without repetition. `given` in any order."""
 
     def continued(left: Numbers) -> Iterator[Steps]:
-        if len(left) == 1:
-            if left[0] == target:
-                yield ()
-            return
         for i, a in enumerate(left):
             for j, b in enumerate(left):
                 if i == j:
@@ -87,7 +85,9 @@ def solutions(given: Numbers, target: int, bound: int) -> list[Steps]:
                 rest = tuple(n for k, n in enumerate(left) if k not in (i, j))
                 for operator in OPERATORS:
                     result = value(a, operator, b)
-                    if 0 <= result <= bound:
+                    if not rest and result == target:
+                        yield ((a, operator, b, result),)
+                    elif rest and 0 <= result <= bound:
                         for steps in continued((*rest, result)):
                             yield ((a, operator, b, result), *steps)
 
@@ -221,7 +221,9 @@ def slip(given: Numbers, target: int, bound: int, rng: random.Random) -> Steps |
 
 
 def foreign(given: Numbers, target: int, bound: int, rng: random.Random) -> Steps | None:
-    """True arithmetic with an operand that is not there, reaching the target where one does."""
+    """True arithmetic with an operand that is not there, at any step, mostly reaching the target."""
+    if rng.random() < 0.5:
+        return _exchanged(given, [rng.randint(0, bound) for _ in range(6)], target, bound, rng)
     begun = _honest(given, bound, rng, len(given) - 2)
     if begun is None:
         return None
@@ -232,12 +234,25 @@ def foreign(given: Numbers, target: int, bound: int, rng: random.Random) -> Step
 
 def repeated(given: Numbers, target: int, bound: int, rng: random.Random) -> Steps | None:
     """True arithmetic that uses a number twice, or goes past its own intermediate result."""
+    if rng.random() < 0.5:
+        return _exchanged(given, rng.sample(given, len(given)), target, bound, rng)
     begun = _honest(given, bound, rng, len(given) - 2)
     if begun is None:
         return None
     done, left = begun
     seen = sorted({*given, *left, *(step[3] for step in done)})
     return _reaching(done, left, [(a, b) for a in seen for b in seen], target, bound, rng)
+
+
+def _exchanged(given: Numbers, others: list[int], target: int, bound: int, rng: random.Random) -> Steps | None:
+    """True steps over the numbers with one of them exchanged: to the target with the first of `others` that
+    allows it, else somewhere."""
+    place = rng.randrange(len(given))
+    for other in others:
+        changed = tuple(sorted((*given[:place], other, *given[place + 1 :])))
+        if found := solutions(changed, target, bound):
+            return rng.choice(found)
+    return wrong_target(changed, target, bound, rng)
 
 
 def _reaching(
@@ -252,6 +267,18 @@ def _reaching(
     return (*done, rng.choice(choice)) if choice else None
 
 
+def several(given: Numbers, target: int, bound: int, rng: random.Random) -> Steps | None:
+    """A foreign or repeated operand and false results besides, the last often claiming the target."""
+    steps = rng.choice((foreign, repeated, slip))(given, target, bound, rng)
+    if steps is None:
+        return None
+    claims = [result + rng.choice((0, *SLIPS)) for *_, result in steps[:-1]]
+    claims.append(target if rng.random() < 0.7 else steps[-1][3] + rng.choice(SLIPS))
+    if any(not 0 <= claim <= bound for claim in claims):
+        return None
+    return tuple((a, operator, b, claim) for (a, operator, b, _), claim in zip(steps, claims, strict=True))
+
+
 KINDS: dict[str, Maker] = {
     "claims_target": claims_target,
     "bent_to_target": bent_to_target,
@@ -260,52 +287,60 @@ KINDS: dict[str, Maker] = {
     "foreign": foreign,
     "repeated": repeated,
     "wrong_target": wrong_target,
+    "several": several,
 }
 
 
-def true_critique(given: Numbers, target: int, bound: int, steps: Steps) -> str:
-    """What a critic that makes no mistake replies: recomputed value and verdict of each step, final verdict."""
-    available, words = list(given), []
-    for a, operator, b, claimed in steps:
-        there = sorted(available)
-        usable = a in there and (there.remove(a) or b in there)
-        if usable:
-            there.remove(b)
-        else:  # what the candidate goes on with is judged by the steps that follow
-            there = [n for n in available if n not in (a, b)]
-        available = [*there, claimed]
-        true = value(a, operator, b)
-        words += [str(true) if 0 <= true <= bound else NOT_AVAILABLE, "ok" if usable and true == claimed else "bad"]
-    right = words[1::2] == ["ok"] * len(steps) and steps[-1][3] == target
-    return " ".join([*words, "yes" if right else "no"])
+class Examiner:
+    """Makes wrong candidates and true critiques: the family's own questions, answered without mistakes."""
 
+    def __init__(self, family: Countdown, rng: random.Random) -> None:
+        self.family, self.bound, self.rng = family, family.options.bound, rng
 
-def wrong(given: Numbers, target: int, bound: int, rng: random.Random) -> tuple[Steps, str]:
-    """A wrong candidate of a random kind, and its true critique."""
-    kinds = list(KINDS.values())
-    while True:
-        steps = rng.choice(kinds)(given, target, bound, rng)
-        if steps is not None:
-            critique = true_critique(given, target, bound, steps)
-            if critique.endswith("no"):
-                return steps, critique
+    def critique(self, given: Numbers, target: int, steps: Steps) -> Verdict:
+        """What a critic that makes no mistake replies."""
+        messages, response = user(solve_text(puzzle_text(given, target))), steps_text(steps)
+        asked = self.family.questions(messages, response)
+        if asked is None:
+            raise ValueError(f"{response!r} does not obey the grammar")
+        return self.family.assemble(messages, response, [self.answer(q.messages[0]["content"]) for q in asked])
+
+    def answer(self, question: str) -> str:
+        """The true answer to a fact or usage question."""
+        kind, *words = question.split()[:-1]
+        if kind == "fact":
+            result = value(int(words[0]), words[1], int(words[2]))
+            return str(result) if 0 <= result <= self.bound else NOT_AVAILABLE
+        rest = words[:-3]
+        for operand in words[-2:]:
+            if operand not in rest:
+                return NOT_AVAILABLE
+            rest.remove(operand)
+        return " ".join(rest) or NONE_LEFT
+
+    def wrong(self, given: Numbers, target: int) -> tuple[Steps, str]:
+        """A wrong candidate of a random kind, and its true critique."""
+        kinds = list(KINDS.values())
+        while True:
+            steps = self.rng.choice(kinds)(given, target, self.bound, self.rng)
+            if steps is not None:
+                read = self.critique(given, target, steps)
+                if not read.verdict:
+                    return steps, read.text
 
 
 # --- the corpus --------------------------------------------------------------------------------------
-def facts(bound: int, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Every fact within the range; of the others one in `OUTSIDE_FACTS`, answered by the sign for it."""
+def facts(bound: int, rng: random.Random) -> Iterator[str]:
+    """Every fact question whose result is within the range, and of the others one in `OUTSIDE_FACTS`."""
     for operator in OPERATORS:
         for a in range(bound + 1):
             for b in range(bound + 1):
-                result = value(a, operator, b)
-                if 0 <= result <= bound:
-                    yield fact_text(a, operator, b), str(result)
-                elif rng.random() < 1 / OUTSIDE_FACTS:
-                    yield fact_text(a, operator, b), NOT_AVAILABLE
+                if 0 <= value(a, operator, b) <= bound or rng.random() < 1 / OUTSIDE_FACTS:
+                    yield fact_text(a, operator, b)
 
 
-def usage(given: Numbers, bound: int, rng: random.Random) -> tuple[str, str]:
-    """One question about `given` or about what is left on the way, and its answer; half are answered by numbers."""
+def usage(given: Numbers, bound: int, rng: random.Random) -> str:
+    """One question about `given` or about what is left on the way; about half ask for numbers that are there."""
     left = list(given)
     rng.shuffle(left)
     for _ in range(rng.randrange(len(given) - 1)):
@@ -325,12 +360,7 @@ def usage(given: Numbers, bound: int, rng: random.Random) -> tuple[str, str]:
             a = b
         else:
             a, b = other, rng.randint(0, bound)
-    rest = list(left)
-    for operand in (a, b):
-        if operand not in rest:
-            return usage_text(left, a, b), NOT_AVAILABLE
-        rest.remove(operand)
-    return usage_text(left, a, b), " ".join(map(str, rest)) or NONE_LEFT
+    return usage_text(left, a, b)
 
 
 def build(options: Options, rng: random.Random) -> SeedData:
@@ -358,24 +388,27 @@ def build(options: Options, rng: random.Random) -> SeedData:
     for (given, target), steps in shows.items():
         for order in sorted(set(permutations(given))):
             add("solve", solve_text(puzzle_text(order, target)), steps_text(steps))
+    examiner = Examiner(family, rng)
     for number in range(sizes.critique):
-        given, target = puzzle = seeds[number % len(seeds)]
+        index, turn = number % len(seeds), number // len(seeds)
+        given, target = seeds[index]
         order = tuple(rng.sample(given, len(given)))
-        if number // len(seeds) % 3 == 0:
-            steps = rng.choice(known[puzzle])
-            critique = true_critique(order, target, bound, steps)
+        if (index + turn) % 3 == 0:
+            steps = rng.choice(known[seeds[index]])
+            critique = examiner.critique(order, target, steps).text
         else:
-            steps, critique = wrong(order, target, bound, rng)
+            steps, critique = examiner.wrong(order, target)
         add("critique", critique_text(puzzle_text(order, target), steps_text(steps)), critique)
     for number in range(sizes.refine):
         given, target = puzzle = seeds[number % len(seeds)]
         order = tuple(rng.sample(given, len(given)))
-        steps, critique = wrong(order, target, bound, rng)
+        steps, critique = examiner.wrong(order, target)
         add("refine", refine_text(puzzle_text(order, target), steps_text(steps), critique), steps_text(shows[puzzle]))
-    for prompt, completion in facts(bound, rng):
-        add("fact", prompt, completion)
+    for question in facts(bound, rng):
+        add("fact", question, examiner.answer(question))
     for number in range(sizes.usage):
-        add("usage", *usage(seeds[number % len(seeds)][0], bound, rng))
+        question = usage(seeds[number % len(seeds)][0], bound, rng)
+        add("usage", question, examiner.answer(question))
     for number in range(sizes.invent):
         given, target = seeds[number % len(seeds)]
         add("invent", INVENT, puzzle_text(rng.sample(given, len(given)), target))

@@ -1,0 +1,99 @@
+"""Everything that can be refused before any work: `python -m flows.check`.
+
+Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, and whether the disk
+can be written to. Prints one line and exits 0, or all problems on stderr and exits 2. Writes nothing,
+imports neither torch nor DVC.
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows import recipe
+from tasks.core import params as parameters
+from tasks.core.errors import AutodidactError, BadInput
+
+NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of that
+
+
+def check(root: Path) -> str:
+    """What is in place, in one line. Raises `BadInput` with one problem a line."""
+    params = parameters.load(root)
+    problems: list[str] = []
+    stages = 0
+    try:
+        parameters.check(params, root, recipe.names())
+    except BadInput as error:
+        problems.append(str(error))
+    try:
+        stages = count_stages(root, params)
+    except BadInput as error:
+        problems.append(str(error))
+    problems.extend(_disk(root))
+    if problems:
+        raise BadInput("\n".join(problems))
+    keys = parameters.iterations(params)
+    loop = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
+    labels = "labels in the loop" if params["labels"] else "no labels in the loop"
+    return f"ok: {stages} stages, {params['recipe']} on {params['prepare']['family']}, {loop}, {labels}"
+
+
+def count_stages(root: Path, params: Mapping[str, Any]) -> int:
+    """How many stages dvc.yaml makes of these params. Raises `BadInput` where it is missing, or a stage of
+    the project is not there once per iteration (an empty `foreach` passes DVC unseen)."""
+    path = root / "dvc.yaml"
+    if not path.is_file():
+        raise BadInput(f"{path} is not there; run this in the repository's root, or restore it with git")
+    table = parameters.parse(path.read_text(encoding="utf-8"), "dvc.yaml").get("stages")
+    if not isinstance(table, Mapping):
+        raise BadInput("dvc.yaml: has no mapping `stages`; restore it with git")
+    made = {name: _instances(entry, params) for name, entry in table.items()}
+    problems = []
+    for stage in parameters.STAGES:
+        expected = 1
+        if stage in parameters.LOOP:
+            rows = params.get("iterations")
+            expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
+        if made.get(stage, 0) != expected:
+            problems.append(f"dvc.yaml: stage {stage} is there {made.get(stage, 0)} times, the iterations want {expected}")
+    if problems:
+        raise BadInput("\n".join(problems))
+    return sum(made.values())
+
+
+def _instances(entry: Any, params: Mapping[str, Any]) -> int:
+    """1, or the rows that the entry's `foreach: ${table}` runs over; DVC passes over keys that are no text."""
+    over = entry.get("foreach") if isinstance(entry, Mapping) else None
+    if over is None:
+        return 1
+    name = re.fullmatch(r"\$\{(\w+)\}", over) if isinstance(over, str) else None
+    rows = params.get(name.group(1)) if name else over
+    return sum(isinstance(key, str) for key in rows) if isinstance(rows, Mapping | list) else 0
+
+
+def _disk(root: Path) -> list[str]:
+    problems = []
+    for folder in (root, root / "data"):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            problems.append(f"{folder}: cannot be written to; give it write permission or work in a copy")
+    if (free := shutil.disk_usage(root).free) < NEEDED:
+        problems.append(f"{root}: {free / 1e6:.0f} MB free on its disk; a run wants {NEEDED / 1e6:.0f} MB")
+    return problems
+
+
+def main() -> int:
+    """Exit code 0 or 2."""
+    try:
+        print(check(Path.cwd()))
+    except AutodidactError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What dvc.yaml declares for one stage: its dependencies, parameters and outputs, with every `${...}` filled in.
+
+Reads YAML only. It understands what this graph uses: plain stages, `foreach` over a mapping or a list, `${key}`,
+`${item...}` and `${dotted.key}` of params.yaml, and entries given as a path or as `{path: options}`. DVC stays the
+judge of what is current; this serves the runner, which checks outputs and keys its cache.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.core.errors import BadInput, unknown_name
+
+TEMPLATE = re.compile(r"\$\{\s*([^}]+?)\s*\}")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One stage, resolved. `deps` and `outs` are paths relative to the repository (metrics and plots count as
+    outputs); `params` maps each declared dotted key to its value."""
+
+    deps: tuple[str, ...]
+    params: Mapping[str, Any]
+    outs: tuple[str, ...]
+
+
+def graph(root: Path) -> dict[str, Any]:
+    """The `stages` of dvc.yaml as written. Raises `BadInput`."""
+    import yaml
+
+    path = root / "dvc.yaml"
+    try:
+        stages = (yaml.safe_load(path.read_text()) or {}).get("stages")
+    except (FileNotFoundError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {error}; run from the repository's root") from error
+    if not isinstance(stages, dict):
+        raise BadInput(f"{path} declares no stages")
+    return stages
+
+
+def names(root: Path, params: Mapping[str, Any]) -> list[str]:
+    """Every stage with its iteration, as DVC calls them: prepare, base, sample@i01, ..."""
+    return [f"{stage}@{key}" if key else stage for stage, entry in graph(root).items() for key in _keys(entry, params)]
+
+
+def declared(root: Path, params: Mapping[str, Any], stage: str, key: str | None) -> Declared:
+    """What dvc.yaml declares for `stage` of iteration `key`. Raises `UnknownName` or `BadInput`."""
+    stages = graph(root)
+    if stage not in stages:
+        raise unknown_name("stage", stage, stages, "dvc.yaml")
+    entry = stages[stage]
+    keys = list(_keys(entry, params))
+    if key is None and None not in keys:
+        raise BadInput(f"{stage}: which iteration? Give one of {', '.join(str(k) for k in keys)}")
+    if key is not None and None in keys:
+        raise BadInput(f"{stage}: takes no iteration, but was given '{key}'")
+    if key not in keys:
+        raise unknown_name("iteration", str(key), [str(k) for k in keys], stage)
+    scope: dict[str, Any] = dict(params)
+    if key is not None:
+        items = _items(entry, params)
+        scope |= {"key": key, "item": items[key] if isinstance(items, Mapping) else key}
+    body = entry.get("do", entry)
+    outs = [path for kind in ("outs", "metrics", "plots") for path in _paths(body.get(kind, []))]
+    where = f"{stage}@{key}" if key else stage
+    return Declared(
+        deps=tuple(_fill(path, scope, where) for path in _paths(body.get("deps", []))),
+        params={name: lookup(params, name, where) for name in (_fill(p, scope, where) for p in body.get("params", []))},
+        outs=tuple(_fill(path, scope, where) for path in outs),
+    )
+
+
+def lookup(params: Mapping[str, Any], dotted: str, where: str) -> Any:
+    """The value of a dotted key. Raises `BadInput` where a part of it is missing."""
+    value: Any = params
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise BadInput(f"{where}: dvc.yaml needs '{dotted}', which params.yaml does not have")
+        value = value[part]
+    return value
+
+
+def _items(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+    each = entry["foreach"]
+    found = TEMPLATE.fullmatch(each) if isinstance(each, str) else None
+    return lookup(params, found.group(1), "foreach") if found else each
+
+
+def _keys(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str | None]:
+    if "foreach" not in entry:
+        yield None
+    else:
+        yield from (str(key) for key in _items(entry, params))
+
+
+def _paths(entries: Any) -> Iterator[str]:
+    for entry in entries:
+        yield from entry if isinstance(entry, Mapping) else [entry]
+
+
+def _fill(text: str, scope: Mapping[str, Any], where: str) -> str:
+    return TEMPLATE.sub(lambda match: str(lookup(scope, match.group(1), where)), text)

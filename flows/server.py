@@ -1,0 +1,226 @@
+"""One Prefect server for a whole run: started when the first stage needs it, gone when the run is gone.
+
+The first stage of a run starts the server, detached, on 127.0.0.1 and a free port, and prints its address; later stages
+find it in `.autodidact/prefect/server.json` (guarded by a file lock). Each stage enters the process that it belongs
+to, the run's owner: the nearest `dvc` above it, else itself. A watchdog, detached too, stops the server a few seconds
+after the last owner has ended. Meanwhile it projects finished stages into MLflow (`flows.track`), so that MLflow is
+imported once per run and not once per stage.
+
+Where `PREFECT_API_URL` is set, that server is used and left alone.
+
+    python -m flows.server watch ROOT    # the watchdog; started from here, never by hand
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import typer
+
+from flows import state
+from tasks.core.errors import StageFailed
+
+STARTUP = 120.0  # seconds the server may take to answer for the first time
+OWNERS = 0.5  # seconds between two looks at the run's owners
+PROJECTION = 3.0  # seconds between two looks at what MLflow might lack
+IDLE_SERVICES = (  # what nothing here uses: no deployments, no schedules, no automations
+    "SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "REPOSSESSOR",
+    "CLEANUP_RECONCILER", "TRIGGERS", "EVENT_LOGGER", "EVENT_PERSISTER",
+)  # fmt: skip
+_NOTHING: Mapping[str, str] = {}
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+def ensure(root: Path) -> str:
+    """The API address of this run's server, which may still be starting (see `wait`); sets `PREFECT_API_URL`.
+
+    Call it before Prefect is imported. Starts server and watchdog where there are none."""
+    given = os.environ.get("PREFECT_API_URL")
+    with _lock(root):
+        info = state.read_json(_file(root)) or {}
+        if given and not (info.get("pid") and info["url"] == given):
+            info |= {"url": given, "pid": None, "started": None}
+        elif not info.get("pid") or not state.alive(info["pid"], info["started"]):
+            info |= _start_server(root)
+        owner = _owner()
+        owners = [o for o in info.get("owners", []) if o["pid"] != owner.pid and state.alive(o["pid"], o["started"])]
+        owners.append({"pid": owner.pid, "started": owner.create_time(), "root": str(root.resolve())})
+        info["owners"] = owners
+        state.write_json(_file(root), info)
+        if not info.get("watchdog") or not state.alive(info["watchdog"]):
+            state.close_dead_records(root)
+            log = (state.logs_dir(root) / "watchdog.log").open("ab")
+            info["watchdog"] = _detached([sys.executable, "-m", "flows.server", "watch", str(root.resolve())], log, root)
+            state.write_json(_file(root), info)
+    os.environ["PREFECT_API_URL"] = info["url"]
+    return str(info["url"])
+
+
+def wait(root: Path, url: str) -> None:
+    """Returns when the server answers. Raises `StageFailed` if it ended or does not answer in two minutes."""
+    deadline = time.monotonic() + STARTUP
+    while not healthy(url):
+        info = state.read_json(_file(root)) or {}
+        ended = info.get("pid") and not state.alive(info["pid"])
+        if ended or time.monotonic() > deadline:
+            what = "ended while it started" if ended else f"did not answer within {STARTUP:.0f} s"
+            raise StageFailed(f"the Prefect server at {url} {what}; its log: {state.logs_dir(root) / 'prefect-server.log'}")
+        time.sleep(0.1)
+
+
+def healthy(url: str) -> bool:
+    """Whether a Prefect API answers at this address."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@app.command()
+def watch(root: Path) -> None:
+    """Stops the server when the run's last owner has ended; keeps MLflow up to date until then."""
+    os.nice(5)
+    done = threading.Event()
+    projection = threading.Thread(target=_project, args=(root, done))
+    projection.start()
+    server = None
+    while True:
+        time.sleep(OWNERS)
+        with _lock(root):
+            info = state.read_json(_file(root))
+            if info is not None and info.get("watchdog") not in (None, os.getpid()):
+                info, server = None, None  # another watchdog took over
+            server = (info["pid"], info["started"]) if info and info["pid"] else server
+            if info is None or not any(state.alive(o["pid"], o["started"]) for o in info["owners"]):
+                if info is not None:
+                    _file(root).unlink(missing_ok=True)
+                break
+    if server is not None:
+        _stop(*server)
+    state.close_dead_records(root)
+    done.set()
+    projection.join()
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `watch` a command of its own."""
+
+
+def _project(root: Path, done: threading.Event) -> None:
+    """Calls `flows.track.sync` when something was finished, and once more at the end; an error goes to the log."""
+    seen: dict[str, Any] = {}
+    last = False
+    while not last:
+        last = done.wait(PROJECTION)
+        owners = (state.read_json(_file(root)) or {}).get("owners", [])
+        for place in {str(root), *seen, *(owner["root"] for owner in owners)}:
+            now = _traces(Path(place))
+            if seen.get(place) == now:
+                continue
+            try:
+                from flows import track
+
+                track.sync(Path(place))
+                seen[place] = now
+            except Exception:  # MLflow is a projection: whatever is wrong with it must not end a run
+                with (state.logs_dir(root) / "track.log").open("a") as log:
+                    log.write(f"{time.strftime('%F %T')}\n{traceback.format_exc()}\n")
+                seen[place] = now
+
+
+def _traces(root: Path) -> Any:
+    """What changes when a stage begins or ends."""
+    files = [root / "dvc.lock", *sorted(state.records_dir(root).glob("*.json"))]
+    return [(str(file), file.stat().st_mtime_ns) for file in files if file.exists()]
+
+
+def _start_server(root: Path) -> dict[str, Any]:
+    import psutil
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    home = state.prefect_dir(root)
+    environment = {
+        **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in IDLE_SERVICES},
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_UI_API_URL": f"{address}/api",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    log = (state.logs_dir(root) / "prefect-server.log").open("ab")
+    pid = _detached(command, log, home, environment)
+    print(f"Prefect: {address} (follow the run there; the server goes when the run goes)", flush=True)
+    return {"url": f"{address}/api", "pid": pid, "started": psutil.Process(pid).create_time()}
+
+
+def _detached(command: list[str], log: IO[bytes], folder: Path, environment: Mapping[str, str] = _NOTHING) -> int:
+    """Starts a process that outlives this one and holds none of its streams; its number."""
+    with log:
+        return subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **environment}, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        ).pid  # fmt: skip
+
+
+def _stop(pid: int, started: float) -> None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if not state.alive(pid, started):
+            return
+        process.terminate()
+        try:
+            process.wait(3)
+        except psutil.TimeoutExpired:
+            process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _owner() -> Any:
+    """The process whose end is the run's end: the nearest `dvc` above this one, else this one."""
+    import psutil
+
+    here = psutil.Process()
+    return next((process for process in here.parents() if _is_dvc(process)), here)
+
+
+def _is_dvc(process: Any) -> bool:
+    import psutil
+
+    try:
+        words = process.cmdline()[:3]
+    except psutil.Error:
+        return False
+    return any(Path(word).name == "dvc" for word in words[:2]) or words[1:] == ["-m", "dvc"]
+
+
+def _file(root: Path) -> Path:
+    return state.prefect_dir(root) / "server.json"
+
+
+def _lock(root: Path) -> Any:
+    from filelock import FileLock
+
+    return FileLock(state.prefect_dir(root) / "server.lock", timeout=STARTUP)
+
+
+if __name__ == "__main__":
+    app()

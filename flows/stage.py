@@ -1,0 +1,333 @@
+"""Runs one stage: what every command in dvc.yaml calls, and what `flows.evolve` calls for each stage in turn.
+
+    python -m flows.stage STAGE [ITERATION]      # python -m flows.stage sample i02
+
+The stage's params are checked, with the whole of params.yaml, before any work. The stage then runs inside a Prefect
+flow named after it, as one cached task keyed on the digests of its declared dependencies and on its declared params,
+so that the cache can only agree with DVC. The cached result is a small record of outputs and digests; a hit counts only
+if those bytes are in place, otherwise the task runs again. Under `dvc repro` they never are: DVC has removed them.
+
+Outputs are built in a staging folder, checked against dvc.yaml and renamed into place; a stage that fails leaves none.
+What the execution cost goes into a record (`flows.state`), never into an artifact.
+
+Exit codes: 0 done, 1 the stage failed, 2 bad input.
+"""
+
+import importlib
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from flows import clock, outputs, server, state
+from flows.declared import Declared, declared
+from flows.progress import Progress
+from tasks.core import digests
+from tasks.core.context import Context, Pointer
+from tasks.core.errors import AutodidactError, BadInput, StageFailed
+
+if TYPE_CHECKING:
+    from tasks.core.asking import Asker
+
+CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
+FIGURES_SHOWN = 3
+
+
+class Job(Protocol):
+    """A shard of work: named by its content, able to say whether its stored file is there and whole."""
+
+    @property
+    def key(self) -> str: ...
+
+    def valid(self) -> bool: ...
+
+    def run(self) -> None: ...
+
+
+class Runner:
+    """Runs stages of one repository. Keeps models loaded between stages where several run in one process."""
+
+    def __init__(self, root: Path) -> None:
+        """Reads and checks params.yaml as a whole. Raises `BadInput`."""
+        from tasks.core import params
+
+        self.root = root
+        self.params = params.load(root)
+        params.check(self.params)
+        self.progress = Progress()
+        self._opener: Callable[[Pointer], Asker] | None = None
+
+    def execute(self, stage: str, key: str | None) -> None:
+        """One stage, as a Prefect flow. Needs a Prefect server (`flows.server`), or Prefect starts its own.
+
+        Raises `BadInput` before any work, `StageFailed` (with the traceback in a log file) afterwards."""
+        began, imports = _process_start() if _first() else time.time(), _first_imports()
+        context = self._context(stage, key)
+        described = declared(self.root, self.params, stage, key)
+        inputs = outputs.digest(self.root, described.deps)
+        self.progress.name = context.name
+        record = self._record(context, described, inputs, began)
+        state.write_record(self.root, record)
+        try:
+            results, work = self._in_flow(context, described, inputs)
+        except BaseException as error:
+            record |= {"status": "failed", "error": str(error) or type(error).__name__}
+            state.write_record(self.root, self._measured(record, context, began, imports))
+            if isinstance(error, BadInput) or not isinstance(error, Exception):
+                raise
+            raise self._failure(context.name, error) from error
+        finally:
+            self.progress.close()
+            shutil.rmtree(context.staging, ignore_errors=True)
+        if work is None:
+            state.drop_record(self.root, record)
+            print(f"{context.name}  unchanged: its outputs are those of an earlier run", flush=True)
+            return
+        record |= {"status": "finished", "outputs": results, "work_seconds": work}
+        state.write_record(self.root, self._measured(record, context, began, imports))
+        print(summary(context.name, context.figures, time.time() - began), flush=True)
+
+    def _in_flow(
+        self, context: Context, described: Declared, inputs: Mapping[str, str]
+    ) -> tuple[dict[str, str], float | None]:
+        """Digests of the outputs, and the seconds of work; None for them if an earlier run's outputs are in place."""
+        from prefect import flow, task
+        from prefect.task_runners import ThreadPoolTaskRunner
+
+        silence()
+        work: list[float] = []
+        key = digests.of_value([context.stage, context.key, inputs, described.params])
+
+        def run(key: str) -> dict[str, dict[str, str]]:
+            before, imports = time.perf_counter(), clock.seconds()
+            importlib.import_module(f"tasks.{context.stage}").run(context)
+            work.append(time.perf_counter() - before - (clock.seconds() - imports))
+            outputs.check(context.staging, described.outs, context.name)
+            outputs.publish(context.staging, self.root, described.outs)
+            return {"outputs": outputs.digest(self.root, described.outs)}
+
+        stage_task = task(run, name=context.stage, task_run_name=context.name, **_stored(self.root))
+
+        def body() -> dict[str, str]:
+            _discard_unreadable(self.root, key)
+            found = stage_task(key)["outputs"]
+            if not work and not outputs.unchanged(self.root, found):
+                found = stage_task.with_options(refresh_cache=True)(key)["outputs"]
+            return found
+
+        runner = ThreadPoolTaskRunner(max_workers=1)
+        whole = flow(body, name=context.stage, flow_run_name=context.name, task_runner=runner, persist_result=False)
+        found = whole()
+        return found, sum(work) if work else None
+
+    def _context(self, stage: str, key: str | None) -> Context:
+        from tasks.core import params
+
+        declared(self.root, self.params, stage, key)  # refuses an unknown stage or iteration by its name
+        name = f"{stage}@{key}" if key else stage
+        return Context(
+            stage=stage,
+            key=key,
+            row=params.row(self.params, key) if key else {},
+            options=params.options(self.params, stage, key),
+            seed=params.seed(self.params, stage, key),
+            labels=bool(self.params["labels"]),
+            engine=self.params["engine"],
+            root=self.root,
+            staging=outputs.staging(self.root, name),
+            scratch=state.scratch_dir(self.root),
+            open_model=self._open_model,
+            progress=self.progress,
+        )
+
+    def _open_model(self, pointer: Pointer) -> "Asker":
+        if self._opener is None:
+            from tasks.core.asking import Opener
+
+            scratch = state.scratch_dir(self.root)
+            self._opener = Opener(self.root, self.params["engine"], scratch, prefect_map, self.progress)
+        return self._opener(pointer)
+
+    def _record(
+        self, context: Context, described: Declared, inputs: Mapping[str, str], began: float
+    ) -> dict[str, Any]:
+        from tasks.core import params
+
+        return {
+            "id": f"{context.stage}@{context.key or ''}-{uuid.uuid4().hex[:12]}",
+            "stage": context.stage,
+            "key": context.key,
+            "status": "running",
+            "pid": os.getpid(),
+            "process_started": _process_start(),
+            "started": began,
+            "params": params.section(self.params, context.stage, context.key),
+            "tags": {"recipe": str(self.params["recipe"])},
+            "figures": {},
+            "curves": [],
+            "inputs": dict(inputs),
+            "outputs": {},
+            "seconds": None,
+            "imports_seconds": None,
+            "work_seconds": None,
+            "error": None,
+        }
+
+    def _measured(self, record: dict[str, Any], context: Context, began: float, imports: float) -> dict[str, Any]:
+        measured = {
+            "seconds": round(time.time() - began, 3),
+            "imports_seconds": round(clock.seconds() - imports, 3),
+            "figures": context.figures,
+            "curves": context.curves,
+            "tags": record["tags"] | context.tags,
+        }
+        if record["work_seconds"] is not None:
+            measured["work_seconds"] = round(record["work_seconds"], 3)
+        return record | measured
+
+    def _failure(self, name: str, error: Exception) -> StageFailed:
+        log = state.logs_dir(self.root) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        log.write_text("".join(traceback.format_exception(error)))
+        said = str(error) if isinstance(error, AutodidactError) else f"{type(error).__name__}: {error}"
+        said = said.removeprefix(f"{name}: ")
+        return StageFailed(f"{name} failed: {said}\n  nothing of it was kept; traceback: {os.path.relpath(log)}")
+
+
+def prefect_map(jobs: Sequence[Job]) -> None:
+    """Runs each job as a cached Prefect task of the flow that is running. A job whose stored file is there and whole is
+    not run; one whose file is not is run, whatever Prefect's cache says. The first failure stops the rest."""
+    from prefect import task
+    from prefect.context import FlowRunContext
+
+    known = {job.key: job for job in jobs}
+    missing = {key: job for key, job in known.items() if not job.valid()}
+    flow_run = FlowRunContext.get()
+    if flow_run is None or flow_run.flow_run is None:
+        raise StageFailed("shards are Prefect tasks and need a running flow; start the stage with `python -m flows.stage`")
+    if len(missing) < len(known):
+        print(f"{flow_run.flow_run.name}  {len(known) - len(missing)} of {len(known)} shards were stored", flush=True)
+    if not missing:
+        return
+    stopped = threading.Event()
+
+    def shard(key: str) -> str:
+        if stopped.is_set():
+            raise StageFailed("another shard failed")
+        missing[key].run()
+        return key
+
+    # The task's argument is the key alone: Prefect walks through whatever it is given, and a job may hold a model.
+    root = state_root()
+    shard_task = task(shard, name="shard", task_run_name="shard-{key}", refresh_cache=True, **_stored(root))
+    try:
+        for future in [shard_task.submit(key) for key in missing]:
+            future.result()
+    finally:
+        stopped.set()
+
+
+def state_root() -> Path:
+    """The folder whose `.autodidact/` is used: stages run with the repository as working folder."""
+    return Path.cwd()
+
+
+def summary(name: str, figures: Mapping[str, float], seconds: float) -> str:
+    """The line of a finished stage: its name, its first figures, its seconds."""
+    shown = [f"{value:,.4g} {_words(what)}" if value % 1 else f"{int(value):,} {_words(what)}" for what, value in
+             list(figures.items())[:FIGURES_SHOWN]]  # fmt: skip
+    return "  ".join([name, *([", ".join(shown)] if shown else []), f"{seconds:.1f} s"])
+
+
+def silence() -> None:
+    """Libraries may warn, not chat; how a run ended is said by this module, once, and not by Prefect too."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def command(root: Path, stage: str, key: str | None) -> int:
+    """Runs the stage with a server, says on stderr what went wrong; the exit code."""
+    state.quiet(root)
+    try:
+        runner = Runner(root)
+        declared(root, runner.params, stage, key)
+        server.wait(root, server.ensure(root))
+        runner.execute(stage, key)
+    except AutodidactError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; nothing of it was kept", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(
+    stage: Annotated[str, typer.Argument(help="prepare, base, synthesize, sample, ... as in dvc.yaml")],
+    key: Annotated[str | None, typer.Argument(help="the iteration, for stages that have one: i01")] = None,
+) -> None:
+    """Run one stage of the graph. `dvc repro STAGE@ITERATION` does this when it is needed, and what it depends on."""
+    raise typer.Exit(command(Path.cwd(), stage, key))
+
+
+def _stored(root: Path) -> dict[str, Any]:
+    """How results are kept: a small JSON file named by the task's only argument, its key."""
+    return {
+        "cache_key_fn": lambda context, arguments: arguments["key"],
+        "persist_result": True,
+        "result_storage": _results(root),
+        "result_serializer": "json",
+        "retries": 0,
+    }
+
+
+def _results(root: Path) -> Path:
+    folder = state.prefect_dir(root) / "results"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _discard_unreadable(root: Path, key: str) -> None:
+    """Prefect does not write results atomically: a process that was killed may have left half of one."""
+    stored = _results(root) / key
+    if stored.exists() and state.read_json(stored) is None:
+        stored.unlink()
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+_executed = 0
+
+
+def _first() -> bool:
+    """Whether this is the first stage of the process: its time includes that of starting the process."""
+    global _executed
+    _executed += 1
+    return _executed == 1
+
+
+def _first_imports() -> float:
+    return 0.0 if _executed == 1 else clock.seconds()
+
+
+def _process_start() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+if __name__ == "__main__":
+    clock.install()
+    typer.run(main)

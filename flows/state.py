@@ -1,0 +1,128 @@
+"""Where the state lives that is no artifact: everything in it may be deleted, and no artifact changes by it.
+
+`.autodidact/` of the main repository holds `scratch/` (shards, training checkpoints), `prefect/` (server, database,
+results), `mlflow/`, `records/` and `logs/`. Under `dvc exp` a stage runs in a working copy while `DVC_ROOT` names the
+main repository, whose state is then used; only `staging/`, where outputs are built, belongs to the working copy,
+because outputs are moved out of it by rename.
+
+A record is one JSON file for one execution of one stage: what ran, on which inputs, for how long, with which figures.
+`flows.track` projects records into MLflow. Keys: id, stage, key, status (running, finished, failed), pid, started (seconds
+since 1970), seconds (whole execution), imports_seconds (importing libraries), work_seconds (the stage itself, imports
+taken off), params, figures, curves, tags, inputs and outputs (path -> digest), error (message, or null).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # two processes on two cores: threads that spin while they wait stop each other
+}
+
+
+def main_root(root: Path) -> Path:
+    """The repository that owns the state: `DVC_ROOT` where DVC set it, else `root`."""
+    return Path(os.environ.get("DVC_ROOT") or root).resolve()
+
+
+def state_dir(root: Path) -> Path:
+    """`.autodidact/` of the main repository; it exists, and git ignores it."""
+    return _folder(main_root(root) / ".autodidact")
+
+
+def records_dir(root: Path) -> Path:
+    """One JSON file per stage execution."""
+    return _folder(state_dir(root) / "records")
+
+
+def scratch_dir(root: Path) -> Path:
+    """Resumable work, keyed by content."""
+    return _folder(state_dir(root) / "scratch")
+
+
+def logs_dir(root: Path) -> Path:
+    """Tracebacks and the output of background processes."""
+    return _folder(state_dir(root) / "logs")
+
+
+def prefect_dir(root: Path) -> Path:
+    """Prefect's home: its database, its stored results, and `server.json`."""
+    return _folder(state_dir(root) / "prefect")
+
+
+def staging_dir(root: Path) -> Path:
+    """Where outputs are built: in `root` itself, so that moving them into place is a rename."""
+    return _folder(root.resolve() / ".autodidact" / "staging")
+
+
+def quiet(root: Path) -> None:
+    """Sets the environment that Prefect, MLflow and the Hugging Face libraries read when they are imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["PREFECT_HOME"] = str(prefect_dir(root))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes through a temporary name, so that a reader sees the old or the new text, never half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's mapping; None where there is no file or no mapping in it."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_record(root: Path, record: Mapping[str, Any]) -> None:
+    """Stores a record under its id."""
+    write_json(records_dir(root) / f"{record['id']}.json", record)
+
+
+def drop_record(root: Path, record: Mapping[str, Any]) -> None:
+    """Forgets a record: nothing was executed after all."""
+    (records_dir(root) / f"{record['id']}.json").unlink(missing_ok=True)
+
+
+def close_dead_records(root: Path) -> None:
+    """Marks as failed what was running in a process that is gone, for instance killed."""
+    for path in records_dir(root).glob("*.json"):
+        record = read_json(path)
+        if record and record.get("status") == "running" and not alive(record["pid"], record.get("process_started")):
+            write_json(path, {**record, "status": "failed", "error": "the process was killed"})
+
+
+def alive(pid: int, started: float | None = None) -> bool:
+    """Whether the process runs; `started` (its start, seconds since 1970) tells it from a later one with its number."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        same = started is None or abs(process.create_time() - started) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path

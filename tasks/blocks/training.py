@@ -1,0 +1,247 @@
+"""Training blocks: `sft` (weighted cross-entropy on completions) and `dpo` (weighted, smoothed preferences).
+
+Both read tables of the dataset (`SFT`, `PAIRS`; see tasks/core/tables.py) and turn one model folder into
+another. The formulas are in tasks/core/trainers.py. `sft` draws `mixture[part]` rows of each part in every
+step, so the share of own data and of replayed skills does not depend on how many rows there are; `dpo`
+draws `batch_size` pairs, and `replay[part]` rows of SFT data beside them, because a small model forgets
+the skills that the pairs do not exercise. Options of both:
+
+steps, learning_rate, warmup_steps, schedule (cosine, linear, constant, or wsd: decay over the last 30 %),
+final_share (of the learning rate), betas, weight_decay, clip (gradient norm), precision, threads,
+checkpoint_steps, lora (null, or an adapter that is merged into the weights at the end).
+
+A training that was killed continues from its last checkpoint, and ends in the same bytes.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import Field, field_validator
+
+from tasks.core import batches, digests, models
+from tasks.core.blocks import Block, Options
+from tasks.core.errors import EmptyDataset, StageFailed
+
+if TYPE_CHECKING:
+    from tasks.core.trainers import Fitted, PairBatches, SftBatches
+
+VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
+Mixture = dict[str, Annotated[int, Field(ge=0)]]
+
+
+class LoraOptions(Options):
+    """Low-rank adapters (Hu et al. 2021) on the linear layers named in `targets`."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    targets: list[str] = Field(min_length=1)
+
+    @field_validator("targets")
+    @classmethod
+    def _no_head(cls, targets: list[str]) -> list[str]:
+        if "lm_head" in targets:
+            raise ValueError("lm_head takes no adapter; name layers such as q_proj and v_proj")
+        return targets
+
+
+class TrainingOptions(Options):
+    """What both blocks share."""
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    schedule: Literal["cosine", "linear", "constant", "wsd"]
+    final_share: float = Field(ge=0, le=1)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=2, max_length=2)
+    weight_decay: float = Field(ge=0)
+    clip: float = Field(gt=0)
+    precision: Literal["float32", "bfloat16"]
+    threads: int = Field(ge=1)
+    checkpoint_steps: int = Field(ge=1)
+    lora: LoraOptions | None
+
+
+class SftOptions(TrainingOptions):
+    """`mixture`: rows of each part in every step. A part of 0 rows may be in the data and is not used."""
+
+    mixture: Mixture = Field(min_length=1)
+
+    @field_validator("mixture")
+    @classmethod
+    def _some_rows(cls, mixture: dict[str, int]) -> dict[str, int]:
+        if not sum(mixture.values()):
+            raise ValueError("a step needs at least one row")
+        return mixture
+
+
+class DpoOptions(TrainingOptions):
+    """`nll`: coefficient of the chosen response's cross-entropy per token; `replay`: SFT rows of each part in
+    every step, {} for none, their loss taken `replay_coefficient` times."""
+
+    batch_size: int = Field(ge=1)
+    loss: Literal["sigmoid", "ipo"]
+    beta: float = Field(gt=0)
+    nll: float = Field(ge=0)
+    replay: Mixture
+    replay_coefficient: float = Field(ge=0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: model folders in and out, tables, and where progress and figures go."""
+
+    initial: Path
+    reference: Path
+    sft: pl.DataFrame  # table SFT
+    pairs: pl.DataFrame  # table PAIRS
+    output: Path
+    scratch: Path  # checkpoints are kept below it
+    seed: int
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    curves: list[dict[str, float]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)  # part -> rows of the data that a step can draw
+
+
+def sft(job: Job, options: SftOptions) -> None:
+    """Weighted cross-entropy on the completions of `job.sft`. Raises `EmptyDataset`, and `StageFailed` where
+    mixture and data do not name the same parts."""
+    if job.sft.is_empty():
+        raise EmptyDataset("sft: the dataset has no rows to train on; dropped.parquet beside it says why")
+    unnamed = sorted(set(job.sft["part"]) - set(options.mixture))
+    if unnamed:
+        raise StageFailed(
+            f"sft.mixture does not say how many rows of {', '.join(repr(p) for p in unnamed)} a step takes; "
+            "name every part of the data, with 0 for one that is not to be used"
+        )
+    source = _sft_batches(job, options.mixture, options.steps, 1.0, "sft.mixture")
+    job.rows.update(_counts(job.sft, options.mixture))
+    _fit("sft", job, options, [source])
+
+
+def dpo(job: Job, options: DpoOptions) -> None:
+    """Preferences of `job.pairs` against `job.reference`. Raises `EmptyDataset` without pairs."""
+    if job.pairs.is_empty():
+        raise EmptyDataset("dpo: the dataset has no pairs to train on; dropped.parquet beside it says why")
+    sources: list[SftBatches | PairBatches] = [_pair_batches(job, options)]
+    if sum(options.replay.values()):
+        sources.append(_sft_batches(job, options.replay, options.steps, options.replay_coefficient, "dpo.replay"))
+        job.rows.update(_counts(job.sft, options.replay))
+    job.rows["pairs"] = job.pairs.height
+    _fit("dpo", job, options, sources)
+
+
+BLOCKS: dict[str, Block] = {"sft": sft, "dpo": dpo}
+PHASE = {sft: 0, dpo: 1}  # blocks of one stage run in this order, each from the one before
+
+
+def use_threads(threads: int) -> None:
+    """Sets the threads that torch computes with. Bytes depend on their number."""
+    if "torch" not in sys.modules:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _counts(table: pl.DataFrame, mixture: dict[str, int]) -> dict[str, int]:
+    return {part: int((table["part"] == part).sum()) for part, wanted in mixture.items() if wanted}
+
+
+def _sft_batches(job: Job, mixture: dict[str, int], steps: int, scale: float, what: str) -> "SftBatches":
+    """The plan over `job.sft`; only rows that it draws are tokenised."""
+    from tasks.core.trainers import SftBatches
+
+    table = job.sft.sort("row_id", "iteration", "part", nulls_last=True)
+    weights = _weights(table["weight"], "sft")
+    plan = batches.plan(table["part"].to_list(), mixture, steps, job.seed, what)
+    drawn, plan = np.unique(plan, return_inverse=True)
+    used = table[drawn.tolist()]
+    rows = _encode(job, used["prompt"].to_list(), used["completion"].to_list(), used["row_id"].to_list())
+    return SftBatches(rows, weights[drawn], plan.reshape(steps, -1), scale)
+
+
+def _pair_batches(job: Job, options: DpoOptions) -> "PairBatches":
+    from tasks.core.trainers import PairBatches, reference_logps
+
+    table = job.pairs.sort("row_id", "iteration", "part", nulls_last=True)
+    weights = _weights(table["weight"], "pairs")
+    smoothing = table["smoothing"].to_numpy()
+    if not ((smoothing >= 0) & (smoothing <= 0.5)).all():
+        raise StageFailed("pairs: a smoothing is not between 0 and 0.5")
+    plan = batches.plan(["pairs"] * table.height, {"pairs": options.batch_size}, options.steps, job.seed, "dpo")
+    drawn, plan = np.unique(plan, return_inverse=True)
+    used = table[drawn.tolist()]
+    ids, prompts = used["row_id"].to_list(), used["prompt"].to_list()
+    rows = _encode(job, prompts * 2, used["chosen"].to_list() + used["rejected"].to_list(), ids * 2)
+    use_threads(options.threads)
+    reference = reference_logps(
+        job.reference, rows, options.precision, lambda done, total: job.progress("reference", done, total)
+    )
+    return PairBatches(rows, weights[drawn], smoothing[drawn], reference, plan.reshape(options.steps, -1))
+
+
+def _weights(column: pl.Series, name: str) -> np.ndarray:
+    weights = column.to_numpy()
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise StageFailed(f"{name}: a weight is negative or no number")
+    if not weights.sum():
+        raise StageFailed(f"{name}: every weight is 0, so there is nothing to learn")
+    return weights
+
+
+def _encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str]) -> batches.Rows:
+    limit = models.read_config(job.initial).get("max_position_embeddings") or sys.maxsize
+    return batches.encode(models.load_tokenizer(job.initial), prompts, completions, ids, int(limit))
+
+
+def _fit(kind: str, job: Job, options: TrainingOptions, sources: "list[SftBatches | PairBatches]") -> None:
+    """Trains, and reports tokens, rows and speed."""
+    from tasks.core import trainers
+
+    content = [[digests.of_value([a.tobytes().hex() for a in _arrays(source)]), _scale(source)] for source in sources]
+    settings = options.model_dump(exclude={"checkpoint_steps"})
+    key = digests.of_value([VERSION, kind, models.digest(job.initial), settings, job.seed, content])
+    use_threads(options.threads)
+    fitted: Fitted = trainers.fit(
+        kind,
+        job.initial,
+        job.output,
+        job.scratch / "training" / key,
+        sources,
+        options,
+        job.seed,
+        lambda done, total: job.progress(kind, done, total),
+    )
+    before = max((int(entry["step"]) for entry in job.curves), default=0)
+    for entry in fitted.history:
+        kept = {name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate") if name in entry}
+        job.curves.append({"step": before + entry["step"], **kept})
+    steps_tokens = sum(source.step_tokens() for source in sources)
+    tokens = int(steps_tokens.sum())
+    resumed = int(steps_tokens[options.steps - fitted.steps :].sum())
+    job.figures.update(
+        {
+            f"{kind}_tokens": tokens,
+            f"{kind}_rows": sum(source.drawn() for source in sources),
+            f"{kind}_tokens_per_second": resumed / fitted.seconds if fitted.seconds else 0.0,
+            f"{kind}_loss": fitted.history[-1]["loss"] if fitted.history else float("nan"),
+        }
+    )
+
+
+def _arrays(source: "SftBatches | PairBatches") -> list[np.ndarray]:
+    rows = source.rows
+    own = [getattr(source, name) for name in ("weights", "smoothing", "reference", "plan") if hasattr(source, name)]
+    return [rows.tokens, rows.lengths, rows.prompts, *own]
+
+
+def _scale(source: "SftBatches | PairBatches") -> float:
+    return float(getattr(source, "scale", 1.0))

@@ -1,0 +1,115 @@
+"""What a training step is fed: token rows, the plan of which rows each step takes, and groups of like length.
+
+`encode` turns (prompt, completion) conversations into token rows. The prompt is tokenised as it is at
+generation time, the completion apart from it and up to its end token, so that the model is trained on
+exactly the tokens that it will be asked to produce. Only completion tokens are targets.
+
+`plan` says which rows each step takes: from every part of the data as many as the mixture asks for. Each
+part walks through its own shuffled epochs, so a part with few rows repeats and no row is drawn twice
+before all were drawn once.
+
+`groups` cuts the rows of one step by length, longest first: a forward pass over a group wastes little on
+padding and is bounded in tokens. Numpy only; torch is the trainers' business.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.core.errors import StageFailed
+from tasks.core.models import render_many
+
+Ints = npt.NDArray[np.int64]
+
+GROUP_TOKENS = 16_384  # tokens with padding that one forward pass may hold
+GROUP_ROWS = 24  # fewer rows than this are not worth a forward pass of their own
+GROUP_SHRINK = 0.8  # a row this much shorter than its group's longest begins a new group
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Token rows laid end to end. Row i is `tokens[starts[i] : starts[i] + lengths[i]]`; its first
+    `prompts[i]` tokens are the prompt."""
+
+    tokens: Ints
+    starts: Ints
+    lengths: Ints
+    prompts: Ints
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def encode(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[str], limit: int) -> Rows:
+    """Conversations as token rows. `prompts`, `completions`: lists of messages; `ids` name rows in messages.
+    Raises `StageFailed` for a row of more than `limit` tokens and for a template whose conversation does not
+    begin with its own prompt."""
+    asked = render_many(tokenizer, prompts)
+    whole = render_many(tokenizer, [[*p, *c] for p, c in zip(prompts, completions, strict=True)], reply=False)
+    for row, text, start in zip(ids, whole, asked, strict=True):
+        if not text.startswith(start):
+            raise StageFailed(
+                f"row {row}: the chat template does not begin a finished conversation with the text that asks for "
+                f"the reply ({start[-40:]!r}), so prompt and completion cannot be told apart; use another template"
+            )
+    prompt_ids = _tokenise(tokenizer, asked)
+    reply_ids = _tokenise(tokenizer, [text[len(start) :] for text, start in zip(whole, asked, strict=True)])
+    end = tokenizer.eos_token_id
+    sequences = []
+    for row, prompt, reply in zip(ids, prompt_ids, reply_ids, strict=True):
+        finish = len(reply) - reply[::-1].index(end) if end in reply else None
+        sequence = [*prompt, *(reply[:finish] if finish is not None else [*reply, end])]
+        if len(sequence) > limit or not prompt:
+            why = "an empty prompt" if not prompt else f"{len(sequence)} tokens; the model holds {limit}"
+            raise StageFailed(f"row {row} has {why}; filter such rows, or raise max_position_embeddings")
+        sequences.append(sequence)
+    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+    return Rows(
+        tokens=np.array([token for s in sequences for token in s], dtype=np.int64),
+        starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if len(lengths) else lengths,
+        lengths=lengths,
+        prompts=np.array([len(p) for p in prompt_ids], dtype=np.int64),
+    )
+
+
+def _tokenise(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
+
+
+def plan(parts: Sequence[str], mixture: Mapping[str, int], steps: int, seed: int, what: str) -> Ints:
+    """Row numbers of every step, (steps, rows of a step). `parts`: the part of every row. Raises `StageFailed`
+    for a part that is asked for and has no rows; `what` names the option in the message."""
+    columns = []
+    have = np.array(parts, dtype=object)
+    for part, wanted in sorted(mixture.items()):
+        if wanted == 0:
+            continue
+        rows = np.flatnonzero(have == part)
+        if not len(rows):
+            raise StageFailed(
+                f"{what} asks for {wanted} rows of '{part}' a step, and the data has none"
+                f" (it has: {', '.join(sorted(set(parts))) or 'nothing'})"
+            )
+        rng = np.random.default_rng([seed, zlib.crc32(part.encode())])
+        epochs = [rng.permutation(rows) for _ in range(-(-steps * wanted // len(rows)))]
+        columns.append(np.concatenate(epochs)[: steps * wanted].reshape(steps, wanted))
+    return np.concatenate(columns, axis=1) if columns else np.empty((steps, 0), dtype=np.int64)
+
+
+def groups(lengths: Ints) -> list[Ints]:
+    """Positions of `lengths` cut into groups of like length, longest first. Deterministic."""
+    order = np.argsort(-lengths, kind="stable")
+    found: list[Ints] = []
+    begin = 0
+    for i in range(1, len(order) + 1):
+        longest = int(lengths[order[begin]])
+        full = i < len(order) and (i - begin + 1) * longest > GROUP_TOKENS
+        shorter = i < len(order) and i - begin >= GROUP_ROWS and lengths[order[i]] < GROUP_SHRINK * longest
+        if i == len(order) or full or shorter:
+            found.append(order[begin:i])
+            begin = i
+    return found

@@ -1,0 +1,31 @@
+"""Which engines there are, and how one is loaded by name.
+
+An engine is a module with `load(folder, precision, threads, batch_size) -> Engine`
+(`tasks.core.engine.Engine`). Modules are imported only when their engine is asked for, because each
+pulls in its inference library; `ENGINES` maps the name in params.yaml to the module.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+from tasks.core.engine import Engine
+from tasks.core.errors import unknown_name
+
+ENGINES = {"transformers": "tasks.core.engines.transformers"}
+
+
+def check_name(name: str, where: str = "") -> None:
+    """Raises `UnknownName`, with the nearest valid name, if there is no such engine. Imports nothing."""
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES, where)
+
+
+def load(name: str, folder: Path, precision: str, threads: int, batch_size: int) -> Engine:
+    """The engine `name` with the model of `folder` in memory.
+
+    `precision`: float32 or bfloat16; `threads`: CPU threads it computes with; `batch_size`: rows decoded
+    side by side. Raises `UnknownName`, and `BadInput` for a folder that holds no model.
+    """
+    check_name(name)
+    engine: Engine = import_module(ENGINES[name]).load(folder, precision, threads, batch_size)
+    return engine

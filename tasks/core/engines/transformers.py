@@ -1,0 +1,258 @@
+"""The `transformers` engine: a Hugging Face causal language model in this process, on GPU if there is one.
+
+Why not `model.generate`: it prefills every sample of a prompt anew, carries finished rows to the end of the
+slowest, and copies the keys and values at every step. Here a call's rows (prompts x draws) are sorted by
+prompt length and decoded at most `batch_size` side by side; a prompt is prefilled once for its draws, a
+finished row leaves the batch at once, and waiting rows take the room when half of it is free
+(`tasks.core.engines.cache`). Equal prompts of one call are decoded once.
+
+Each row has random numbers of its own (`tasks.core.engines.draws`), so a draw depends on the sampling seed,
+the prompt's text and the draw's number alone, up to the last bits of floating point: those may differ with
+the batch's shape, which can only show where a random number falls onto the edge between two tokens.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from tasks.core.engine import Completion, Sampling
+from tasks.core.engines import cache, draws
+from tasks.core.errors import BadInput, StageFailed
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+REFILL_SHARE = 0.5  # of the batch free before waiting rows enter: fewer, larger prefills
+SCORE_NUMBERS = 1 << 26  # logits held at once by `score`
+
+
+def load(folder: Path, precision: str, threads: int, batch_size: int) -> "TransformersEngine":
+    """The engine with the model and tokenizer of `folder` (safetensors; no code of the folder is run).
+
+    Raises `BadInput` for an unknown precision or a folder that holds no such model.
+    """
+    if precision not in PRECISIONS:
+        raise BadInput(f"engine.precision: given {precision!r}; allowed are {', '.join(PRECISIONS)}")
+    if batch_size < 1 or threads < 1:
+        raise BadInput(f"engine: given batch_size {batch_size} and threads {threads}; both must be 1 or more")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=PRECISIONS[precision], use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{folder}: no model that transformers can load: {error}") from error
+    return TransformersEngine(model.to(device).eval(), tokenizer, threads, batch_size)
+
+
+class TransformersEngine:
+    """A model in memory. See `tasks.core.engine.Engine` for the contract."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, threads: int, batch_size: int
+    ) -> None:
+        self.model, self.tokenizer, self.threads, self.batch_size = model, tokenizer, threads, batch_size
+        self.ends = _end_tokens(model, tokenizer)
+        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or (1 << 62)
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
+        """`sampling.n` completions per prompt, numbered from `first_draw`.
+
+        Raises `BadInput` for a prompt that is empty or fills the model's positions, `StageFailed` if the model
+        computes something that is no number. A row also ends, with `length`, where the positions end.
+        """
+        torch.set_num_threads(self.threads)
+        unique = list(dict.fromkeys(prompts))
+        tokens = self._encode_prompts(unique)
+        count = 1 if sampling.temperature == 0 else sampling.n  # greedy draws are all the same
+        keys = draws.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
+        rows = [(index, draw) for index in _longest_first(tokens) for draw in range(count)]
+        with torch.inference_mode():
+            decoded = self._decode(tokens, keys, rows, sampling)
+        texts = self._texts([new for new, _ in decoded])
+        replies: dict[int, list[Completion]] = {index: [] for index in range(len(unique))}
+        for (index, _), (new, logprob), text in zip(rows, decoded, texts, strict=True):
+            reason = "stop" if new and new[-1] in self.ends else "length"
+            replies[index].append(Completion(text, len(tokens[index]), len(new), round(logprob, 4) + 0.0, reason))
+        position = {prompt: index for index, prompt in enumerate(unique)}
+        return [replies[position[prompt]] * (sampling.n // count) for prompt in prompts]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+        """Log-probability in nats at temperature 1 of each token of each response and of the end of text.
+
+        Prompt and response are tokenized apart, as they are when a response is generated. Raises `BadInput`
+        for texts that do not fit the model, `StageFailed` if it computes something that is no number.
+        """
+        torch.set_num_threads(self.threads)
+        if not self.ends:
+            raise BadInput("score: the tokenizer has no end-of-text token, so no response has an end to score")
+        asked = self._encode_prompts(list(prompts))
+        told = [ids + self.ends[:1] for ids in self._tokenize(list(responses))]
+        joined = [prompt + response for prompt, response in zip(asked, told, strict=True)]
+        too_long = [len(ids) - 1 for ids in joined if len(ids) - 1 > self.positions]
+        if too_long:
+            raise BadInput(f"score: {max(too_long)} tokens of prompt and response, but {self.positions} positions")
+        order = _longest_first(joined)
+        scores: list[list[float]] = [[] for _ in joined]
+        vocabulary = self.model.config.get_text_config().vocab_size
+        budget = max(1, min(cache.PREFILL_TOKENS, SCORE_NUMBERS // vocabulary))
+        with torch.inference_mode():
+            for run in cache.runs([len(joined[index]) for index in order], budget, len(order)):
+                for index, row in zip(order[run], self._score_block(order[run], asked, joined), strict=True):
+                    scores[index] = row
+        return scores
+
+    def close(self) -> None:
+        """Gives the memory back; the engine cannot be used afterwards."""
+        del self.model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _decode(
+        self, tokens: list[list[int]], keys: draws.Keys, rows: list[tuple[int, int]], sampling: Sampling
+    ) -> list[tuple[list[int], float]]:
+        """New tokens and the sum of their log-probabilities for each of `rows` (prompt, draw), sorted by prompt."""
+        size = min(self.batch_size, len(rows))
+        live = _Live(size, sampling.max_new_tokens)
+        batch = cache.make(self.model, size, sampling.max_new_tokens) if rows else None
+        done: list[tuple[list[int], float]] = [([], 0.0)] * len(rows)
+        waiting = 0
+        while batch is not None and (live.count or waiting < len(rows)):
+            free = size - live.count
+            start = live.count
+            if waiting < len(rows) and (not start or (batch.refills and free >= size * REFILL_SHARE)):
+                entering = rows[waiting : waiting + free]
+                owners = np.array([index for index, _ in entering], dtype=np.int64)
+                changes = np.diff(owners, prepend=-1) != 0  # a prompt's rows stand together
+                prefills = [tokens[index] for index in owners[changes]]
+                logits = batch.enter(prefills, np.cumsum(changes) - 1)
+                room = np.array([self.positions - len(tokens[index]) for index in owners])
+                live.enter(
+                    np.arange(waiting, waiting + len(entering)),
+                    np.array([keys[index, draw] for index, draw in entering], dtype=np.uint64),
+                    np.minimum(room, sampling.max_new_tokens),
+                )
+                waiting += len(entering)
+            else:
+                start = 0
+                logits = batch.step(torch.from_numpy(live.last[: live.count]).to(self.model.device))
+            finished = self._extend(live, start, logits, sampling)
+            if finished.any():
+                for slot in np.flatnonzero(finished):
+                    new = live.new[slot, : live.length[slot]].tolist()
+                    done[live.row[slot]] = (new, float(live.logprob[slot]))
+                live.keep(batch.leave(finished))
+        return done
+
+    def _extend(self, live: "_Live", start: int, logits: torch.Tensor, sampling: Sampling) -> NDArray[np.bool_]:
+        """Gives every row from slot `start` its next token; which of all rows are finished."""
+        rows = slice(start, live.count)
+        logits = logits.float()
+        uniform = torch.from_numpy(draws.uniforms(live.key[rows], live.length[rows])).to(logits.device)
+        tokens = draws.pick(logits, uniform, sampling.temperature, sampling.top_p)
+        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        picked, sums = tokens.cpu().numpy(), logprobs.cpu().numpy()
+        if not np.isfinite(sums).all():
+            raise StageFailed(
+                "the model's logits are not finite numbers (NaN or infinity): its weights are broken, "
+                "which a learning rate too high often does; train it again or use another model"
+            )
+        live.new[np.arange(start, live.count), live.length[rows]] = picked
+        live.last[rows] = picked
+        live.length[rows] += 1
+        live.logprob[rows] += sums
+        finished = np.zeros(live.count, dtype=np.bool_)
+        finished[rows] = np.isin(picked, self.ends) | (live.length[rows] >= live.limit[rows])
+        return finished
+
+    def _score_block(self, block: list[int], asked: list[list[int]], joined: list[list[int]]) -> list[list[float]]:
+        ids = cache.pad([joined[index] for index in block], self.model.device)
+        first = min(len(asked[index]) for index in block)
+        logits = self.model(
+            input_ids=ids[:, :-1], use_cache=False, logits_to_keep=ids.shape[1] - first
+        ).logits.float()  # right padding stays unseen by what precedes it
+        logprobs = logits.gather(-1, ids[:, first:, None])[..., 0] - logits.logsumexp(-1)
+        rows = []
+        for index, row in zip(block, logprobs.cpu().numpy(), strict=True):
+            values = row[len(asked[index]) - first : len(joined[index]) - first]
+            if not np.isfinite(values).all():
+                raise StageFailed("the model's log-probabilities are not finite numbers: its weights are broken")
+            rows.append([round(float(value), 4) + 0.0 for value in values])
+        return rows
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def _encode_prompts(self, prompts: list[str]) -> list[list[int]]:
+        tokens = self._tokenize(prompts)
+        for prompt, ids in zip(prompts, tokens, strict=True):
+            if not ids:
+                raise BadInput(f"prompt {prompt[:80]!r} has no tokens: there is nothing to continue")
+            if len(ids) >= self.positions:
+                raise BadInput(
+                    f"prompt {prompt[:80]!r}... has {len(ids)} tokens and the model {self.positions} positions: "
+                    "no room for a reply; shorten the prompts or use a model that takes longer ones"
+                )
+        return tokens
+
+    def _texts(self, new: list[list[int]]) -> list[str]:
+        """Decoded without the end of text. Equal token sequences, frequent among samples, are decoded once."""
+        known: dict[tuple[int, ...], str] = {}
+        texts = []
+        for ids in new:
+            key = tuple(ids[:-1] if ids and ids[-1] in self.ends else ids)
+            if key not in known:
+                known[key] = str(
+                    self.tokenizer.decode(list(key), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                )
+            texts.append(known[key])
+        return texts
+
+
+class _Live:
+    """What the loop knows of the rows in the batch, by slot; the first `count` are in use."""
+
+    def __init__(self, size: int, new_tokens: int) -> None:
+        self.count = 0
+        self.row = np.zeros(size, dtype=np.int64)  # index into the call's rows
+        self.key = np.zeros(size, dtype=np.uint64)
+        self.limit = np.zeros(size, dtype=np.int64)
+        self.length = np.zeros(size, dtype=np.int64)  # new tokens so far
+        self.last = np.zeros(size, dtype=np.int64)
+        self.logprob = np.zeros(size, dtype=np.float64)
+        self.new = np.zeros((size, new_tokens), dtype=np.int64)
+
+    def enter(self, row: NDArray[np.int64], key: draws.Keys, limit: NDArray[np.int64]) -> None:
+        slots = slice(self.count, self.count + len(row))
+        self.row[slots], self.key[slots], self.limit[slots] = row, key, limit
+        self.length[slots] = 0
+        self.logprob[slots] = 0
+        self.count += len(row)
+
+    def keep(self, order: NDArray[np.int64]) -> None:
+        for name in ("row", "key", "limit", "length", "last", "logprob", "new"):
+            values = getattr(self, name)
+            values[: len(order)] = values[order]
+        self.count = len(order)
+
+
+def _longest_first(tokens: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(tokens)), key=lambda index: (-len(tokens[index]), index))
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's end-of-text token first, then those of the generation settings."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    more = configured if isinstance(configured, list) else [configured]
+    ends = [tokenizer.eos_token_id, *more]
+    return list(dict.fromkeys(int(end) for end in ends if end is not None))

@@ -1,0 +1,133 @@
+"""prepare: the task family's data, from nothing or from the user's files.
+
+Writes, in `data/tasks/`:
+    family.json           {"name", "options"}: what every later stage creates the family from
+    corpus.parquet        SFT rows with labels, `part` = skill: what base trains on and later trainings replay
+    prompts.parquet       PROMPTS, the unlabelled pool; `answer` is null. Iterations take it in the order of
+                          `prompt_id`, which is a hash, so that the order is a fixed shuffle
+    labels.parquet        LABELS of pool prompts, where the family has answers; only the synthesize stage of a
+                          run that declares labels reads them
+    probe.parquet         PROMPTS with answers, for promotion gates and guards
+    heldout.parquet       PROMPTS with answers, for `evaluate` alone
+    fingerprints.parquet  FINGERPRINTS of probe and held-out problems, so that stages can avoid them
+
+A problem is in one of pool, probe, held-out set and corpus: what would be twice is refused by fingerprint.
+Runs again when `prepare` in params.yaml, the seed, or the family's module changes.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from tasks.core import blocks, families, tables
+from tasks.core.context import Context
+from tasks.core.errors import BadInput
+from tasks.core.family import Family
+
+
+class Options(blocks.Options):
+    """The `prepare` section: a family by name, and its own options."""
+
+    family: str = Field(min_length=1)
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """The checked section: the options as given, for the record, and the family made from them."""
+
+    options: Mapping[str, Any]
+    family: Family
+
+
+def parse(section: Mapping[str, Any]) -> Prepare:
+    """Checks the section and the family's options. Raises `BadInput` or `UnknownName`; reads no file."""
+    given = blocks.validate(Options, dict(section), "prepare")
+    return Prepare(given.options, families.create(given.family, given.options))
+
+
+def run(context: Context) -> None:
+    """Builds the family's data and writes the seven files of `data/tasks/`."""
+    family = context.options.family
+    data = family.build(random.Random(context.seed), str(context.root))
+    _refuse_shared(family, {"pool": data.pool, "probe": data.probe, "heldout": data.heldout})
+    record = {"name": family.name, "options": context.options.options}
+    text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    context.write("data/tasks/family.json").write_text(text, encoding="utf-8")
+    tables.write(_corpus(data.corpus), context.write("data/tasks/corpus.parquet"), tables.SFT, ["part", "row_id"])
+    for name, rows in {"prompts": data.pool, "probe": data.probe, "heldout": data.heldout}.items():
+        table = _prompts(family, rows, keep_answers=name != "prompts")
+        tables.write(table, context.write(f"data/tasks/{name}.parquet"), tables.PROMPTS, ["prompt_id"])
+    labels = [
+        {"prompt_id": tables.prompt_id(family.name, row["messages"]), "answer": row["answer"]}
+        for row in data.pool
+        if row["answer"] is not None
+    ]
+    tables.write(tables.frame(labels, tables.LABELS), context.write("data/tasks/labels.parquet"), tables.LABELS)
+    prints = [
+        {"fingerprint": family.fingerprint(row["messages"]), "part": part}
+        for part, rows in {"heldout": data.heldout, "probe": data.probe}.items()
+        for row in rows
+    ]
+    path = context.write("data/tasks/fingerprints.parquet")
+    tables.write(tables.frame(prints, tables.FINGERPRINTS), path, tables.FINGERPRINTS)
+    context.log(corpus=len(data.corpus), pool=len(data.pool), probe=len(data.probe), heldout=len(data.heldout))
+    context.log(**{f"dropped_{reason}": count for reason, count in data.dropped.items()})
+
+
+def _corpus(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Corpus rows as SFT rows of weight 1; the id counts repetitions, so that equal rows stay apart."""
+    seen: dict[str, int] = {}
+    made = []
+    for row in rows:
+        digest = tables.content_id(row["part"], row["prompt"], row["completion"])
+        turn = seen[digest] = seen.get(digest, -1) + 1
+        made.append(
+            {
+                "row_id": tables.content_id(digest, turn) if turn else digest,
+                "part": row["part"],
+                "prompt": row["prompt"],
+                "completion": row["completion"],
+                "weight": 1.0,
+                "prompt_id": None,
+                "candidate_id": None,
+                "iteration": None,
+            }
+        )
+    return tables.frame(made, tables.SFT)
+
+
+def _prompts(family: Family, rows: Sequence[Mapping[str, Any]], keep_answers: bool) -> Any:
+    """Prompt rows as a table; the pool's answers stay out of it, so that a label-free loop has none to see."""
+    return tables.frame(
+        [
+            {
+                "prompt_id": tables.prompt_id(family.name, row["messages"]),
+                "messages": row["messages"],
+                "family": family.name,
+                "difficulty": row["difficulty"],
+                "source": "seed",
+                "parent_ids": [],
+                "answer": row["answer"] if keep_answers else None,
+            }
+            for row in rows
+        ],
+        tables.PROMPTS,
+    )
+
+
+def _refuse_shared(family: Family, parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Raises `BadInput` where one problem is in two parts."""
+    owner: dict[str, str] = {}
+    for part, rows in parts.items():
+        for row in rows:
+            found = owner.setdefault(family.fingerprint(row["messages"]), part)
+            if found is not part:
+                raise BadInput(
+                    f"prepare: one problem is both in {found} and in {part}: {row['messages'][-1]['content']!r}; "
+                    "every problem may be in one part only"
+                )

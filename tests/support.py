@@ -1,0 +1,154 @@
+"""A toy family and engines for tests: additions such as "add 2 3", answered by plain text."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tasks.core import digests, tables
+from tasks.core.asking import Asker, Opener
+from tasks.core.context import Context, Pointer
+from tasks.core.engine import Completion, Sampling
+from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+
+
+def user(text: str) -> Messages:
+    return [{"role": "user", "content": text}]
+
+
+class Adding:
+    """Prompts "add A B"; an answer is an integer; a critique is "yes" or "no"."""
+
+    name = "adding"
+    has_truth = True
+
+    def build(self, rng: random.Random, root: str) -> SeedData:
+        return SeedData([], [], [], [])
+
+    def vocabulary(self) -> None:
+        return None
+
+    def extract(self, messages: Messages, response: str) -> str | None:
+        return response.strip() if response.strip().isdigit() else None
+
+    def well_formed(self, messages: Messages, response: str) -> bool:
+        return self.extract(messages, response) is not None
+
+    def difficulty(self, messages: Messages) -> int:
+        return len(messages[0]["content"])
+
+    def fingerprint(self, messages: Messages) -> str:
+        return " ".join(sorted(messages[0]["content"].split()[1:]))
+
+    def critique_messages(self, messages: Messages, response: str) -> Messages | None:
+        return None if "?" in response else user(f"check {messages[0]['content']} : {response} ?")
+
+    def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
+        if reply not in ("yes", "no"):
+            return Verdict(False, why="neither yes nor no")
+        return Verdict(True, reply == "yes", float(reply == "yes"), reply)
+
+    def questions(self, messages: Messages, response: str) -> list[Question] | None:
+        if not self.well_formed(messages, response):
+            return None
+        return [Question(user("sum " + messages[0]["content"].split(" ", 1)[1]), response.strip())]
+
+    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+        right = list(answers) == [response.strip()]
+        return Verdict(True, right, float(right), f"I get {answers[0]}")
+
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
+        return user(f"fix {messages[0]['content']} : {response} : {critique}")
+
+    def invent_messages(self, examples: Sequence[Messages]) -> Messages:
+        return user("invent " + " | ".join(e[0]["content"] for e in examples))
+
+    def parse_invented(self, reply: str) -> Invented:
+        return Invented(reply) if reply.startswith("add ") else Invented(None, "not an addition")
+
+    def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
+        return response.strip() == str(sum(int(n) for n in messages[0]["content"].split()[1:]))
+
+
+Reply = Callable[[str, int], str]  # (rendered prompt, draw) -> text
+
+
+class Scripted:
+    """An engine that replies by a function and counts what it was asked."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply, self.asked, self.closed = reply, 0, False
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
+        self.asked += len(prompts) * sampling.n
+        texts = [[self.reply(p, first_draw + d) for d in range(sampling.n)] for p in prompts]
+        return [
+            [Completion(t, len(p.split()), len(t.split()) + 1, -1.0, "stop") for t in several]
+            for p, several in zip(prompts, texts, strict=True)
+        ]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+        self.asked += len(prompts)
+        return [[-0.5] * (len(r.split()) + 1) for r in responses]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+ENGINE = {
+    "name": "transformers",
+    "precision": "float32",
+    "threads": 1,
+    "batch_size": 64,
+    "rows_per_shard": 8,
+    "draws_per_shard": 4,
+}
+
+
+def asker(tmp_path: Path, reply: Reply, digest: str = "d" * 32, **engine: Any) -> tuple[Asker, Scripted]:
+    """An Asker over a scripted engine; rendering joins the contents of the messages."""
+    scripted = Scripted(reply)
+    opener = Opener(tmp_path, {**ENGINE, **engine}, tmp_path / "scratch")
+    made = Asker(Pointer("model", digest), tmp_path, opener.engine_options, opener.scratch, opener)
+    made._engine = scripted
+    made._tokenizer = object()
+    made.render = lambda messages: [" ".join(m["content"] for m in several) for several in messages]  # type: ignore[method-assign]
+    return made, scripted
+
+
+def prompts(*texts: str, family: str = "adding") -> pl.DataFrame:
+    rows = [
+        {
+            "prompt_id": tables.prompt_id(family, user(text)),
+            "messages": user(text),
+            "family": family,
+            "difficulty": len(text),
+            "source": "test",
+            "parent_ids": [],
+            "answer": None,
+        }
+        for text in texts
+    ]
+    return tables.frame(rows, tables.PROMPTS)
+
+
+def context(root: Path, stage: str, key: str | None, options: Any, open_model: Any = None, **given: Any) -> Context:
+    """A context whose outputs land below `root` itself."""
+    row = {"previous": "i00", "initial": "i00", "reference": "i00", "judge": "i00"}
+    fields: dict[str, Any] = {"row": row, "seed": 1, "labels": False, "engine": ENGINE, "scratch": root / "scratch"}
+    fields.update(given)
+    return Context(stage, key, options=options, root=root, staging=root, open_model=open_model, **fields)
+
+
+def policy(root: Path, key: str, digest: str = "d" * 32) -> None:
+    """Writes a policy pointer."""
+    path = root / "data" / key / "policy.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"path": f"data/{key}/candidate", "digest": digest}))
+
+
+def digest_of(root: Path) -> str:
+    return digests.of_path(root)

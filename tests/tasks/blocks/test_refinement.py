@@ -1,0 +1,55 @@
+import polars as pl
+
+from tasks.blocks import critics, refinement
+from tasks.blocks.sampling import candidates
+from tasks.core.blocks import bind
+from tasks.core.engine import Completion
+from tests.support import Adding, asker, prompts
+
+FACTORED = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}
+OPTIONS = {"critic": "factored", "per_prompt": 2, "rounds": 2, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4}
+
+
+def revise(tmp_path, responses, reply, **changed):
+    table = prompts(*responses)
+    asked = table["messages"].to_list()
+    replies = [[Completion(r, 3, 1, -0.1, "stop") for r in several] for several in responses.values()]
+    samples = candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
+    model, engine = asker(tmp_path, reply)
+    known = bind(critics.BLOCKS, FACTORED, "critique")
+    critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
+    [bound] = bind(refinement.BLOCKS, {"critique_revise": {**OPTIONS, **changed}}, "refine")
+    new, judged = bound.block(
+        samples, critiques, table, Adding(), model, known, model, 1, "revise", "refine", False, bound.options
+    )
+    return samples, new, judged
+
+
+def answer(prompt, draw):
+    if prompt.startswith("fix"):
+        return "6" if ": 7 :" in prompt else "5"
+    return str(sum(int(n) for n in prompt.split()[1:]))
+
+
+def test_only_what_was_refused_is_refined_round_after_round(tmp_path):
+    samples, new, judged = revise(tmp_path, {"add 2 3": ["5", "7"], "add 1 1": ["2"]}, answer)
+    assert new.select("turn", "response").rows() == [(1, "6"), (2, "5")]
+    refused = samples.filter(pl.col("response") == "7")["candidate_id"][0]
+    first, second = new.sort("turn").iter_rows(named=True)
+    assert first["parent_id"] == refused
+    assert second["parent_id"] == first["candidate_id"]
+    assert "I get 5" in first["messages"][0]["content"]
+    verdicts = dict(judged.select("candidate_id", "verdict").iter_rows())
+    assert (verdicts[first["candidate_id"]], verdicts[second["candidate_id"]]) == (False, True)
+
+
+def test_at_most_per_prompt_and_equal_responses_once(tmp_path):
+    _, new, _ = revise(tmp_path, {"add 2 3": ["8", "8", "9", "10"]}, answer, rounds=1)
+    assert new.height == 2
+    assert new["parent_id"].n_unique() == 2
+
+
+def test_nothing_refused_nothing_refined(tmp_path):
+    _, new, judged = revise(tmp_path, {"add 2 3": ["5"]}, answer)
+    assert new.is_empty()
+    assert judged.is_empty()

@@ -1,0 +1,163 @@
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.blocks import selection
+from tasks.blocks.sampling import candidates
+from tasks.core import tables
+from tasks.core.blocks import bind
+from tasks.core.engine import Completion
+from tasks.core.errors import BadInput, UnknownName
+from tests.support import Adding, prompts, user
+
+
+def state(scores, earlier=None, corpus=None):
+    """A selection over prompts "add i i" with, for each, responses and their (verdict, score) by critic `c`."""
+    table = prompts(*(f"add {i} {i}" for i in range(len(scores))))
+    asked = table["messages"].to_list()
+    replies = [[Completion(r, 3, len(r.split()) + 1, -0.1, "stop") for r, _, _ in several] for several in scores]
+    samples = candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
+    flat = [(v, s) for several in scores for _, v, s in several]
+    rows = [
+        (cid, None, "c", 0, "", verdict, score, score is not None, None if score is not None else "junk", 0, "m")
+        for cid, (verdict, score) in zip(samples["candidate_id"], flat, strict=True)
+    ]
+    return selection.Selection(
+        iteration="i02",
+        prompts=table,
+        candidates=samples,
+        critiques=pl.DataFrame(rows, schema=tables.CRITIQUES, orient="row"),
+        kept=samples,
+        sft=tables.empty(tables.SFT),
+        pairs=tables.empty(tables.PAIRS),
+        dropped=tables.empty(tables.DROPPED),
+        corpus=tables.empty(tables.SFT) if corpus is None else corpus,
+        earlier_sft=tables.empty(tables.SFT) if earlier is None else earlier,
+        earlier_pairs=tables.empty(tables.PAIRS),
+    )
+
+
+def run(first, **section):
+    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
+        first = bound(first)
+    return first
+
+
+def reasons(state):
+    return dict(state.dropped.group_by("reason").len().iter_rows())
+
+
+def sft_row(text, part, iteration=None):
+    message = [{"role": "assistant", "content": text}]
+    return {
+        "row_id": tables.content_id(text), "part": part, "prompt": user(text), "completion": message, "weight": 1.0,
+        "prompt_id": text, "candidate_id": None, "iteration": iteration,
+    }  # fmt: skip
+
+
+def test_accepted_deduplicated_capped_and_made_into_rows():
+    first = state(
+        [
+            [("4", True, 1.0), ("4", True, 1.0), ("5", False, 0.0), ("x", None, None)],
+            [("2", True, 1.0), ("3", True, 1.0)],
+        ]
+    )
+    last = run(first, positives={}, accepted={"critic": "c"}, deduplicate={}, cap={"per_prompt": 1})
+    assert reasons(last) == {"refused": 1, "no judgement: junk": 1, "duplicate": 1, "over the cap": 1}
+    assert last.sft.height == 2
+    assert set(last.sft["iteration"]) == {"i02"}
+    assert last.kept.height + last.dropped.height == 6
+    ids = set(first.candidates["candidate_id"])
+    assert set(last.sft["candidate_id"]) <= ids
+    assert set(last.dropped["row_id"]) <= ids
+
+
+def test_the_order_in_the_file_does_not_matter():
+    scores = [[("4", True, 1.0), ("4", True, 1.0), ("5", False, 0.0)]]
+    one = run(state(scores), accepted={"critic": "c"}, deduplicate={}, positives={})
+    two = run(state(scores), positives={}, deduplicate={}, accepted={"critic": "c"})
+    assert one.sft.equals(two.sft)
+    assert one.dropped.equals(two.dropped)
+
+
+def test_threshold_majority_length_and_well_formed():
+    scores = [[("4", True, 0.6), ("5", False, 0.2), ("x y z", None, None)], [("1", True, 0.4)]]
+    assert run(state(scores), t={"block": "threshold", "critic": "c", "at_least": 0.5}, positives={}).sft.height == 1
+    voted = run(state(scores), majority={"critic": "c", "at_least": 0.5}, positives={})
+    assert reasons(voted) == {"not the most common answer": 1, "no judgement: junk": 1, "vote share below 0.5": 1}
+    assert reasons(run(state(scores), length={"min_tokens": 1, "max_tokens": 2}, positives={})) == {
+        "longer than 2 tokens": 1
+    }
+    assert reasons(run(state(scores), well_formed={}, positives={})) == {"no answer": 1}
+    assert run(state(scores), keep_all={}, positives={}).sft.height == 4
+
+
+def test_best_against_worst_drops_ties_silence_and_equal_texts():
+    scores = [
+        [("4", None, 0.9), ("5", None, 0.1), ("6", None, 0.5)],
+        [("4", None, 0.5), ("5", None, 0.5)],
+        [("4", None, 0.9), ("4 ", None, 0.1)],
+        [("4", None, None), ("5", None, None)],
+        [("4", None, 0.9)],
+    ]
+    last = run(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
+    assert last.pairs.select("margin", "weight").row(0) == (0.8, 1.0)
+    assert last.pairs["chosen"][0][0]["content"] == "4"
+    assert last.pairs["rejected"][0][0]["content"] == "5"
+    assert last.pairs.height == 1
+    assert reasons(last) == {"tie": 1, "equal texts": 1, "no candidate with a score": 1, "nothing to compare with": 1}
+
+
+def test_vote_margin_is_the_weight():
+    scores = [
+        [("4", True, 0.6), ("4", True, 0.6), ("5", False, 0.2)],
+        [("1", True, 0.3), ("2", False, 0.1)],
+    ]
+    last = run(state(scores), pairs_vote_margin={"critic": "c", "at_least": 0.5, "per_prompt": 1})
+    assert last.pairs.select("margin", "weight").rows() == [(0.4, 0.4)]
+    assert reasons(last) == {"vote share below 0.5": 1}
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.sampled_from(["1", "2", "1 ", "x"]), st.none(), st.sampled_from([None, 0.0, 0.5, 1.0])),
+            max_size=5,
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_no_pair_prefers_what_is_not_better(scores):
+    last = run(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.25, "per_prompt": 3})
+    known = dict(last.critiques.select("candidate_id", "score").iter_rows())
+    for row in last.pairs.iter_rows(named=True):
+        assert known[row["chosen_id"]] - known[row["rejected_id"]] >= 0.25
+        assert row["chosen"][0]["content"].strip() != row["rejected"][0]["content"].strip()
+
+
+def test_accumulate_and_replay():
+    earlier = tables.frame([sft_row("old", "own", "i01"), sft_row("corpus", "solve")], tables.SFT)
+    corpus = tables.frame([sft_row("a", "solve"), sft_row("b", "fact")], tables.SFT)
+    scores = [[("4", True, 1.0)]]
+    both = {"accepted": {"critic": "c"}, "positives": {}}
+    last = run(state(scores, earlier, corpus), **both, accumulate={"newest_share": None}, replay={"parts": ["solve"]})
+    assert sorted(last.sft.select("part", "iteration").rows(), key=str) == [
+        ("own", "i01"),
+        ("own", "i02"),
+        ("solve", None),
+    ]
+    shared = run(state(scores, earlier, corpus), **both, accumulate={"newest_share": 0.5})
+    assert sorted(shared.sft.select("part", "iteration").rows()) == [("earlier", "i01"), ("own", "i02")]
+    first = run(state(scores, None, corpus), **both, accumulate={"newest_share": 0.5})
+    assert sorted(first.sft["part"].to_list()) == ["earlier", "own"]
+    with pytest.raises(UnknownName, match="did you mean 'fact'"):
+        run(state(scores, earlier, corpus), **both, replay={"parts": ["facts"]})
+
+
+def test_a_filter_that_builds_nothing_is_refused():
+    with pytest.raises(BadInput, match="no block builds training rows"):
+        run(state([[("4", True, 1.0)]]), accepted={"critic": "c"})
+    with pytest.raises(UnknownName, match="did you mean 'critic1'|known: c"):
+        run(state([[("4", True, 1.0)]]), accepted={"critic": "cc"}, positives={})

@@ -1,0 +1,69 @@
+from tasks.core.engine import Sampling
+from tests.support import asker, user
+
+QUESTIONS = [user(f"add {i} {i}") for i in range(50)]
+
+
+def echo(prompt, draw):
+    return f"{prompt} #{draw}"
+
+
+def test_replies_come_back_in_order_and_are_asked_for_once(tmp_path):
+    model, engine = asker(tmp_path, echo)
+    sampling = Sampling(6, 1.0, 1.0, 8, 1)
+    first = model.generate(QUESTIONS, sampling, "x")
+    assert [reply.text for reply in first[7]] == [f"add 7 7 #{draw}" for draw in range(6)]
+    assert engine.asked == 300
+    again, second = asker(tmp_path, echo)
+    assert again.generate(QUESTIONS, sampling, "x") == first
+    assert second.asked == 0
+
+
+def test_equal_conversations_share_their_replies(tmp_path):
+    model, engine = asker(tmp_path, echo)
+    replies = model.generate([user("a"), user("b"), user("a")], Sampling(1, 0.0, 1.0, 4, 0), "x")
+    assert replies[0] == replies[2] != replies[1]
+    assert engine.asked == 2
+    figures = model.take_usage()
+    assert (figures["requests"], figures["requests_made"]) == (3, 2)
+
+
+def test_more_prompts_or_samples_ask_only_for_what_is_new(tmp_path):
+    model, engine = asker(tmp_path, echo)
+    model.generate(QUESTIONS[:30], Sampling(4, 1.0, 1.0, 8, 1), "x")
+    asked = engine.asked
+    model.generate(QUESTIONS[:30], Sampling(8, 1.0, 1.0, 8, 1), "x")
+    assert engine.asked == asked + 30 * 4
+    model.generate(QUESTIONS, Sampling(8, 1.0, 1.0, 8, 1), "x")
+    assert engine.asked <= asked + 30 * 4 + 20 * 8 + 2 * 2 * 4 * 2  # at most the block at the seam is asked again
+
+
+def test_everything_that_matters_is_in_the_key(tmp_path):
+    base = Sampling(1, 1.0, 1.0, 8, 1)
+
+    def asks(sampling=base, questions=QUESTIONS[:3], **engine):
+        model, scripted = asker(tmp_path, echo, **engine)
+        model.generate(questions, sampling, "x")
+        return scripted.asked
+
+    assert asks() == 3
+    assert asks() == 0
+    for other in (
+        Sampling(1, 0.9, 1.0, 8, 1),
+        Sampling(1, 1.0, 0.9, 8, 1),
+        Sampling(1, 1.0, 1.0, 9, 1),
+        Sampling(1, 1.0, 1.0, 8, 2),
+    ):
+        assert asks(other) == 3
+    assert asks(digest="e" * 32) == 3
+    assert asks(precision="bfloat16") == 3
+    assert asks(threads=2) == 3
+    assert asks(questions=[user("add 0 0"), user("add 1 1"), user("add 2 3")]) == 3
+
+
+def test_scores_are_stored_too(tmp_path):
+    model, engine = asker(tmp_path, echo)
+    scores = model.score(QUESTIONS, ["1 2"] * 50, "x")
+    assert scores == [[-0.5] * 3] * 50
+    model.score(QUESTIONS, ["1 2"] * 50, "x")
+    assert engine.asked == 50

@@ -1,0 +1,271 @@
+"""Countdown: grammar against hostile text, truth and both critics against an independent brute force."""
+
+import random
+from collections import Counter
+from itertools import permutations, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.core.errors import BadInput
+from tasks.core.family import Verdict
+from tasks.families import countdown, countdown_corpus
+
+SIZES = {"critique": 90, "refine": 60, "usage": 300, "invent": 20}
+OPTIONS = {
+    "numbers": 3,
+    "largest": 20,
+    "bound": 60,
+    "heldout_share": 0.15,
+    "labelled_share": 0.25,
+    "labelled": 60,
+    "heldout": 50,
+    "probe": 30,
+    "corpus": SIZES,
+}
+FAMILY = countdown.create(countdown.Options.model_validate(OPTIONS))
+SOLVE = countdown.user("solve 14 4 13 -> 3 :")
+WORDS = [*FAMILY.vocabulary(), "61", "007", "-1", "١٢", "9" * 5000, "²", "\u2028", "\x1c", "", "OK", "ｙｅｓ"]
+HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join))
+
+
+def right(numbers: list[int], target: int, response: str) -> bool:
+    """Independent check: evaluates each step with Python and keeps a multiset of what is there."""
+    words, there = response.split(), Counter(numbers)
+    for i in range(0, len(words), 5):
+        a, b, claim = int(words[i]), int(words[i + 2]), int(words[i + 4])
+        if Counter([a, b]) - there or eval(f"{a} {words[i + 1]} {b}") != claim or not 0 <= claim <= 60:
+            return False
+        there = there - Counter([a, b]) + Counter([claim])
+    return there == Counter([target])
+
+
+def truth(question: str) -> str:
+    """Independent answer to a sub-question."""
+    words = question.split()
+    if words[0] == "fact":
+        value = eval(" ".join(words[1:4]))
+        return str(value) if 0 <= value <= 60 else "x"
+    there, asked = words[1 : words.index(":")], words[words.index(":") + 1 : -1]
+    if Counter(asked) - Counter(there):
+        return "x"
+    return " ".join((Counter(there) - Counter(asked)).elements()) or "."
+
+
+def judged(puzzle: str, response: str) -> Verdict:
+    messages = countdown.user(f"solve {puzzle} :")
+    asked = FAMILY.questions(messages, response)
+    assert asked is not None
+    return FAMILY.assemble(messages, response, [truth(q.messages[0]["content"]) for q in asked])
+
+
+def test_puzzles_are_all_that_have_a_solution():
+    assert len(countdown_corpus.puzzles(3, 20, 60)) == 11_090
+    small = {p for p in countdown_corpus.puzzles(3, 4, 20)}
+    for numbers in product(range(1, 5), repeat=3):
+        reached = set()
+        for a, b, c in permutations(numbers):
+            for first, second in product("+-*", repeat=2):
+                inner = eval(f"{a}{first}{b}")
+                for last in (f"({inner}){second}{c}", f"{c}{second}({inner})"):
+                    if 0 <= inner <= 20 and 0 <= eval(last) <= 20:
+                        reached.add(eval(last))
+        assert {target for given_, target in small if given_ == tuple(sorted(numbers))} == reached
+
+
+def test_all_solutions_are_right_and_found():
+    for numbers, target in [((4, 13, 14), 3), ((7, 7, 14), 14), ((1, 1, 1), 1), ((7, 15, 18), 40)]:
+        found = countdown_corpus.solutions(numbers, target, 60)
+        assert found and len(set(found)) == len(found)
+        for steps in found:
+            text = countdown.steps_text(steps)
+            assert right(list(numbers), target, text)
+            assert FAMILY.verify(countdown.user(f"solve {countdown.puzzle_text(numbers, target)} :"), None, text)
+
+
+NUMBER = st.integers(0, 60)
+NEAR = st.sampled_from([4, 13, 14, 17, 3, 27, 18, 1])
+STEP = st.tuples(NEAR | NUMBER, st.sampled_from("+-*"), NEAR | NUMBER, NEAR | NUMBER)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(STEP, min_size=2, max_size=2), st.booleans(), st.booleans(), st.booleans())
+def test_verify_and_the_factored_critic_agree_with_brute_force(steps, honest, chained, reach):
+    (a, f, b, r), (c, g, d, s) = steps
+    if honest:
+        r = min(max(eval(f"{a}{f}{b}"), 0), 60)
+    if chained:
+        c = r
+    if honest:
+        s = min(max(eval(f"{c}{g}{d}"), 0), 60)
+    target = s if reach else 3
+    response = countdown.steps_text([(a, f, b, r), (c, g, d, s)])
+    expected = right([14, 4, 13], target, response)
+    assert FAMILY.verify(countdown.user(f"solve 14 4 13 -> {target} :"), None, response) == expected
+    read = judged(f"14 4 13 -> {target}", response)
+    assert read.parsed and read.verdict == expected
+    assert (read.score == 1) == expected
+
+
+@pytest.mark.parametrize("numbers", [2, 3, 4])
+def test_true_answers_accept_solutions_and_refuse_every_wrong_kind(numbers):
+    family = countdown.create(countdown.Options.model_validate(OPTIONS | {"numbers": numbers}))
+    rng = random.Random(numbers)
+    examiner = countdown_corpus.Examiner(family, rng)
+    everything = countdown_corpus.puzzles(numbers, 9, 60)
+    for values, target in rng.sample(everything, 20):
+        messages = countdown.user(f"solve {countdown.puzzle_text(values, target)} :")
+        for steps in countdown_corpus.solutions(values, target, 60)[:5]:
+            assert examiner.critique(values, target, steps).verdict is True
+        for kind in countdown_corpus.KINDS.values():
+            steps = kind(values, target, 60, rng)
+            if steps is not None:
+                text = countdown.steps_text(steps)
+                assert family.verify(messages, None, text) == right(list(values), target, text)
+                assert examiner.critique(values, target, steps).verdict == right(list(values), target, text)
+
+
+def test_the_true_critique_says_which_step_is_wrong():
+    assert judged("14 4 13 -> 3", "14 + 13 = 27 30 - 27 = 3").text == "27 ok 3 bad no"  # 30 is not there
+    assert judged("14 4 13 -> 3", "14 + 4 = 18 13 + 18 = 3").text == "18 ok 31 bad no"  # false arithmetic
+    assert judged("14 4 13 -> 3", "14 + 14 = 28 28 - 4 = 24").text == "28 bad 24 ok no"  # 14 twice
+    assert judged("14 4 13 -> 3", "14 + 13 = 27 13 - 4 = 9").text == "27 ok 9 bad no"  # 27 never used
+    assert judged("14 4 13 -> 3", "14 + 13 = 28 28 - 4 = 24").text == "27 bad 24 ok no"  # slip carried on
+    assert judged("14 4 13 -> 3", "4 - 14 = 3 3 * 13 = 39").text == "x bad 39 ok no"  # outside the range
+    assert judged("14 4 13 -> 3", "4 + 13 = 17 17 + 14 = 31").text == "17 ok 31 ok no"  # wrong target
+    assert judged("14 4 13 -> 3", "4 + 13 = 17 17 - 14 = 3").text == "17 ok 3 ok yes"
+
+
+def test_questions_hide_the_claims_and_the_weights_decide():
+    asked = FAMILY.questions(SOLVE, "14 + 13 = 27 30 - 27 = 3")
+    assert asked is not None
+    texts = [(q.messages[0]["content"], q.claim) for q in asked]
+    assert texts == [
+        ("fact 14 + 13 =", "27"),
+        ("left 14 4 13 : 14 13 ?", "30"),
+        ("fact 30 - 27 =", "3"),
+        ("left 27 30 : 30 27 ?", "."),
+    ]
+    fooled = FAMILY.assemble(SOLVE, "14 + 13 = 27 30 - 27 = 3", ["27", "30", "3", "."])
+    assert fooled.verdict is True  # a model that answers as the candidate claims is believed: no truth in code
+
+
+@settings(max_examples=300, deadline=None)
+@given(HOSTILE, HOSTILE)
+def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
+    formed = FAMILY.well_formed(SOLVE, text)
+    assert (FAMILY.extract(SOLVE, text) is not None) == formed
+    assert (FAMILY.questions(SOLVE, text) is not None) == formed
+    quoted = FAMILY.critique_messages(SOLVE, text)
+    assert (quoted is not None) == formed
+    if quoted:
+        assert quoted[0]["content"].split().count("?") == 1
+    if not formed:
+        assert FAMILY.verify(SOLVE, None, text) is False
+        assert not FAMILY.assemble(SOLVE, text, [other] * 4).parsed
+        assert FAMILY.refine_messages(SOLVE, text, "27 ok 3 bad no") is None
+    read = FAMILY.parse_critique(SOLVE, "14 + 13 = 27 30 - 27 = 3", text)
+    if read.parsed:
+        assert text.split()[-1] in ("yes", "no") and len(text.split()) == 5 and 0 <= read.score <= 1
+    else:
+        assert read.verdict is None and read.score is None and read.why
+        assert FAMILY.refine_messages(SOLVE, "14 + 13 = 27 30 - 27 = 3", text) is None
+    answers = FAMILY.assemble(SOLVE, "14 + 13 = 27 30 - 27 = 3", [text, other, text, other])
+    assert answers.parsed == (answers.verdict is not None)
+    invented = FAMILY.parse_invented(text)
+    if invented.content is not None:
+        assert FAMILY.fingerprint(countdown.user(invented.content))
+    else:
+        assert invented.why
+
+
+@pytest.mark.parametrize(
+    "reply", ["27 ok 3 bad", "27 ok 3 bad no no", "27 ok 61 bad no", "27 ok 3 yes no", "27 ok 3 bad maybe", "", "yes"]
+)
+def test_a_critique_outside_the_grammar_is_not_read(reply):
+    read = FAMILY.parse_critique(SOLVE, "14 + 13 = 27 30 - 27 = 3", reply)
+    assert not read.parsed and read.verdict is None and read.why
+
+
+def test_a_holistic_score_is_the_share_of_points():
+    read = FAMILY.parse_critique(SOLVE, "", "27 ok 3 bad no")
+    assert (read.verdict, read.score) == (False, pytest.approx(1 / 3))
+    assert FAMILY.parse_critique(SOLVE, "", "27 ok x bad yes").score == pytest.approx(2 / 3)
+
+
+def test_templates():
+    response, critique = "14 + 13 = 27 30 - 27 = 3", "27 ok 3 bad no"
+    assert FAMILY.critique_messages(SOLVE, response) == countdown.user(f"check 14 4 13 -> 3 : {response} ?")
+    assert FAMILY.refine_messages(SOLVE, response, critique) == countdown.user(
+        f"refine 14 4 13 -> 3 : {response} ? {critique} !"
+    )
+    assert FAMILY.parse_invented("18 15 7 -> 40").content == "solve 18 15 7 -> 40 :"
+    for bad in ("0 15 7 -> 40", "21 1 1 -> 3", "1 2 3 -> 61", "1 2 -> 3", "1 2 3 > 3"):
+        assert FAMILY.parse_invented(bad).content is None
+
+
+def test_answers_that_differ_only_in_operand_order_are_one():
+    assert FAMILY.extract(SOLVE, "13 + 4 = 17 17 - 14 = 3") == FAMILY.extract(SOLVE, "4 + 13 = 17 17 - 14 = 3")
+    assert FAMILY.extract(SOLVE, "13 - 4 = 9 9 - 14 = 3") != FAMILY.extract(SOLVE, "4 - 13 = 9 9 - 14 = 3")
+
+
+def test_fingerprints_and_difficulties():
+    assert FAMILY.fingerprint(SOLVE) == "4 13 14 -> 3" == FAMILY.fingerprint(countdown.user("solve 13 14 4 -> 3 :"))
+    difficulties = [FAMILY.difficulty(countdown.user(f"solve 14 4 13 -> {t} :")) for t in (3, 14, 15, 31, 32)]
+    assert difficulties == [1, 1, 2, 2, 3]
+    with pytest.raises(BadInput, match="no Countdown prompt"):
+        FAMILY.fingerprint(countdown.user("check 14 4 13 -> 3 :"))
+
+
+def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
+    data = FAMILY.build(random.Random(5), ".")
+    parts = {
+        name: [FAMILY.fingerprint(row["messages"]) for row in getattr(data, name)]
+        for name in ("pool", "probe", "heldout")
+    }
+    everything = [print_ for prints in parts.values() for print_ in prints]
+    assert len(set(everything)) == len(everything)
+    count, vocabulary, used = Counter(), set(FAMILY.vocabulary()), set()
+    for row in data.corpus:
+        prompt, reply = row["prompt"][0]["content"], row["completion"][0]["content"]
+        assert {*prompt.split(), *reply.split()} <= vocabulary
+        count[row["part"]] += 1
+        if row["part"] in ("solve", "critique", "refine"):
+            solve = countdown.user("solve " + prompt.split(" ", 1)[1].split(" :")[0] + " :")
+            puzzle = FAMILY.puzzle(solve)
+            used.add(FAMILY.fingerprint(solve))
+            numbers, target = [int(n) for n in puzzle.numbers], int(puzzle.target)
+            if row["part"] == "critique":
+                candidate = prompt.split(" : ")[1].removesuffix(" ?")
+                assert (reply.split()[-1] == "yes") == right(numbers, target, candidate)
+                count[reply.split()[-1]] += 1
+            else:
+                assert right(numbers, target, reply)
+        elif row["part"] == "invent":
+            used.add(FAMILY.fingerprint(countdown.user(str(FAMILY.parse_invented(reply).content))))
+        else:
+            assert sorted(reply.split()) == sorted(truth(prompt).split())
+    assert not used & set(everything) and len(used) == 60
+    assert {part: count[part] for part in SIZES} == SIZES
+    assert count["yes"] == SIZES["critique"] / 3
+
+
+def test_the_split_does_not_depend_on_the_seed_and_the_corpus_does():
+    first, same, other = (FAMILY.build(random.Random(seed), ".") for seed in (1, 1, 2))
+    assert first == same
+    assert first.heldout == other.heldout and first.pool == other.pool and first.corpus != other.corpus
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"largest": 70}, "largest: given 70"),
+        ({"heldout_share": 0.8}, "leave no unlabelled"),
+        ({"heldout": 9000}, "heldout: given 9000"),
+        ({"labelled": 9000}, "labelled 9000"),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(change, message):
+    with pytest.raises(BadInput, match=message):
+        countdown.check_inputs(countdown.create(countdown.Options.model_validate(OPTIONS | change)), ".")

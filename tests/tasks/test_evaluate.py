@@ -1,0 +1,224 @@
+"""evaluate: what it writes, what it asks for, and that held-out results stay where they are."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from tasks import evaluate
+from tasks.core import tables
+from tasks.core.context import Context
+from tasks.core.engine import Completion, Sampling
+from tasks.core.errors import BadInput, UnknownName
+from tasks.core.family import Messages, Question, Verdict
+
+SECTION: dict[str, Any] = {
+    "samples": 4,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "max_new_tokens": 4,
+    "critics": {"own": {"block": "factored_critique", "max_new_tokens": 2}},
+    "best_of": "own",
+    "refine": {"block": "critique_revise", "critic": "own", "per_prompt": 1, "rounds": 1, "temperature": 0.0, "top_p": 1.0,
+               "max_new_tokens": 4},
+}  # fmt: skip
+
+
+class Sums:
+    """Prompts like "2 3"; the right response is the sum. The critic asks "sum 2 3" and compares."""
+
+    name = "sums"
+
+    def __init__(self, has_truth: bool = True) -> None:
+        self.has_truth = has_truth
+
+    def extract(self, messages: Messages, response: str) -> str | None:
+        return response if response.isdigit() else None
+
+    def questions(self, messages: Messages, response: str) -> list[Question] | None:
+        if not response.isdigit():
+            return None
+        return [Question([{"role": "user", "content": "sum " + messages[0]["content"]}], response)]
+
+    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+        right = answers[0] == response
+        return Verdict(True, right, float(right), "ok" if right else "no")
+
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages:
+        return [{"role": "user", "content": "refine " + messages[0]["content"]}]
+
+    def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
+        return response == answer
+
+
+class Scripted:
+    """A model with a script: (content, temperature, draw) -> text. Counts what it is asked."""
+
+    digest = "d"
+
+    def __init__(self, script: Callable[[str, float, int], str]) -> None:
+        self.script, self.asked = script, []
+
+    def generate(self, messages: Sequence[Messages], sampling: Sampling, what: str) -> list[list[Completion]]:
+        contents = [m[-1]["content"] for m in messages]
+        self.asked += contents
+        texts = [[self.script(c, sampling.temperature, draw) for draw in range(sampling.n)] for c in contents]
+        return [[Completion(text, 3, 2, -1.0, "stop") for text in several] for several in texts]
+
+    def take_usage(self) -> dict[str, float]:
+        return {}
+
+
+def script(content: str, temperature: float, draw: int) -> str:
+    """Greedy answers: right for "1 1" and "5 5", 9 for "2 2", junk for "3 3". The critic believes 5 + 5 = 11."""
+    known = {"1 1": "2", "2 2": "9", "3 3": "junk", "5 5": "10"}
+    if content.startswith("sum "):
+        return {"1 1": "2", "2 2": "4", "3 3": "6", "5 5": "11"}[content[4:]]
+    if content.startswith("refine "):
+        return {"2 2": "4", "5 5": "11"}[content[7:]]
+    if temperature == 0 or draw < 2:
+        return known[content]
+    return ["4", "junk"][draw - 2]
+
+
+def prompts(*given: str) -> pl.DataFrame:
+    rows = []
+    for content in given:
+        messages = [{"role": "user", "content": content}]
+        total = str(sum(int(word) for word in content.split()))
+        rows.append({"prompt_id": tables.prompt_id("sums", messages), "messages": messages, "family": "sums",
+                     "difficulty": len(total), "source": "pool", "parent_ids": [], "answer": total})  # fmt: skip
+    return tables.frame(rows, tables.PROMPTS)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """Runs evaluate@i01 on two held-out and two probe prompts; returns what it wrote."""
+
+    def run(family: Sums | None = None, name: str = "run", **changes: Any) -> SimpleNamespace:
+        root, staging, model = tmp_path / name, tmp_path / f"{name}.out", Scripted(script)
+        (root / "data/i01/candidate").mkdir(parents=True)
+        (root / "data/i01/candidate/config.json").write_text('{"model_type": "qwen3"}')
+        (root / "data/tasks").mkdir(parents=True)
+        (root / "data/tasks/family.json").write_text("{}")
+        tables.write(prompts("1 1", "2 2", "3 3", "5 5"), root / "data/tasks/heldout.parquet", tables.PROMPTS)
+        tables.write(prompts("1 1", "2 2"), root / "data/tasks/probe.parquet", tables.PROMPTS)
+        monkeypatch.setattr(evaluate.families, "load", lambda _: family or Sums())
+        monkeypatch.setattr("tasks.core.models.digest", lambda folder: "d")
+        options = evaluate.parse({**SECTION, **changes})
+        context = Context(
+            "evaluate", "i01", {"previous": "i00"}, options, 7, False, {}, root, staging, root, lambda _: model
+        )
+        evaluate.run(context)
+        folder = staging / "data/i01/evaluation"
+        return SimpleNamespace(
+            context=context,
+            model=model,
+            predictions=tables.read(folder / "predictions.parquet", tables.PREDICTIONS),
+            metrics=json.loads((folder / "metrics.json").read_text()),
+            probe=json.loads((folder / "probe.json").read_text()),
+            report=json.loads((staging / "data/evaluations/i01.json").read_text()),
+            bytes={path.name: path.read_bytes() for path in staging.rglob("*") if path.is_file()},
+        )
+
+    return run
+
+
+def test_figures_by_hand(stage: Callable[..., SimpleNamespace]) -> None:
+    """Samples of each prompt: its greedy answer twice, "4", "junk"."""
+    result = stage()
+    figures = result.metrics
+    assert figures["accuracy"] == 0.5
+    assert figures["accuracy_difficulty_1"] == pytest.approx(1 / 3, abs=1e-6)
+    assert figures["accuracy_difficulty_2"] == 1.0
+    assert figures["pass_at_1"] == pytest.approx((2 / 4 + 1 / 4 + 0 + 2 / 4) / 4)
+    assert figures["pass_at_4"] == 0.75
+    assert figures["pass_at_8"] is None
+    assert figures["maj_at_4"] == 0.5  # "2", "9", "4", "10"
+    assert figures["best_of_4"] == 0.75  # 1 1, 2 2, and 5 5, where all is refused and the first draw is right
+    # Accepted samples: "2" twice, the right "4". Right ones: those and "10" twice.
+    assert figures["critique_precision"] == 1.0
+    assert figures["critique_recall"] == pytest.approx(3 / 5)
+    assert figures["refine_wrong_to_right"] == 0.5  # 2 2 mended; junk cannot be criticised
+    assert figures["refine_right_to_wrong"] == 0.5  # 5 5 broken
+    assert figures["distinct_answers"] == pytest.approx((2 + 2 + 1 + 2) / 4)
+    assert figures["response_tokens"] == 2.0
+    assert result.report == {**figures, "iteration": "i01"}
+
+
+def test_tables_and_probe(stage: Callable[..., SimpleNamespace]) -> None:
+    result = stage()
+    kinds = dict(result.predictions.group_by("kind").len().iter_rows())
+    assert kinds == {"greedy": 4, "sample": 16, "refined": 2}
+    held_out = set(prompts("1 1", "2 2", "3 3", "5 5")["prompt_id"])
+    assert set(result.predictions["prompt_id"]) == held_out
+    assert result.probe.keys() == {"metrics", "guards"}
+    assert result.probe["metrics"].keys() >= {"accuracy", "pass_at_1", "verification_gap"}
+    assert result.probe["metrics"]["accuracy"] == 0.5
+    guards = result.probe["guards"]
+    assert guards["over_refinement"] == -0.5  # one of two mended, none broken
+    assert guards["critique_unparsed"] == pytest.approx(2 / 6, abs=1e-6)  # of 2, 4, junk and 9, 4, junk
+    assert guards["verification_gap"] == pytest.approx((1 - 2 / 4 + 1 - 1 / 4) / 2)
+    assert result.context.figures["tokens"] == sum(
+        result.context.figures[f"{name}_tokens"] for name in ("answer", "critique", "refine")
+    )
+
+
+def test_equal_responses_are_criticised_once_and_bytes_are_stable(stage: Callable[..., SimpleNamespace]) -> None:
+    result = stage()
+    critiques = [content for content in result.model.asked if content.startswith("sum 1 1")]
+    assert len(critiques) == 4  # of the responses "2" and "4", in both sets
+    assert result.bytes == stage(name="again").bytes
+
+
+def test_without_truth_without_critics_without_refinement(stage: Callable[..., SimpleNamespace]) -> None:
+    result = stage(Sums(has_truth=False))
+    assert result.metrics["accuracy"] is None
+    assert result.metrics["pass_at_1"] is None
+    assert result.metrics["refine_wrong_to_right"] is None
+    assert result.metrics["acceptance"] is not None
+    assert result.predictions["correct"].null_count() == result.predictions.height
+    bare = stage(name="bare", critics={}, best_of=None, refine=None)
+    assert bare.metrics["accuracy"] == 0.5
+    assert bare.metrics["critique_precision"] is None
+    assert bare.probe["guards"]["critique_unparsed"] is None
+
+
+def test_a_vote_counts_all_copies(stage: Callable[..., SimpleNamespace]) -> None:
+    result = stage(critics={"own": {"block": "vote"}}, refine=None)
+    scores = result.predictions.filter((pl.col("kind") == "sample") & (pl.col("answer") == "2"))["score"]
+    assert scores.to_list() == [pytest.approx(3 / 5)] * 2  # two samples and the greedy answer, of five
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample": 4}, "did you mean 'samples'"),
+        ({"samples": 0}, "evaluate.samples"),
+        ({"temperature": "warm"}, "evaluate.temperature"),
+        ({"best_of": "onw"}, "evaluate.best_of: unknown critic 'onw'; did you mean 'own'"),
+        ({"critics": {"own": {"block": "factored_critiqe"}}}, "did you mean 'factored_critique'"),
+        ({"refine": {**SECTION["refine"], "critic": "other"}}, "evaluate.refine.critic"),
+        ({"refine": {**SECTION["refine"], "block": "rewrite"}}, "unknown block 'rewrite'"),
+    ],
+)
+def test_bad_sections_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        evaluate.parse({**SECTION, **changes})
+    assert message in str(raised.value)
+    assert issubclass(UnknownName, BadInput)
+
+
+def test_only_evaluate_depends_on_the_held_out_set_and_nothing_in_the_loop_on_its_results() -> None:
+    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    reads = {name: stage.get("do", stage)["deps"] for name, stage in stages.items()}
+    secret = {"data/tasks", "data/tasks/", "data/tasks/heldout.parquet"}
+    assert [name for name, deps in reads.items() if secret & set(deps)] == ["evaluate"]
+    for name, deps in reads.items():
+        results = [dep for dep in deps if "/evaluation" in dep and not dep.endswith("/evaluation/probe.json")]
+        assert results == (["data/evaluations"] if name == "report" else [])

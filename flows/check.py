@@ -59,7 +59,9 @@ def count_stages(root: Path, params: Mapping[str, Any]) -> int:
             rows = params.get("iterations")
             expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
         if made.get(stage, 0) != expected:
-            problems.append(f"dvc.yaml: stage {stage} is there {made.get(stage, 0)} times, the iterations want {expected}")
+            problems.append(
+                f"dvc.yaml: stage {stage} is there {made.get(stage, 0)} times, the iterations want {expected}"
+            )
     if problems:
         raise BadInput("\n".join(problems))
     return sum(made.values())

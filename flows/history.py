@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.state import records_dir
+from flows import state
 from tasks.core import digests
 from tasks.core import params as parameters
 
@@ -90,15 +90,6 @@ def iteration_of(stage: str, key: str | None) -> str | None:
     return key or ("i00" if stage in ("prepare", "base") else None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping; empty where the file is missing, half-written or something else."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def evolution_id(params: Mapping[str, Any]) -> str:
     """32 hexadecimal digits over params.yaml without its tables of iterations: one more iteration is the same
     evolution, any other value is another one."""
@@ -124,7 +115,7 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
     if not path.is_file():
         return []
     stages = parameters.parse(path.read_text(encoding="utf-8"), path.name).get("stages") or {}
-    entries = {name: entry for name, entry in stages.items() if _same_values(entry, params)}
+    entries = {name: entry for name, entry in stages.items() if same_values(_values(entry), params)}
     while True:
         makers = {out["path"]: out.get("md5") for e in entries.values() for out in e.get("outs", [])}
         fresh = {name: e for name, e in entries.items() if _inputs_stand(e, makers, files)}
@@ -135,9 +126,22 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
     return sorted(found, key=_order)
 
 
+def same_values(values: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    """Whether every value, by its dotted name, is the one that params.yaml has."""
+    for name, value in values.items():
+        place: Any = params
+        for part in name.split("."):
+            if not isinstance(place, Mapping) or part not in place:
+                return False
+            place = place[part]
+        if place != value:
+            return False
+    return True
+
+
 def records(root: Path) -> list[Record]:
     """All records, newest first."""
-    found = [read_json(path) for path in records_dir(root).glob("*.json")]
+    found = [state.read_json(path) or {} for path in state.records_dir(root).glob("*.json")]
     return sorted((r for r in found if r.get("id") and r.get("stage")), key=started, reverse=True)
 
 
@@ -168,9 +172,14 @@ def tokens(root: Path, key: str) -> dict[str, int]:
     return counted
 
 
+def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted names and values that an entry of dvc.lock was made with."""
+    return {name: value for section in (entry.get("params") or {}).values() for name, value in section.items()}
+
+
 def _execution(name: str, entry: Mapping[str, Any]) -> Execution:
     stage, _, key = name.partition("@")
-    given = {k: v for section in (entry.get("params") or {}).values() for k, v in section.items()}
+    given = _values(entry)
     overrides = [given.pop(k) for k in sorted(given) if k.startswith(("iterations.", "evaluations."))]
     for override in overrides:
         given[stage] = parameters.merged(given.get(stage, {}), override)
@@ -183,19 +192,6 @@ def _execution(name: str, entry: Mapping[str, Any]) -> Execution:
         {d["path"]: str(d.get("md5", "")) for d in entry.get("deps") or []},
         {o["path"]: str(o.get("md5", "")) for o in entry.get("outs") or []},
     )
-
-
-def _same_values(entry: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
-    """Whether every value that the entry was made with is the one that params.yaml has."""
-    for name, value in (entry.get("params") or {}).get("params.yaml", {}).items():
-        place: Any = params
-        for part in name.split("."):
-            if not isinstance(place, Mapping) or part not in place:
-                return False
-            place = place[part]
-        if place != value:
-            return False
-    return True
 
 
 def _inputs_stand(entry: Mapping[str, Any], makers: Mapping[str, str | None], files: Files) -> bool:

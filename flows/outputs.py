@@ -51,16 +51,16 @@ def publish(folder: Path, root: Path, outs: Sequence[str]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists() or target.is_symlink():
                 old.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(target, old)
+                target.rename(old)
             moved.append(out)
-            os.rename(folder / out, target)
+            (folder / out).rename(target)
     except BaseException:
         for out in reversed(moved):
             target, old = root / out, aside / out
             if target.exists():
-                os.rename(target, folder / out)
+                target.rename(folder / out)
             if old.exists() or old.is_symlink():
-                os.rename(old, target)
+                old.rename(target)
         raise
 
 

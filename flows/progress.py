@@ -53,7 +53,11 @@ class Progress:
     def _line(self, done: int, total: int, seconds: float) -> None:
         left = f", about {seconds / done * (total - done):.0f} s left" if done else ""
         share = f" ({100 * done / total:.0f} %)" if total else ""
-        print(f"{self.name}: {self._what} {done:,} of {total:,}{share}, {seconds:.0f} s{left}", file=self._stream, flush=True)
+        print(
+            f"{self.name}: {self._what} {done:,} of {total:,}{share}, {seconds:.0f} s{left}",
+            file=self._stream,
+            flush=True,
+        )
 
     def _draw(self, done: int, total: int) -> None:
         if self._bars is None:

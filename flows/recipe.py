@@ -14,43 +14,21 @@ A refused call writes nothing.
 """
 
 import json
-import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import Field
 
+from flows import layout
 from tasks.core import params as parameters
 from tasks.core.blocks import Options, validate
 from tasks.core.errors import AutodidactError, BadInput, unknown_name
 
 FOLDER = Path(__file__).parent / "recipes"
-WIDTH = 120
 SHOWN = 40  # changed values printed by `use`
-COMMENTS = {
-    "recipe": "Written by `python -m flows.recipe use {recipe}`; every value of the project is here, edit freely.\n"
-    "`python -m flows.check` says what cannot work; `dvc repro` reruns what an edit touches.",
-    "seed": "One seed for everything: data, sampling, training.",
-    "labels": "Whether the loop may see the answers. Evaluation always may.",
-    "engine": "How models answer. `threads` and the shards' sizes are part of a result's identity.",
-    "prepare": "The task: seed corpus (labelled), pool (unlabelled), probe and held-out problems.",
-    "base": "The model that the loop starts from: trained here on the seed corpus, or `pretrained: PATH`.",
-    "synthesize": "Which prompts an iteration works on. Blocks by name, here and below.",
-    "sample": "The policy's answers.",
-    "critique": "What the judge, a model of the iteration's row, says about them.",
-    "refine": "The policy's second thoughts, criticised again.",
-    "filter": "What is kept, how it is weighted, what it is mixed with.",
-    "train": "How the iteration's initial model learns from it.",
-    "evaluate": "How every candidate is measured, on the held-out set and on the probe set.",
-    "promote": "When the candidate becomes the policy: probe set only.",
-    "iterations": "One row an iteration: the models it starts from, and what it overrides in a section.\n"
-    "To go on, append a row (i04: previous i03): only its own stages run.",
-}
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and apply recipes.")
 Result = TypeVar("Result")
 
@@ -73,7 +51,7 @@ class FamilyDefaults(Options):
 
     summary: str
     keeps: list[str]  # sections that are the user's own while the family stays
-    blocks: dict[str, dict[str, Any]]  # options of a block, wherever it is used
+    blocks: dict[str, dict[str, Any] | None]  # options of a block wherever it is used; null: not for this family
     params: dict[str, dict[str, Any]]
 
 
@@ -120,22 +98,29 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
     for stage in parameters.STAGES:
         section = sections.get(stage, {})
         if stage in parameters.WITH_BLOCKS:
-            section = {key: _filled(key, entry, defaults.blocks) for key, entry in section.items()}
+            section = _filled(section, defaults.blocks)
         if stage == "evaluate":
-            critics = section.get("critics") or {}
-            section = section | {"critics": {key: _filled(key, entry, defaults.blocks) for key, entry in critics.items()}}
-            if section.get("refine"):
-                section = section | {"refine": _filled("refine", section["refine"], defaults.blocks)}
+            section = section | {"critics": _filled(section["critics"], defaults.blocks)}
+            if section["refine"] is not None:
+                section = section | _filled({"refine": section["refine"]}, defaults.blocks)
         made[stage] = section
     return with_iterations(made, iterations or recipe.iterations)
 
 
-def _filled(name: str, entry: Mapping[str, Any], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A block's entry with the family's options where the recipe gives none."""
-    defaults = blocks.get(str(entry.get("block", name)), {})
-    return {key: value for key, value in entry.items() if key not in defaults} | {
-        key: entry.get(key, value) for key, value in defaults.items()
-    }
+def _filled(
+    section: Mapping[str, Mapping[str, Any]], blocks: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, dict[str, Any]]:
+    """Blocks with the family's options where the recipe gives none; without those that the family has no use for."""
+    made = {}
+    for name, entry in section.items():
+        wanted = str(entry.get("block", name))
+        defaults = blocks.get(wanted, {})
+        if defaults is not None:
+            own = {key: value for key, value in entry.items() if key not in defaults or key == "block"}
+            given = {key: entry.get(key, value) for key, value in defaults.items() if key != "block"}
+            other = {"block": defaults["block"]} if "block" in defaults else {}
+            made[name] = own | other | given
+    return made
 
 
 def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -144,7 +129,7 @@ def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
     rows = {}
     for index in range(1, n + 1):
         key, previous = f"i{index:02d}", f"i{index - 1:02d}"
-        fresh = dict.fromkeys(parameters.MODELS, previous) | {stage: {} for stage in parameters.LOOP}
+        fresh: dict[str, Any] = dict.fromkeys(parameters.MODELS, previous) | {stage: {} for stage in parameters.LOOP}
         rows[key] = present.get(key, fresh)
     first = params.get("evaluations", {}).get(parameters.BASE, {"evaluate": {}})
     return {**params, "iterations": rows, "evaluations": {parameters.BASE: first, **rows}}
@@ -169,80 +154,6 @@ def _limit(tree: Any, path: list[str], limit: Any) -> None:
             _limit(value, path[1:], limit)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             tree[key] = min(value, limit)
-
-
-# --- writing ---------------------------------------------------------------------------------------------
-
-
-def render(params: Mapping[str, Any]) -> str:
-    """params.yaml's text: sections in data-flow order with a comment each, small mappings on one line."""
-    lines: list[str] = []
-    for key in parameters.TOP:
-        value = params[key]
-        comment = COMMENTS.get(key, "").replace("{recipe}", str(params["recipe"])).splitlines()
-        lines.extend([""] if lines and (comment or isinstance(value, Mapping) and key != "evaluations") else [])
-        lines.extend(f"# {line}" for line in comment)
-        if key == "iterations":
-            lines.append("iterations: &iterations")
-            lines.extend(f"  {name}: {_flow(row)}" for name, row in value.items())
-        elif key == "evaluations":
-            lines.extend(["evaluations:", f"  {parameters.BASE}: {_flow(value[parameters.BASE])}", "  <<: *iterations"])
-        else:
-            lines.extend(_block(key, value, 0))
-    return "\n".join(lines) + "\n"
-
-
-def _block(key: str, value: Any, depth: int) -> Iterator[str]:
-    """A key with its value as lines: on one line where that is short and holds no mapping of mappings."""
-    line = f"{'  ' * depth}{_scalar(key)}: {_flow(value)}"
-    nested = isinstance(value, Mapping) and (depth == 0 or any(isinstance(v, Mapping) for v in value.values()))
-    if not isinstance(value, Mapping) or not value or (len(line) <= WIDTH and not nested):
-        yield line
-        return
-    yield f"{'  ' * depth}{_scalar(key)}:"
-    for name, entry in value.items():
-        yield from _block(name, entry, depth + 1)
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_scalar(key)}: {_flow(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(entry) for entry in value) + "]"
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, float):
-        text = repr(value)
-        return text.replace("e", ".0e") if "e" in text and "." not in text else text
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value)
-        reserved = value.lower() in {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
-        return value if plain and not reserved else json.dumps(value, ensure_ascii=False)
-    return str(value)
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`path: old -> new` for every value that differs; `evaluations` repeats `iterations` and is left out."""
-    before, after = ({path: value for path, value in _flat(tree, "")} for tree in (old, new))
-    absent = "(none)"
-    return [
-        f"{path}: {before.get(path, absent)} -> {after.get(path, absent)}"
-        for path in dict.fromkeys([*after, *before])
-        if before.get(path, absent) != after.get(path, absent)
-        and (not path.startswith("evaluations.") or path.startswith(f"evaluations.{parameters.BASE}."))
-    ]
-
-
-def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, entry in value.items():
-            yield from _flat(entry, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, _flow(value)
 
 
 def chosen(
@@ -273,7 +184,7 @@ def write(text: str, path: Path) -> None:
     """Replaces the file as a whole."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 # --- commands --------------------------------------------------------------------------------------------
@@ -299,14 +210,16 @@ def show(name: str) -> None:
     if name in names("sizes"):
         size = _read(Size, "sizes", name, "size")
         print(f"{name}: {size.summary}\nat most {size.iterations} iterations, and no value above:")
-        print("\n".join(f"  {path}: {_flow(value)}" for path, value in size.values.items()))
+        print("\n".join(f"  {path}: {layout.on_one_line(value)}" for path, value in size.values.items()))
         return
     recipe = read(name)
     made = compose(name)
     print(f"{name}: {recipe.title}\n{recipe.paper}\n\n{recipe.summary.strip()}\n\nneeds {recipe.needs}")
-    print(f"labels in the loop: {'yes' if recipe.labels else 'no'}; family {recipe.family}; {recipe.iterations} iterations\n")
+    print(
+        f"labels in the loop: {'yes' if recipe.labels else 'no'}; family {recipe.family}; {recipe.iterations} iterations\n"
+    )
     for stage in parameters.WITH_BLOCKS:
-        print("\n".join(_block(stage, made[stage], 0)))
+        print("\n".join(layout.lines_of(stage, made[stage], 0)))
 
 
 @app.command()
@@ -323,8 +236,8 @@ def use(
         raise BadInput(f"{root} has no dvc.yaml; run this in the repository's root")
     present = parameters.load(root) if path.is_file() else {}
     made = chosen(name, present, iterations, seed, family)
-    text = render(made)
-    found = changes(present, made)
+    text = layout.render(made)
+    found = layout.changes(present, made)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write(text, path)
     print(f"{parameters.FILE}: {name}, {len(found)} value{'' if len(found) == 1 else 's'} changed")

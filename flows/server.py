@@ -15,12 +15,13 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +61,9 @@ def ensure(root: Path) -> str:
         if not info.get("watchdog") or not state.alive(info["watchdog"]):
             state.close_dead_records(root)
             log = (state.logs_dir(root) / "watchdog.log").open("ab")
-            info["watchdog"] = _detached([sys.executable, "-m", "flows.server", "watch", str(root.resolve())], log, root)
+            info["watchdog"] = _detached(
+                [sys.executable, "-m", "flows.server", "watch", str(root.resolve())], log, root
+            )
             state.write_json(_file(root), info)
     os.environ["PREFECT_API_URL"] = info["url"]
     return str(info["url"])
@@ -74,7 +77,9 @@ def wait(root: Path, url: str) -> None:
         ended = info.get("pid") and not state.alive(info["pid"])
         if ended or time.monotonic() > deadline:
             what = "ended while it started" if ended else f"did not answer within {STARTUP:.0f} s"
-            raise StageFailed(f"the Prefect server at {url} {what}; its log: {state.logs_dir(root) / 'prefect-server.log'}")
+            raise StageFailed(
+                f"the Prefect server at {url} {what}; its log: {state.logs_dir(root) / 'prefect-server.log'}"
+            )
         time.sleep(0.1)
 
 
@@ -91,26 +96,57 @@ def healthy(url: str) -> bool:
 def watch(root: Path) -> None:
     """Stops the server when the run's last owner has ended; keeps MLflow up to date until then."""
     os.nice(5)
-    done = threading.Event()
-    projection = threading.Thread(target=_project, args=(root, done))
-    projection.start()
     server = None
-    while True:
-        time.sleep(OWNERS)
-        with _lock(root):
-            info = state.read_json(_file(root))
-            if info is not None and info.get("watchdog") not in (None, os.getpid()):
-                info, server = None, None  # another watchdog took over
-            server = (info["pid"], info["started"]) if info and info["pid"] else server
-            if info is None or not any(state.alive(o["pid"], o["started"]) for o in info["owners"]):
-                if info is not None:
-                    _file(root).unlink(missing_ok=True)
-                break
-    if server is not None:
-        _stop(*server)
-    state.close_dead_records(root)
-    done.set()
-    projection.join()
+    with ThreadPoolExecutor(1) as pool:
+        projection = Projection(root, pool)
+        while (info := _owned(root)) is not None:
+            server = (info["pid"], info["started"]) if info["pid"] else None
+            projection.look({owner["root"] for owner in info["owners"]})
+            time.sleep(OWNERS)
+        if server is not None:
+            _stop(*server)
+        state.close_dead_records(root)
+        projection.finish()
+
+
+class Projection:
+    """Brings MLflow up to date in a thread of its own, so that a slow database delays nobody."""
+
+    def __init__(self, root: Path, pool: Executor) -> None:
+        self._log = state.logs_dir(root) / "track.log"
+        self._pool = pool
+        self._roots = {str(root)}
+        self._seen: object = None
+        self._running: Future[None] | None = None
+        self._due = time.monotonic() + PROJECTION
+
+    def look(self, roots: set[str]) -> None:
+        """Begins a projection if something was finished and none is under way."""
+        self._roots |= roots
+        if time.monotonic() < self._due or (self._running and not self._running.done()):
+            return
+        self.note()
+        self._due = time.monotonic() + PROJECTION
+        now = [_traces(Path(root)) for root in sorted(self._roots)]
+        if now != self._seen:
+            self._seen = now
+            self._running = self._pool.submit(_project, sorted(self._roots))
+
+    def finish(self) -> None:
+        """One last projection, awaited."""
+        wait_for([self._running] if self._running else [])
+        self.note()
+        self._running = self._pool.submit(_project, sorted(self._roots))
+        wait_for([self._running])
+        self.note()
+
+    def note(self) -> None:
+        """Logs what went wrong: MLflow is a projection, and whatever is wrong with it must not end a run."""
+        error = self._running.exception() if self._running else None
+        if error is not None:
+            with self._log.open("a") as log:
+                log.write(f"{time.strftime('%F %T')}\n{''.join(traceback.format_exception(error))}\n")
+        self._running = None
 
 
 @app.callback()
@@ -118,29 +154,27 @@ def _commands() -> None:
     """Keeps `watch` a command of its own."""
 
 
-def _project(root: Path, done: threading.Event) -> None:
-    """Calls `flows.track.sync` when something was finished, and once more at the end; an error goes to the log."""
-    seen: dict[str, Any] = {}
-    last = False
-    while not last:
-        last = done.wait(PROJECTION)
-        owners = (state.read_json(_file(root)) or {}).get("owners", [])
-        for place in {str(root), *seen, *(owner["root"] for owner in owners)}:
-            now = _traces(Path(place))
-            if seen.get(place) == now:
-                continue
-            try:
-                from flows import track
-
-                track.sync(Path(place))
-                seen[place] = now
-            except Exception:  # MLflow is a projection: whatever is wrong with it must not end a run
-                with (state.logs_dir(root) / "track.log").open("a") as log:
-                    log.write(f"{time.strftime('%F %T')}\n{traceback.format_exc()}\n")
-                seen[place] = now
+def _owned(root: Path) -> dict[str, Any] | None:
+    """What `server.json` says; None, and the file removed, when no owner is left or another watchdog took over."""
+    with _lock(root):
+        info = state.read_json(_file(root))
+        if info is None or info.get("watchdog") not in (None, os.getpid()):
+            return None
+        if any(state.alive(owner["pid"], owner["started"]) for owner in info["owners"]):
+            return info
+        _file(root).unlink(missing_ok=True)
+        return None
 
 
-def _traces(root: Path) -> Any:
+def _project(roots: list[str]) -> None:
+    from flows import track
+
+    for root in roots:
+        if (Path(root) / "params.yaml").exists():  # the working copy of an experiment may be gone by now
+            track.sync(Path(root))
+
+
+def _traces(root: Path) -> list[tuple[str, int]]:
     """What changes when a stage begins or ends."""
     files = [root / "dvc.lock", *sorted(state.records_dir(root).glob("*.json"))]
     return [(str(file), file.stat().st_mtime_ns) for file in files if file.exists()]

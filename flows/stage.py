@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
 FIGURES_SHOWN = 3
+READ_FILES = ("prepare", "base")  # the stages that read files and models of the user
 
 
 class Job(Protocol):
@@ -56,21 +57,23 @@ class Job(Protocol):
 class Runner:
     """Runs stages of one repository. Keeps models loaded between stages where several run in one process."""
 
-    def __init__(self, root: Path) -> None:
-        """Reads and checks params.yaml as a whole. Raises `BadInput`."""
+    def __init__(self, root: Path, files: bool = True) -> None:
+        """Reads and checks params.yaml as a whole, with `files` also the files it names. Raises `BadInput`."""
+        from flows import recipe
         from tasks.core import params
 
         self.root = root
         self.params = params.load(root)
-        params.check(self.params)
+        params.check(self.params, root if files else None, recipe.names())
         self.progress = Progress()
         self._opener: Callable[[Pointer], Asker] | None = None
 
-    def execute(self, stage: str, key: str | None) -> None:
+    def execute(self, stage: str, key: str | None, since: float | None = None) -> None:
         """One stage, as a Prefect flow. Needs a Prefect server (`flows.server`), or Prefect starts its own.
 
+        `since`: when the execution began (seconds since 1970), if the time before this call belongs to it too.
         Raises `BadInput` before any work, `StageFailed` (with the traceback in a log file) afterwards."""
-        began, imports = _process_start() if _first() else time.time(), _first_imports()
+        began, imports = (time.time(), clock.seconds()) if since is None else (since, 0.0)
         context = self._context(stage, key)
         described = declared(self.root, self.params, stage, key)
         inputs = outputs.digest(self.root, described.deps)
@@ -115,7 +118,7 @@ class Runner:
             outputs.publish(context.staging, self.root, described.outs)
             return {"outputs": outputs.digest(self.root, described.outs)}
 
-        stage_task = task(run, name=context.stage, task_run_name=context.name, **_stored(self.root))
+        stage_task = task(name=context.stage, task_run_name=context.name, **_stored(self.root))(run)
 
         def body() -> dict[str, str]:
             _discard_unreadable(self.root, key)
@@ -124,8 +127,8 @@ class Runner:
                 found = stage_task.with_options(refresh_cache=True)(key)["outputs"]
             return found
 
-        runner = ThreadPoolTaskRunner(max_workers=1)
-        whole = flow(body, name=context.stage, flow_run_name=context.name, task_runner=runner, persist_result=False)
+        runner: Any = ThreadPoolTaskRunner(max_workers=1)
+        whole = flow(name=context.stage, flow_run_name=context.name, task_runner=runner, persist_result=False)(body)
         found = whole()
         return found, sum(work) if work else None
 
@@ -157,9 +160,7 @@ class Runner:
             self._opener = Opener(self.root, self.params["engine"], scratch, prefect_map, self.progress)
         return self._opener(pointer)
 
-    def _record(
-        self, context: Context, described: Declared, inputs: Mapping[str, str], began: float
-    ) -> dict[str, Any]:
+    def _record(self, context: Context, described: Declared, inputs: Mapping[str, str], began: float) -> dict[str, Any]:
         from tasks.core import params
 
         return {
@@ -212,7 +213,9 @@ def prefect_map(jobs: Sequence[Job]) -> None:
     missing = {key: job for key, job in known.items() if not job.valid()}
     flow_run = FlowRunContext.get()
     if flow_run is None or flow_run.flow_run is None:
-        raise StageFailed("shards are Prefect tasks and need a running flow; start the stage with `python -m flows.stage`")
+        raise StageFailed(
+            "shards are Prefect tasks and need a running flow; start the stage with `python -m flows.stage`"
+        )
     if len(missing) < len(known):
         print(f"{flow_run.flow_run.name}  {len(known) - len(missing)} of {len(known)} shards were stored", flush=True)
     if not missing:
@@ -226,8 +229,7 @@ def prefect_map(jobs: Sequence[Job]) -> None:
         return key
 
     # The task's argument is the key alone: Prefect walks through whatever it is given, and a job may hold a model.
-    root = state_root()
-    shard_task = task(shard, name="shard", task_run_name="shard-{key}", refresh_cache=True, **_stored(root))
+    shard_task = task(name="shard", task_run_name="shard-{key}", refresh_cache=True, **_stored(Path.cwd()))(shard)
     try:
         for future in [shard_task.submit(key) for key in missing]:
             future.result()
@@ -235,15 +237,9 @@ def prefect_map(jobs: Sequence[Job]) -> None:
         stopped.set()
 
 
-def state_root() -> Path:
-    """The folder whose `.autodidact/` is used: stages run with the repository as working folder."""
-    return Path.cwd()
-
-
 def summary(name: str, figures: Mapping[str, float], seconds: float) -> str:
     """The line of a finished stage: its name, its first figures, its seconds."""
-    shown = [f"{value:,.4g} {_words(what)}" if value % 1 else f"{int(value):,} {_words(what)}" for what, value in
-             list(figures.items())[:FIGURES_SHOWN]]  # fmt: skip
+    shown = [f"{_number(value)} {what.replace('_', ' ')}" for what, value in list(figures.items())[:FIGURES_SHOWN]]
     return "  ".join([name, *([", ".join(shown)] if shown else []), f"{seconds:.1f} s"])
 
 
@@ -259,10 +255,10 @@ def command(root: Path, stage: str, key: str | None) -> int:
     """Runs the stage with a server, says on stderr what went wrong; the exit code."""
     state.quiet(root)
     try:
-        runner = Runner(root)
+        runner = Runner(root, files=stage in READ_FILES)
         declared(root, runner.params, stage, key)
         server.wait(root, server.ensure(root))
-        runner.execute(stage, key)
+        runner.execute(stage, key, since=_process_start())
     except AutodidactError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -304,22 +300,8 @@ def _discard_unreadable(root: Path, key: str) -> None:
         stored.unlink()
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-_executed = 0
-
-
-def _first() -> bool:
-    """Whether this is the first stage of the process: its time includes that of starting the process."""
-    global _executed
-    _executed += 1
-    return _executed == 1
-
-
-def _first_imports() -> float:
-    return 0.0 if _executed == 1 else clock.seconds()
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
 
 
 def _process_start() -> float:

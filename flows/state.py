@@ -81,7 +81,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes through a temporary name, so that a reader sees the old or the new text, never half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -18,40 +18,35 @@ Database: `.autodidact/mlflow/mlflow.db` of the main repository, or `MLFLOW_TRAC
 module that imports mlflow, and it does so late. `python -m flows.track` projects everything.
 """
 
-import fcntl
 import json
 import logging
 import os
 import sqlite3
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from filelock import FileLock
 
-from flows import history
-from flows.history import Execution, Files, Record
-from flows.state import state_dir
+from flows import history, state
+from flows.projection import PARENT, project
 from tasks.core import digests
 from tasks.core import params as parameters
 from tasks.core.errors import AutodidactError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-for _name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-    os.environ.setdefault(_name, "true" if _name.startswith("MLFLOW") else "1")
+    from mlflow.entities import Run as MlflowRun
 
 EXPERIMENT = "autodidact"
+BATCH = 100  # parameters a request; MLflow takes 100, and 1000 values of all kinds
 LOCK_SECONDS = 20.0  # how long to wait for another sync
-PARENT = "mlflow.parentRunId"
-HIDDEN = "mlflow.autodidact."  # tags below `mlflow.` are not shown in the UI
-DATASET_SUFFIXES = (".parquet", "/dataset")
 
 
 class TrackingFailed(AutodidactError, RuntimeError):
@@ -71,7 +66,7 @@ class SyncResult:
 
 
 @dataclass
-class _Run:
+class Run:
     """A run as far as the projection needs it."""
 
     id: str
@@ -84,24 +79,25 @@ class _Run:
 
 
 @dataclass
-class _Tree:
+class Tree:
     """The runs of one evolution, and the one client that writes them."""
 
     client: "MlflowClient"
     experiment: str
     tags: dict[str, str]  # of every run: evolution, recipe, git.commit
-    runs: list[_Run] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)  # DVC md5 -> MLflow's model id
+    paths: dict[str, str] = field(default_factory=dict)  # model folder -> MLflow's id of what is in it now
     created: int = 0
     touched: set[str] = field(default_factory=set)
     now: int = 0  # milliseconds; grows by one a run, so that runs of unknown time keep their order
 
-    def find(self, tags: Mapping[str, str]) -> _Run | None:
+    def find(self, tags: Mapping[str, str]) -> Run | None:
         """The newest run that has all these tags."""
         matching = (r for r in self.runs if all(r.tags.get(k) == v for k, v in tags.items()))
         return max(matching, key=lambda run: run.start, default=None)
 
-    def open(self, name: str, tags: Mapping[str, str], parent: _Run | None, start: int | None = None) -> _Run:
+    def open(self, name: str, tags: Mapping[str, str], parent: Run | None, start: int | None = None) -> Run:
         """Creates a run. `start`: milliseconds since 1970, None where unknown."""
         self.now += 1
         nested = {PARENT: parent.id} if parent else {}
@@ -114,7 +110,7 @@ class _Tree:
 
     def log(
         self,
-        run: _Run,
+        run: Run,
         params: Mapping[str, str] | None = None,
         metrics: Sequence[tuple[str, float, int]] = (),
         tags: Mapping[str, str] | None = None,
@@ -124,20 +120,52 @@ class _Tree:
         from mlflow.entities import Metric, Param, RunTag
 
         changed = {k: v for k, v in (tags or {}).items() if run.tags.get(k) != v}
-        if not (params or metrics or changed):
-            return
         points = [Metric(name, float(value), at or self.now, step) for name, value, step in metrics]
         values = [Param(name, value) for name, value in (params or {}).items()]
-        for i in range(0, len(values), 100):
-            self.client.log_batch(run.id, params=values[i : i + 100])
-        for i in range(0, max(len(points), 1), 900):
-            chunk = [RunTag(k, v) for k, v in changed.items()] if i + 900 >= len(points) else []
-            self.client.log_batch(run.id, metrics=points[i : i + 900], tags=chunk)
+        marks = [RunTag(name, value) for name, value in changed.items()]
+        if not (points or values or marks):
+            return
+        while len(values) > BATCH or len(points) > 8 * BATCH:  # tags go last: they say that the rest is there
+            self.client.log_batch(run.id, points[: 8 * BATCH], values[:BATCH])
+            points, values = points[8 * BATCH :], values[BATCH:]
+        self.client.log_batch(run.id, points, values, marks)
         run.tags.update(changed)
         run.metrics.update({name: float(value) for name, value, _ in metrics})
         self.touched.add(run.id)
 
-    def close(self, run: _Run, status: str, end: int | None) -> None:
+    def log_inputs(self, run: Run, context: str, tables: Mapping[str, str], models: Iterable[str]) -> None:
+        """Tables by name and DVC md5, and models by their folder; a model that is not known here is left out."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+
+        where = [InputTag("mlflow.data.context", context)]
+        datasets = [DatasetInput(Dataset(n, md5, "dvc", json.dumps({"uri": n})), where) for n, md5 in tables.items()]
+        known = [LoggedModelInput(self.paths[path]) for path in dict.fromkeys(models) if path in self.paths]
+        if datasets or known:
+            self.client.log_inputs(run.id, datasets or None, known or None)
+
+    def log_model(self, run: Run, name: str, path: str, md5: str) -> None:
+        """An entity for a model folder, without its files; found again by its DVC md5."""
+        from mlflow.entities import LoggedModelOutput
+
+        if md5 not in self.models:
+            tags = {"evolution": self.tags["evolution"], "dvc.md5": md5, "dvc.path": path}
+            made = self.client.create_logged_model(self.experiment, name, run.id, tags, model_type="policy")
+            self.client.finalize_logged_model(made.model_id, "READY")
+            self.models[md5] = made.model_id
+        self.paths[path] = self.models[md5]
+        self.client.log_outputs(run.id, [LoggedModelOutput(self.models[md5], 0)])
+
+    def running(self) -> list[Run]:
+        """Every open run of the experiment, whatever its evolution."""
+        found = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", max_results=5000)
+        return [_read(run) for run in found]
+
+    def rename(self, run: Run, name: str) -> None:
+        """Another name for a run."""
+        self.client.update_run(run.id, name=name)
+        self.touched.add(run.id)
+
+    def close(self, run: Run, status: str, end: int | None) -> None:
         """Sets status and end; `end` None leaves the duration open, because nobody knows it."""
         if run.status == status and (end is None or run.end == end):
             return
@@ -152,7 +180,7 @@ class _Tree:
 def tracking_uri(root: Path) -> str:
     """`MLFLOW_TRACKING_URI` if set, else the repository's own database as an absolute sqlite URI."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{state_dir(root).resolve() / 'mlflow' / 'mlflow.db'}"
+    return given or f"sqlite:///{state.state_dir(root).resolve() / 'mlflow' / 'mlflow.db'}"
 
 
 def sync(root: Path, full: bool = False) -> SyncResult:
@@ -160,20 +188,24 @@ def sync(root: Path, full: bool = False) -> SyncResult:
     when params.yaml, dvc.lock and the records are those of the last sync. Raises `BadInput` for an unreadable
     params.yaml or dvc.lock, `TrackingFailed` where the database is locked, damaged or cannot be written."""
     params = parameters.load(root)
-    uri = tracking_uri(root)
     evolution = history.evolution_id(params)
     name = f"{params.get('recipe')}-s{params.get('seed')}-{evolution[:6]}"
-    marker = state_dir(root) / "mlflow" / "synced.json"
-    seen = _fingerprint(root, uri)
-    if not full and seen and history.read_json(marker).get("seen") == seen:
-        return SyncResult(uri, name)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or str(root)
     try:
-        with _alone(marker.with_name("sync.lock")):
+        uri = tracking_uri(root)
+        marker = state.state_dir(root) / "mlflow" / "synced.json"
+        marker.parent.mkdir(exist_ok=True)
+        seen = _fingerprint(root, uri)
+        last = state.read_json(marker) or {}
+        if not full and last.get("seen") == seen and _has_run(uri, last.get("run")):
+            return SyncResult(uri, name, 0, 0, last.get("experiment"), last.get("run"))
+        with FileLock(marker.with_name("sync.lock"), timeout=LOCK_SECONDS):
             _probe(uri)
             tree = _connect(root, uri, {"evolution": evolution, "recipe": str(params.get("recipe"))})
-            run = _project(root, params, tree, name)
-            marker.write_text(json.dumps({"seen": _fingerprint(root, uri) if seen is None else seen}))
-    except (OSError, sqlite3.Error) as error:
+            run = project(root, params, tree, name)
+            settled = not any(r.status == "RUNNING" for r in tree.runs)
+            state.write_json(marker, {"seen": seen if settled else None, "run": run, "experiment": tree.experiment})
+    except (OSError, sqlite3.Error) as error:  # filelock's Timeout is an OSError
         raise TrackingFailed(_advice(uri, error)) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
@@ -182,170 +214,127 @@ def sync(root: Path, full: bool = False) -> SyncResult:
     return SyncResult(uri, name, tree.created, len(tree.touched) - tree.created, tree.experiment, run)
 
 
-# --- the projection --------------------------------------------------------------------------------------
+# --- the database ----------------------------------------------------------------------------------------
 
 
-def _project(root: Path, params: Mapping[str, Any], tree: _Tree, name: str) -> str | None:
-    """Everything of the current evolution, then runs that an earlier one left open. Returns its run's id."""
-    files = Files(root)
-    known = history.records(root)
-    found = history.executions(root, params, files)
-    backed = {e.name: history.record_of(e, known, files) for e in found}
-    loose = [r for r in reversed(known) if _is_loose(r, params, tree)]
-    _close_foreign(tree, known)
-    if not (found or loose):
-        return None
-    evolution = _evolution(tree, params, name, found, files, [r for r in [*backed.values(), *loose] if r])
-    keys = sorted({k for k in [e.iteration for e in found] + [_iteration(r) for r in loose] if k}, key=parameters.number)
-    parents: dict[str | None, _Run] = {None: evolution}
-    for key in keys:
-        mine = [e for e in found if e.iteration == key]
-        records = [backed[e.name] for e in mine] + [r for r in loose if _iteration(r) == key]
-        parents[key] = _open_iteration(tree, params, key, evolution, [r for r in records if r])
-    for execution in found:
-        _stage(tree, params, root, execution, backed[execution.name], parents[execution.iteration])
-    for record in loose:
-        _unfinished(tree, record, parents[_iteration(record)])
-    for key in keys:
-        mine = [e for e in found if e.iteration == key]
-        _iteration_figures(tree, root, key, parents[key], evolution, mine, backed, files)
-    for parent in parents.values():
-        _settle(tree, parent)
-    return evolution.id
+def _connect(root: Path, uri: str, tags: dict[str, str]) -> Tree:
+    """The client, the experiment and what MLflow has of this evolution."""
+    state.quiet(root)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
 
-
-def _evolution(
-    tree: _Tree, params: Mapping[str, Any], name: str, found: list[Execution], files: Files, records: list[Record]
-) -> _Run:
-    """The evolution's run; a new one takes the children over when a result that it shows has changed."""
-    tags = {"level": "evolution", "superseded": "false"}
-    run = tree.find(tags)
-    results = {e.key: e.outs[path] for e in found for path in e.outs if path.endswith("/evaluation/metrics.json")}
-    shown = {key: run.tags.get(f"{HIDDEN}measured.{key}") for key in results} if run else {}
-    if run and any(shown[key] not in (None, md5) for key, md5 in results.items()):
-        old, run = run, None
-        tree.log(old, tags={"superseded": "true"})
-        tree.client.update_run(old.id, name=f"{old.name} (superseded)")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    _relax()
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        local = (state.state_dir(root) / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+        number = client.create_experiment(EXPERIMENT, artifact_location=local)
     else:
-        old = None
-    if run is None:
-        values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations")}
-        run = tree.open(name, tags, None, _start(records))
-        tree.log(run, params=history.flatten(values, ""))
-    for child in tree.runs:
-        if old and child.tags.get(PARENT) == old.id:
-            tree.log(child, tags={PARENT: run.id})
-    return run
+        number = experiment.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(number)
+    query = f"tags.evolution = '{tags['evolution']}'"
+    tree = Tree(client, number, {**tags, "git.commit": _commit(root)}, now=round(time.time() * 1000))
+    tree.runs = [_read(run) for run in client.search_runs([number], query, max_results=50_000)]
+    models = client.search_logged_models([number], filter_string=query, max_results=500) if tree.runs else []
+    for model in models:
+        tree.models[model.tags["dvc.md5"]] = tree.paths[model.tags["dvc.path"]] = model.model_id
+    return tree
 
 
-def _open_iteration(
-    tree: _Tree, params: Mapping[str, Any], key: str, evolution: _Run, records: list[Record]
-) -> _Run:
-    tags = {"level": "iteration", "iteration": key}
-    models = {} if key == parameters.BASE else parameters.row(params, key)
-    return tree.find(tags) or tree.open(key, {**tags, **models}, evolution, _start(records))
+def _read(run: "MlflowRun") -> Run:
+    info, data = run.info, run.data
+    start = int(info.start_time)
+    return Run(info.run_id, info.run_name or "", info.status, start, info.end_time, dict(data.tags), dict(data.metrics))
 
 
-def _iteration_figures(
-    tree: _Tree,
-    root: Path,
-    key: str,
-    run: _Run,
-    evolution: _Run,
-    mine: list[Execution],
-    backed: Mapping[str, Record | None],
-    files: Files,
-) -> None:
-    """Held-out figures on the iteration and on the evolution, probe and promotion on the iteration."""
-    step = parameters.number(key)
-    folder = f"data/{key}"
-    heldout = _numbers(_artifact(root, mine, f"{folder}/evaluation/metrics.json", files))
-    probe = _numbers(_artifact(root, mine, f"{folder}/evaluation/probe.json", files))
-    policy = _artifact(root, mine, f"{folder}/policy.json", files)
-    extra: dict[str, float] = {}
-    expected = ("prepare", "base", "evaluate") if key == parameters.BASE else parameters.LOOP
-    if {e.stage for e in mine} >= set(expected):
-        records = [backed[e.name] for e in mine]
-        if all(records):
-            extra["seconds"] = sum(float(r.get("seconds") or 0.0) for r in records if r)
-        if f"{HIDDEN}counted" not in run.tags:
-            extra["generated_tokens"] = float(sum(history.tokens(root, key).values()))
-    if "promoted" in policy:
-        extra["promoted"] = float(bool(policy["promoted"]))
-    gate = {f"gate/{k}": v for k, v in _numbers(policy).items() if k != "promoted"}
-    values = {**heldout, **{f"probe/{k}": v for k, v in probe.items()}, **gate, **extra}
-    tags = {k: str(policy[k]) for k in ("promoted", "reason", "gate_metric") if k in policy}
-    tags |= {"policy": f"{policy['path']} {policy.get('digest', '')}".strip()} if "path" in policy else {}
-    tags |= {f"{HIDDEN}counted": "true"} if "generated_tokens" in extra else {}
-    changed = [(name, value, step) for name, value in values.items() if run.metrics.get(name) != value]
-    tree.log(run, metrics=changed, tags=tags)
-    md5 = next((e.outs[p] for e in mine for p in e.outs if p.endswith("/evaluation/metrics.json")), "")
-    drawn = set(filter(None, evolution.tags.get(f"{HIDDEN}extra.{key}", "").split(",")))
-    points = [(name, value, step) for name, value in extra.items() if name not in drawn]
-    marks = {f"{HIDDEN}extra.{key}": ",".join(sorted(drawn | set(extra)))} if points else {}
-    if heldout and evolution.tags.get(f"{HIDDEN}measured.{key}") != md5:
-        points += [(name, value, step) for name, value in heldout.items()]
-        marks[f"{HIDDEN}measured.{key}"] = md5
-    tree.log(evolution, metrics=points, tags=marks)
+def _database(uri: str) -> Path | None:
+    """The file of a sqlite URI, else None."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def _stage(
-    tree: _Tree, params: Mapping[str, Any], root: Path, execution: Execution, record: Record | None, parent: _Run
-) -> None:
-    """The run of one entry of dvc.lock: created, or completed where a sync was cut short or a record came later."""
-    tags = {"level": "stage", "stage": execution.stage}
-    tags |= {"iteration": execution.iteration} if execution.iteration else {}
-    run = tree.find({**tags, "dvc.md5": execution.md5})
-    if run is None and record:
-        opened = tree.find({"level": "stage", "record": str(record["id"])})
-        run = opened if opened and "dvc.md5" not in opened.tags else None
-    complete = run and run.status != "RUNNING" and "dvc.md5" in run.tags
-    if complete and not (record and run and run.tags.get("duration") == "unknown"):
-        return
-    start = _milliseconds(history.started(record)) if record else None
-    tags |= {"dvc.md5": execution.md5, "duration": "recorded" if record else "unknown"}
-    tags |= _record_tags(record) if record else {}
-    if run is None:
-        run = tree.open(execution.name, tags, parent, start)
-    if not complete:
-        counted = history.tokens(root, execution.key).get(execution.stage) if execution.key else None
-        figures = [("new_tokens", float(counted), 0)] if counted is not None else []
-        tree.log(run, execution.params, figures)
-        _datasets(tree, run, execution)
-        _models(tree, params, root, run, execution)
-    tree.log(run, metrics=_record_metrics(record) if record else (), tags=tags, at=start)
-    end = None if record is None else run.start + _milliseconds(float(record.get("seconds") or 0.0))
-    tree.close(run, "FINISHED", end)
+def _probe(uri: str) -> None:
+    """Takes and gives back the write lock of a sqlite database: what is locked or damaged is found at once."""
+    path = _database(uri)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
 
 
-def _unfinished(tree: _Tree, record: Record, parent: _Run) -> None:
-    """The run of a record without an entry in dvc.lock: still running, failed, killed, or cut off from DVC."""
-    stage, key = str(record["stage"]), record.get("key")
-    run = tree.find({"level": "stage", "record": str(record["id"])})
-    status, start = _status(record), _milliseconds(history.started(record))
-    if run and run.status != "RUNNING":
-        return
-    if run is None:
-        tags = {"level": "stage", "stage": stage, **_record_tags(record)}
-        tags |= {"iteration": str(_iteration(record))} if _iteration(record) else {}
-        run = tree.open(f"{stage}@{key}" if key else stage, tags, parent, start)
-    tree.log(run, metrics=_record_metrics(record), at=start)
-    if status != "RUNNING":
-        seconds = record.get("seconds")
-        tree.close(run, status, None if seconds is None else start + _milliseconds(float(seconds)))
+def _has_run(uri: str, run: Any) -> bool:
+    """Whether a local database still has this run, asked without MLflow; False for any other kind of URI."""
+    path = _database(uri)
+    if run is None or path is None or not path.is_file():
+        return False
+    connection = sqlite3.connect(path, timeout=5.0)
+    try:
+        query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+        return connection.execute(query, (run,)).fetchone() is not None
+    except sqlite3.OperationalError:  # no such table: the database is a new one
+        return False
+    finally:
+        connection.close()
 
 
-def _settle(tree: _Tree, parent: _Run) -> None:
-    """A parent runs as long as one of its children does, and ends with the last one whose end is known."""
-    children = [r for r in tree.runs if r.tags.get(PARENT) == parent.id]
-    if any(r.status == "RUNNING" and r is not parent for r in children if r.tags["level"] == "stage"):
-        tree.close(parent, "RUNNING", None)
-        return
-    iterations = [r for r in children if r.tags["level"] == "iteration"]
-    grandchildren = [r for r in tree.runs if r.tags.get(PARENT) in {i.id for i in iterations}]
-    below = [r for r in [*children, *grandchildren] if r.tags["level"] == "stage"]
-    if any(r.status == "RUNNING" for r in below):
-        tree.close(parent, "RUNNING", None)
-    else:
-        ends = [r.end for r in below]
-        tree.close(parent, "FINISHED", max(e for e in ends if e) if ends and all(ends) else None)
+def _fingerprint(root: Path, uri: str) -> str:
+    """What a sync depends on, without reading the records."""
+    texts = [(root / name).read_text() if (root / name).is_file() else None for name in (parameters.FILE, "dvc.lock")]
+    stats = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(state.records_dir(root).glob("*.json"))]
+    return digests.of_value([uri, texts, stats])
+
+
+def _advice(uri: str, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"MLflow was not updated ({uri}: {reason}); artifacts and dvc.lock are untouched. "
+        "Close what holds the database, or delete it, then run `python -m flows.track`"
+    )
+
+
+def _commit(root: Path) -> str:
+    """The commit that is checked out, "unknown" outside git."""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
+@cache
+def _relax() -> None:
+    """SQLite without waiting for the disk at each commit: a projection can always be made again."""
+    from sqlalchemy import Engine, event
+
+    def connected(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+
+
+def report(result: SyncResult) -> str:
+    """A sync in one line."""
+    return f"MLflow: {result.name}: {result.created} runs created, {result.updated} updated ({result.uri})"
+
+
+def command() -> None:
+    """Rebuilds in MLflow whatever the artifacts, dvc.lock and the records say."""
+    print(report(sync(Path.cwd(), full=True)))
+
+
+def main() -> int:
+    """Exit code 0, 1 where the database could not be used, 2 for bad input."""
+    try:
+        typer.run(command)
+    except AutodidactError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """evaluate: how good this iteration's candidate is, on held-out prompts and, apart from them, on the probe set.
 
 Reads `data/iN/candidate`, `data/tasks/heldout.parquet` and `data/tasks/probe.parquet` (PROMPTS with answers;
-no other stage reads the first). For each set: one greedy answer and `samples` samples a prompt, the model's
+no other stage reads the first; evaluation may always see truth). For each set: one greedy answer and `samples` samples a prompt, the model's
 own critiques of them (equal responses to one prompt are criticised once), one refinement of every greedy
 answer that the critic refuses, and the truth of every answer where the family has one.
 
@@ -92,7 +92,7 @@ def run(context: Context) -> None:
     results = {}
     for part in ("heldout", "probe"):
         prompts = tables.read(context.read(f"data/tasks/{part}.parquet"), tables.PROMPTS)
-        results[part] = examine(prompts, part, family, model, options, derive(context.seed, part), context.labels)
+        results[part] = examine(prompts, part, family, model, options, derive(context.seed, part))
     heldout, probe = results["heldout"], results["probe"]
     figures = metrics.summary(heldout.predictions, options.samples)
     report = {
@@ -115,11 +115,11 @@ def run(context: Context) -> None:
 
 
 def examine(
-    prompts: pl.DataFrame, part: str, family: Family, model: Asker, options: Evaluation, seed: int, may_label: bool
+    prompts: pl.DataFrame, part: str, family: Family, model: Asker, options: Evaluation, seed: int
 ) -> Examination:
     """Answers, samples, critiques and refinements of one prompt set (PROMPTS with answers), and their truth.
 
-    `part` names the set in progress bars; `may_label`: whether the recipe declares labels."""
+    `part` names the set in progress bars."""
     greedily = sampling.IidK(n=1, temperature=0.0, top_p=1.0, max_new_tokens=options.max_new_tokens)
     sampled = sampling.IidK(
         n=options.samples,
@@ -132,13 +132,13 @@ def examine(
     answers = pl.concat([greedy, drawn]).with_columns(
         judged_id=pl.col("candidate_id").first().over("prompt_id", "response")
     )
-    critiques = _criticise(answers, prompts, family, model, options, derive(seed, "critics"), may_label)
+    critiques = _criticise(answers, prompts, family, model, options, derive(seed, "critics"))
     refined, again = tables.empty(tables.CANDIDATES), tables.empty(tables.CRITIQUES)
     if options.refine is not None:
         before = critiques.join(greedy.select("candidate_id"), on="candidate_id", how="semi", maintain_order="left")
         refined, again = options.refine(
             greedy, before, prompts, family, model, options.critics, model, derive(seed, "refine"),
-            f"{part} refine", "evaluate", may_label,
+            f"{part} refine", "evaluate", False,
         )  # fmt: skip
     final = refined.sort("prompt_id", pl.col("turn") * -1, "draw", "candidate_id").unique(
         "prompt_id", keep="first", maintain_order=True
@@ -151,7 +151,7 @@ def examine(
         ]
     )
     judged = pl.concat([critiques, again])
-    predictions = _with_truth(_with_verdicts(rows, judged, options.own), prompts, family, may_label)
+    predictions = _with_truth(_with_verdicts(rows, judged, options.own), prompts, family)
     tokens = {
         "answer": int(pl.concat([greedy["tokens"], drawn["tokens"]]).sum()),
         "critique": int(judged["tokens"].sum()),
@@ -168,7 +168,6 @@ def _criticise(
     model: Asker,
     options: Evaluation,
     seed: int,
-    may_label: bool,
 ) -> pl.DataFrame:
     """CRITIQUES of the answers. Equal responses to one prompt are criticised once, under the id of the first of
     them (`judged_id`); a critic that counts how many answers agree gets all of them."""
@@ -179,7 +178,7 @@ def _criticise(
     found = [tables.empty(tables.CRITIQUES)]
     for chosen, candidates in ((others, once), (counting, everything)):
         if chosen:
-            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", may_label))
+            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", False))
     return pl.concat(found)
 
 
@@ -198,9 +197,9 @@ def _with_verdicts(rows: pl.DataFrame, critiques: pl.DataFrame, own: str | None)
     return rows.join(verdicts, on="judged_id", how="left", maintain_order="left")
 
 
-def _with_truth(rows: pl.DataFrame, prompts: pl.DataFrame, family: Family, may_label: bool) -> pl.DataFrame:
+def _with_truth(rows: pl.DataFrame, prompts: pl.DataFrame, family: Family) -> pl.DataFrame:
     """PREDICTIONS: the rows with `difficulty` and, where the family has truth, `correct`."""
-    verify = labels.verifier(family, "evaluate", may_label)
+    verify = labels.verifier(family, "evaluate", labels=False)
     known = {row["prompt_id"]: row for row in prompts.iter_rows(named=True)}
     truth: list[bool | None] = []
     for prompt, response in rows.select("prompt_id", "response").iter_rows():

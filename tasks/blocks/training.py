@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -27,9 +27,6 @@ from pydantic import Field, field_validator
 from tasks.core import batches, digests, models
 from tasks.core.blocks import Block, Options
 from tasks.core.errors import EmptyDataset, StageFailed
-
-if TYPE_CHECKING:
-    from tasks.core.trainers import Fitted, PairBatches, SftBatches
 
 VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
 Mixture = dict[str, Annotated[int, Field(ge=0)]]
@@ -121,7 +118,7 @@ def sft(job: Job, options: SftOptions) -> None:
             f"sft.mixture does not say how many rows of {', '.join(repr(p) for p in unnamed)} a step takes; "
             "name every part of the data, with 0 for one that is not to be used"
         )
-    source = _sft_batches(job, options.mixture, options.steps, 1.0, "sft.mixture")
+    source = sft_batches(job, options.mixture, options.steps, 1.0, "sft.mixture")
     job.rows.update(_counts(job.sft, options.mixture))
     _fit("sft", job, options, [source])
 
@@ -130,9 +127,9 @@ def dpo(job: Job, options: DpoOptions) -> None:
     """Preferences of `job.pairs` against `job.reference`. Raises `EmptyDataset` without pairs."""
     if job.pairs.is_empty():
         raise EmptyDataset("dpo: the dataset has no pairs to train on; dropped.parquet beside it says why")
-    sources: list[SftBatches | PairBatches] = [_pair_batches(job, options)]
+    sources: list[batches.Batches] = [_pair_batches(job, options)]
     if sum(options.replay.values()):
-        sources.append(_sft_batches(job, options.replay, options.steps, options.replay_coefficient, "dpo.replay"))
+        sources.append(sft_batches(job, options.replay, options.steps, options.replay_coefficient, "dpo.replay"))
         job.rows.update(_counts(job.sft, options.replay))
     job.rows["pairs"] = job.pairs.height
     _fit("dpo", job, options, sources)
@@ -155,21 +152,19 @@ def _counts(table: pl.DataFrame, mixture: dict[str, int]) -> dict[str, int]:
     return {part: int((table["part"] == part).sum()) for part, wanted in mixture.items() if wanted}
 
 
-def _sft_batches(job: Job, mixture: dict[str, int], steps: int, scale: float, what: str) -> "SftBatches":
+def sft_batches(job: Job, mixture: dict[str, int], steps: int, scale: float, what: str) -> batches.SftBatches:
     """The plan over `job.sft`; only rows that it draws are tokenised."""
-    from tasks.core.trainers import SftBatches
-
     table = job.sft.sort("row_id", "iteration", "part", nulls_last=True)
     weights = _weights(table["weight"], "sft")
     plan = batches.plan(table["part"].to_list(), mixture, steps, job.seed, what)
     drawn, plan = np.unique(plan, return_inverse=True)
     used = table[drawn.tolist()]
     rows = _encode(job, used["prompt"].to_list(), used["completion"].to_list(), used["row_id"].to_list())
-    return SftBatches(rows, weights[drawn], plan.reshape(steps, -1), scale)
+    return batches.SftBatches(rows, weights[drawn], plan.reshape(steps, -1), scale)
 
 
-def _pair_batches(job: Job, options: DpoOptions) -> "PairBatches":
-    from tasks.core.trainers import PairBatches, reference_logps
+def _pair_batches(job: Job, options: DpoOptions) -> batches.PairBatches:
+    from tasks.core.trainers import reference_logps
 
     table = job.pairs.sort("row_id", "iteration", "part", nulls_last=True)
     weights = _weights(table["weight"], "pairs")
@@ -185,7 +180,7 @@ def _pair_batches(job: Job, options: DpoOptions) -> "PairBatches":
     reference = reference_logps(
         job.reference, rows, options.precision, lambda done, total: job.progress("reference", done, total)
     )
-    return PairBatches(rows, weights[drawn], smoothing[drawn], reference, plan.reshape(options.steps, -1))
+    return batches.PairBatches(rows, weights[drawn], smoothing[drawn], reference, plan.reshape(options.steps, -1))
 
 
 def _weights(column: pl.Series, name: str) -> np.ndarray:
@@ -202,15 +197,15 @@ def _encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str]
     return batches.encode(models.load_tokenizer(job.initial), prompts, completions, ids, int(limit))
 
 
-def _fit(kind: str, job: Job, options: TrainingOptions, sources: "list[SftBatches | PairBatches]") -> None:
+def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> None:
     """Trains, and reports tokens, rows and speed."""
     from tasks.core import trainers
 
-    content = [[digests.of_value([a.tobytes().hex() for a in _arrays(source)]), _scale(source)] for source in sources]
     settings = options.model_dump(exclude={"checkpoint_steps"})
+    content = [source.digest() for source in sources]
     key = digests.of_value([VERSION, kind, models.digest(job.initial), settings, job.seed, content])
     use_threads(options.threads)
-    fitted: Fitted = trainers.fit(
+    fitted = trainers.fit(
         kind,
         job.initial,
         job.output,
@@ -224,24 +219,13 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: "list[SftBatche
     for entry in fitted.history:
         kept = {name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate") if name in entry}
         job.curves.append({"step": before + entry["step"], **kept})
-    steps_tokens = sum(source.step_tokens() for source in sources)
-    tokens = int(steps_tokens.sum())
-    resumed = int(steps_tokens[options.steps - fitted.steps :].sum())
+    tokens = np.sum([source.step_tokens() for source in sources], axis=0)
+    timed = int(tokens[options.steps - fitted.steps :].sum())
     job.figures.update(
         {
-            f"{kind}_tokens": tokens,
-            f"{kind}_rows": sum(source.drawn() for source in sources),
-            f"{kind}_tokens_per_second": resumed / fitted.seconds if fitted.seconds else 0.0,
+            f"{kind}_tokens": int(tokens.sum()),
+            f"{kind}_rows": sum(source.plan.size for source in sources),
+            f"{kind}_tokens_per_second": timed / fitted.seconds if fitted.seconds else 0.0,
             f"{kind}_loss": fitted.history[-1]["loss"] if fitted.history else float("nan"),
         }
     )
-
-
-def _arrays(source: "SftBatches | PairBatches") -> list[np.ndarray]:
-    rows = source.rows
-    own = [getattr(source, name) for name in ("weights", "smoothing", "reference", "plan") if hasattr(source, name)]
-    return [rows.tokens, rows.lengths, rows.prompts, *own]
-
-
-def _scale(source: "SftBatches | PairBatches") -> float:
-    return float(getattr(source, "scale", 1.0))

@@ -9,9 +9,11 @@ part walks through its own shuffled epochs, so a part with few rows repeats and 
 before all were drawn once.
 
 `groups` cuts the rows of one step by length, longest first: a forward pass over a group wastes little on
-padding and is bounded in tokens. Numpy only; torch is the trainers' business.
+padding and is bounded in tokens. `SftBatches` and `PairBatches` make the groups of every step. Numpy only;
+torch is the trainers' business.
 """
 
+import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from tasks.core.errors import StageFailed
 from tasks.core.models import render_many
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Group = dict[str, npt.NDArray[Any]]
 
 GROUP_TOKENS = 16_384  # tokens with padding that one forward pass may hold
 GROUP_ROWS = 24  # fewer rows than this are not worth a forward pass of their own
@@ -42,6 +46,9 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def arrays(self) -> list[Ints]:
+        return [self.tokens, self.lengths, self.prompts]
 
 
 def encode(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[str], limit: int) -> Rows:
@@ -113,3 +120,98 @@ def groups(lengths: Ints) -> list[Ints]:
             found.append(order[begin:i])
             begin = i
     return found
+
+
+def gather(rows: Rows, numbers: Ints) -> Group:
+    """Rows as one array (n, L) padded on the right, and for the m completion tokens: the flat `positions` whose
+    output predicts them, the `targets`, and in `owners` the row they belong to."""
+    lengths, starts = rows.lengths[numbers], rows.starts[numbers]
+    column = np.arange(int(lengths.max()))
+    inside = column < lengths[:, None]
+    tokens = np.where(inside, rows.tokens[np.where(inside, starts[:, None] + column, 0)], 0)
+    owners, places = np.nonzero(inside & (column >= rows.prompts[numbers][:, None]))
+    return {
+        "input_ids": tokens,
+        "positions": owners * len(column) + places - 1,
+        "targets": tokens[owners, places],
+        "owners": owners,
+    }
+
+
+@dataclass(frozen=True)
+class SftBatches:
+    """SFT rows, their weights (rows,), and the rows of every step in `plan` (steps, rows of a step).
+    `scale` multiplies the loss."""
+
+    rows: Rows
+    weights: Floats
+    plan: Ints
+    scale: float
+
+    def step(self, index: int) -> list[Group]:
+        """Groups of a step. `token_weights` (m,) are such that their products with the cross-entropies add up
+        to the step's loss."""
+        chosen = self.plan[index]
+        total = float((self.weights[chosen] * (self.rows.lengths[chosen] - self.rows.prompts[chosen])).sum())
+        share = self.scale / total if total > 0 else 0.0
+        made = []
+        for members in groups(self.rows.lengths[chosen]):
+            group = gather(self.rows, chosen[members])
+            weights = self.weights[chosen[members]] * share
+            made.append(group | {"token_weights": weights[group["owners"]].astype(np.float32)})
+        return made
+
+    def step_tokens(self) -> Ints:
+        """Tokens without padding that each step reads, (steps,)."""
+        return self.rows.lengths[self.plan].sum(axis=1)
+
+    def digest(self) -> str:
+        """Of everything that decides what is learnt."""
+        return _digest([*self.rows.arrays(), self.weights, self.plan, np.array(self.scale)])
+
+
+@dataclass(frozen=True)
+class PairBatches:
+    """P pairs: row i is a chosen sequence, row i + P the rejected one. `weights`, `smoothing`: (P,);
+    `reference`: (2P,) summed log-probabilities of the completions in nats; `plan`: (steps, pairs of a step)."""
+
+    rows: Rows
+    weights: Floats
+    smoothing: Floats
+    reference: Floats
+    plan: Ints
+
+    def step(self, index: int) -> list[Group]:
+        """Groups of a step, chosen rows first. `pair_weights` times the pairs' losses add up to the step's loss."""
+        chosen = self.plan[index]
+        other = chosen + len(self.weights)
+        made = []
+        for members in groups(np.maximum(self.rows.lengths[chosen], self.rows.lengths[other])):
+            both = np.concatenate([chosen[members], other[members]])
+            extra = {
+                "pair_weights": self.weights[chosen[members]] / len(chosen),
+                "smoothing": self.smoothing[chosen[members]],
+                "reference": self.reference[both],
+            }
+            made.append(gather(self.rows, both) | {key: value.astype(np.float32) for key, value in extra.items()})
+        return made
+
+    def step_tokens(self) -> Ints:
+        """Tokens without padding that each step reads, (steps,)."""
+        pairs = self.rows.lengths[: len(self.weights)] + self.rows.lengths[len(self.weights) :]
+        return pairs[self.plan].sum(axis=1)
+
+    def digest(self) -> str:
+        """Of everything that decides what is learnt."""
+        return _digest([*self.rows.arrays(), self.weights, self.smoothing, self.reference, self.plan])
+
+
+Batches = SftBatches | PairBatches
+
+
+def _digest(arrays: Sequence[npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]

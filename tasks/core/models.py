@@ -10,21 +10,18 @@ every message is followed by a space, an assistant's message by the end token. B
 the corpus; messages are marked by role tokens. `render` is the only way from messages to text, and it
 breaks up every special token that stands in a message's content: text cannot end a turn or open one.
 
-Whatever needs no torch (`validate_folder`, `check_architecture`, `resolve`, `digest`) does not import it.
+Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import it.
 """
 
-import ast
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core import digests
+from tasks.core import architectures, digests
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, MissingArtifact, StageFailed, UnknownName, unknown_name
+from tasks.core.errors import BadInput, MissingArtifact, StageFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,7 +32,6 @@ PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant")
 POINTER = "pointer.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-OLD_KEYS = ("rope_theta", "rope_scaling")  # read by transformers, though no field carries the name
 
 WORD_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -167,7 +163,7 @@ def build(architecture: Mapping[str, Any], tokenizer: Any, seed: int, folder: Pa
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    check_architecture(architecture, "architecture")
+    architectures.check(architecture, "architecture")
     rest = {key: value for key, value in architecture.items() if key != "model_type"}
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     try:
@@ -284,62 +280,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{path} holds no JSON object")
     return value
-
-
-# --- architectures ---------------------------------------------------------------------------------
-
-
-def check_architecture(architecture: Mapping[str, Any], where: str) -> None:
-    """Raises `BadInput` or `UnknownName` (nearest name) for a model type or key that transformers does not know.
-    Keys are read from the source of the configuration class, because importing it would import torch."""
-    if "model_type" not in architecture:
-        raise BadInput(f"{where}: model_type is missing; it names the architecture, for instance qwen3")
-    wanted = architecture["model_type"]
-    models = _transformers() / "models"
-    folder = str(wanted).replace("-", "_")
-    modeling = models / folder / f"modeling_{folder}.py"
-    if not modeling.is_file():
-        near = difflib.get_close_matches(folder, [path.name for path in models.iterdir()], n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownName(f"{where}: transformers knows no model_type {wanted!r}{hint}")
-    if "ForCausalLM" not in modeling.read_text(encoding="utf-8"):
-        raise BadInput(f"{where}: model_type {wanted} is no causal language model")
-    own = _fields(models / folder / f"configuration_{folder}.py", str(wanted))
-    if own is None:
-        return
-    fixed = {"vocab_size", "pad_token_id", "eos_token_id", "bos_token_id"}
-    fields = (own | (_fields(_transformers() / "configuration_utils.py", "") or set()) | {*OLD_KEYS}) - fixed
-    for key in architecture:
-        if key in fixed:
-            raise BadInput(f"{where}.{key}: comes from the tokenizer and cannot be set")
-        if key not in fields | {"model_type"}:
-            raise unknown_name("key", str(key), own - fixed, where)
-
-
-def _transformers() -> Path:
-    spec = find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise BadInput("transformers is not installed; `make env` installs it")
-    return Path(spec.origin).parent
-
-
-def _fields(source: Path, model_type: str) -> set[str] | None:
-    """Annotated fields of the configuration class of `model_type` in a source file; None if no such class
-    derives directly from the base class, so that its fields are not all in sight."""
-    if not source.is_file():
-        return None
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        values = {
-            item.targets[0].id: item.value.value
-            for item in node.body
-            if isinstance(item, ast.Assign)
-            and isinstance(item.targets[0], ast.Name)
-            and isinstance(item.value, ast.Constant)
-        }
-        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        is_base = not model_type and node.name == "PreTrainedConfig"
-        if is_base or (model_type and values.get("model_type") == model_type and bases == ["PreTrainedConfig"]):
-            return {i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)}
-    return None

@@ -17,8 +17,8 @@ gradients add up: a row only sees tokens to its left, so padding on its right ne
 one. On CPU equal arguments give equal bytes, whether or not the training was interrupted.
 """
 
+import copy
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,96 +32,35 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tasks.core import models
-from tasks.core.batches import Ints, Rows, groups
+from tasks.core.batches import Batches, Group, Rows, gather, groups
 from tasks.core.errors import BadInput, StageFailed
 
-Group = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
 COMPLETE = "complete"  # marker of a checkpoint that was written to its end
 
 
 # --- batches ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SftBatches:
-    """SFT rows, their weights, and the rows of every step: (steps, rows). `scale` multiplies the loss."""
-
-    rows: Rows
-    weights: np.ndarray  # (rows,) float64
-    plan: Ints
-    scale: float = 1.0
-
-    def step(self, index: int) -> list[Group]:
-        chosen = self.plan[index]
-        replies = self.rows.lengths[chosen] - self.rows.prompts[chosen]
-        total = float((self.weights[chosen] * replies).sum())
-        made = []
-        for members in groups(self.rows.lengths[chosen]):
-            numbers = chosen[members]
-            group = gather(self.rows, numbers)
-            weight = torch.from_numpy(self.weights[numbers]).float()
-            group["token_weights"] = weight[group["owners"]] * (self.scale / total if total > 0 else 0.0)
-            made.append(group)
-        return made
-
-
-@dataclass(frozen=True)
-class PairBatches:
-    """Pairs: chosen in row i, rejected in row i + pairs. `reference`: (2 * pairs,) summed log-probabilities."""
-
-    rows: Rows
-    weights: np.ndarray
-    smoothing: np.ndarray
-    reference: np.ndarray
-    plan: Ints
-
-    def step(self, index: int) -> list[Group]:
-        chosen = self.plan[index]
-        pairs = len(self.weights)
-        longest = np.maximum(self.rows.lengths[chosen], self.rows.lengths[chosen + pairs])
-        made = []
-        for members in groups(longest):
-            numbers = chosen[members]
-            both = np.concatenate([numbers, numbers + pairs])
-            group = gather(self.rows, both)
-            group["pair_weights"] = torch.from_numpy(self.weights[numbers] / len(chosen)).float()
-            group["smoothing"] = torch.from_numpy(self.smoothing[numbers]).float()
-            group["reference"] = torch.from_numpy(self.reference[both]).float()
-            made.append(group)
-        return made
-
-
-def gather(rows: Rows, numbers: Ints) -> Group:
-    """Rows as one right-padded tensor (n, L), and for the m completion tokens: the flat `positions` whose
-    output predicts them, the `targets`, their row in `owners`."""
-    lengths, starts = rows.lengths[numbers], rows.starts[numbers]
-    column = np.arange(int(lengths.max()))
-    inside = column < lengths[:, None]
-    tokens = np.where(inside, rows.tokens[np.where(inside, starts[:, None] + column, 0)], 0)
-    target = inside & (column >= rows.prompts[numbers][:, None])
-    owners, places = np.nonzero(target)
-    return {
-        "input_ids": torch.from_numpy(tokens),
-        "positions": torch.from_numpy(owners * len(column) + places - 1),
-        "targets": torch.from_numpy(tokens[owners, places]),
-        "owners": torch.from_numpy(owners),
-    }
-
-
-class _Steps(torch.utils.data.Dataset[list[Group]]):
+class _Steps(torch.utils.data.Dataset[list[Tensors]]):
     """One item per optimizer step: the groups of all sources."""
 
-    def __init__(self, sources: Sequence[SftBatches | PairBatches], steps: int):
+    def __init__(self, sources: Sequence[Batches], steps: int):
         self.sources, self.steps = sources, steps
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, index: int) -> list[Group]:
-        return [group for source in self.sources for group in source.step(index)]
+    def __getitem__(self, index: int) -> list[Tensors]:
+        return [tensors(group) for source in self.sources for group in source.step(index)]
+
+
+def tensors(group: Group) -> Tensors:
+    return {key: torch.from_numpy(value) for key, value in group.items()}
 
 
 # --- losses ----------------------------------------------------------------------------------------
@@ -151,7 +90,7 @@ def dpo_losses(
     return losses - nll * logps[:pairs] / lengths[:pairs] if nll else losses
 
 
-def log_probabilities(model: Any, head: "_Head", group: Group) -> torch.Tensor:
+def log_probabilities(model: Any, head: "_Head", group: Tensors) -> torch.Tensor:
     """Log-probability in nats of every completion token of a group, (m,)."""
     head.positions = group["positions"]
     try:
@@ -181,7 +120,7 @@ def reference_logps(folder: Path, rows: Rows, precision: str, progress: Callable
     sums = np.zeros(len(rows))
     batches = groups(rows.lengths)
     for done, numbers in enumerate(batches):
-        group = {key: value.to(device) for key, value in gather(rows, numbers).items()}
+        group = {key: value.to(device) for key, value in tensors(gather(rows, numbers)).items()}
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logps = log_probabilities(model, head, group)
         sums[numbers] = logps.new_zeros(len(numbers)).index_add(0, group["owners"], logps).cpu().numpy()
@@ -195,7 +134,7 @@ def reference_logps(folder: Path, rows: Rows, precision: str, progress: Callable
 class _Planned:
     """What both trainers share: planned groups instead of a sampled data set, and the learning-rate curve."""
 
-    def __init__(self, *, sources: Sequence[SftBatches | PairBatches], rate: Callable[[int], float], **given: Any):
+    def __init__(self, *, sources: Sequence[Batches], rate: Callable[[int], float], **given: Any):
         self._sources, self._rate = sources, rate
         super().__init__(**given)
         self._head = _Head(self.model)  # type: ignore[attr-defined]
@@ -211,7 +150,7 @@ class _Planned:
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def training_step(self, model: Any, inputs: list[Group], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: list[Tensors], num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
         total = torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
         for group in self._prepare_inputs(inputs):  # type: ignore[attr-defined]
@@ -220,7 +159,7 @@ class _Planned:
             total += loss.detach()
         return total
 
-    def sft_loss(self, model: Any, group: Group) -> torch.Tensor:
+    def sft_loss(self, model: Any, group: Tensors) -> torch.Tensor:
         return -(group["token_weights"] * log_probabilities(model, self._head, group)).sum()
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -236,7 +175,9 @@ class _Planned:
 class WeightedSFTTrainer(_Planned, SFTTrainer):  # type: ignore[misc]
     """SFT with a weight per row."""
 
-    def compute_loss(self, model: Any, inputs: Group, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Tensors, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         return self.sft_loss(model, inputs)
 
 
@@ -247,16 +188,16 @@ class WeightedDPOTrainer(_Planned, DPOTrainer):  # type: ignore[misc]
         self._kind, self._nll = kind, nll
         super().__init__(**given)
 
-    def compute_loss(self, model: Any, inputs: Group, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Tensors, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         if "token_weights" in inputs:
             return self.sft_loss(model, inputs)
         logps = log_probabilities(model, self._head, inputs)
         both = torch.zeros_like(inputs["reference"])
         sums = both.index_add(0, inputs["owners"], logps)
         lengths = both.index_add(0, inputs["owners"], torch.ones_like(logps))
-        losses = dpo_losses(
-            sums, inputs["reference"], lengths, inputs["smoothing"], self._kind, self.beta, self._nll
-        )
+        losses = dpo_losses(sums, inputs["reference"], lengths, inputs["smoothing"], self._kind, self.beta, self._nll)
         return (inputs["pair_weights"] * losses).sum()
 
     def _prepare_dataset(self, dataset: Any, *arguments: Any) -> Any:
@@ -281,7 +222,9 @@ class _Report(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         self.progress(state.global_step, state.max_steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **named: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **named: Any
+    ) -> None:
         if not math.isfinite((logs or {}).get("loss", 0.0)):
             raise StageFailed(f"the training loss is no number at step {state.global_step}; lower the learning rate")
 
@@ -324,8 +267,6 @@ class Fitted:
 
 def load(folder: Path) -> Any:
     """The model in float32. Raises `BadInput` if transformers cannot load it; remote code is never run."""
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -340,7 +281,7 @@ def fit(
     initial: Path,
     output: Path,
     checkpoints: Path,
-    sources: Sequence[SftBatches | PairBatches],
+    sources: Sequence[Batches],
     options: Any,
     seed: int,
     progress: Callable[[int, int], None],
@@ -349,68 +290,75 @@ def fit(
     `options`: see `tasks.blocks.training`. `checkpoints` is removed when the model is written."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     latest = _latest(checkpoints)
-    tokenizer = models.load_tokenizer(initial)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = load(initial)
+    logging.set_verbosity_error()
+    model, tokenizer = load(initial), models.load_tokenizer(initial)
+    config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
-    extra: dict[str, Any] = {}
-    if kind == "sft":
-        trainer_class, config_class, special = WeightedSFTTrainer, SFTConfig, {"dataset_kwargs": {"skip_prepare_dataset": True}}
-    else:
-        trainer_class, config_class = WeightedDPOTrainer, DPOConfig
-        special = {"beta": options.beta, "precompute_ref_log_probs": True}
-        extra = {"kind": options.loss, "nll": options.nll}
-    arguments = config_class(
-        output_dir=str(checkpoints),
-        max_steps=options.steps,
-        per_device_train_batch_size=1,
-        learning_rate=options.learning_rate,
-        adam_beta1=options.betas[0],
-        adam_beta2=options.betas[1],
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.clip,
-        optim="adamw_torch_fused",
-        bf16=options.precision == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-        gradient_checkpointing=False,
-        report_to=[],
-        disable_tqdm=True,
-        logging_steps=max(1, min(10, options.steps // 20)),
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=options.checkpoint_steps,
-        save_total_limit=2,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        **special,
-    )
-    try:
-        trainer = trainer_class(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # never read: see _Planned
-            processing_class=tokenizer,
-            callbacks=[report],
-            peft_config=_lora(options.lora),
-            sources=sources,
-            rate=schedule(options.schedule, options.steps, options.warmup_steps, options.final_share),
-            **extra,
-        )
-    except ValueError as error:  # peft and TRL refuse targets and configurations that do not fit the model
-        raise StageFailed(f"{kind} cannot train {initial}: {error}") from error
-    trainer.remove_callback(PrinterCallback)
+    trainer = trainer_for(kind, model, tokenizer, checkpoints, sources, options, seed)
+    trainer.add_callback(report)
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     seconds = time.perf_counter() - report.began
-    done = options.steps - (report.first or 0)
     trained = trainer.model.merge_and_unload() if options.lora else trainer.model
+    trained.config, trained.generation_config = config, generation
     _write(trained, initial, tokenizer, output)
     shutil.rmtree(checkpoints)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return Fitted(history, done, seconds)
+    return Fitted(history, options.steps - (report.first or 0), seconds)
+
+
+def trainer_for(
+    kind: str, model: Any, tokenizer: Any, checkpoints: Path, sources: Sequence[Batches], options: Any, seed: int
+) -> Any:
+    """The trainer of a kind, with everything about it decided. Raises `StageFailed` where model and options
+    do not fit each other."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    common = {
+        "output_dir": str(checkpoints),
+        "max_steps": options.steps,
+        "per_device_train_batch_size": 1,
+        "learning_rate": options.learning_rate,
+        "adam_beta1": options.betas[0],
+        "adam_beta2": options.betas[1],
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.clip,
+        "optim": "adamw_torch_fused",
+        "bf16": options.precision == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_steps": max(1, min(10, options.steps // 20)),
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": options.checkpoint_steps,
+        "save_total_limit": 2,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+    }
+    given = {
+        "model": model,
+        "train_dataset": Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # never read: see _Planned
+        "processing_class": tokenizer,
+        "peft_config": _lora(options.lora),
+        "sources": sources,
+        "rate": schedule(options.schedule, options.steps, options.warmup_steps, options.final_share),
+    }
+    trainer: Any
+    try:
+        if kind == "sft":
+            arguments = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
+            trainer = WeightedSFTTrainer(args=arguments, **given)
+        else:
+            arguments = DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
+            trainer = WeightedDPOTrainer(args=arguments, kind=options.loss, nll=options.nll, **given)
+    except ValueError as error:  # peft and TRL refuse targets and settings that do not fit the model
+        raise StageFailed(f"{kind} cannot train this model: {error}") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _lora(options: Any) -> Any:
@@ -435,7 +383,7 @@ def _write(model: Any, initial: Path, tokenizer: Any, output: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     models.save(model.to("cpu", getattr(torch, name)), tokenizer, aside)
     shutil.rmtree(output, ignore_errors=True)
-    os.replace(aside, output)
+    aside.replace(output)
 
 
 def _latest(checkpoints: Path) -> Path | None:

@@ -192,7 +192,8 @@ class Countdown:
     def fingerprint(self, messages: Messages) -> str:
         """The canonical puzzle: numbers sorted."""
         puzzle = self.puzzle(messages)
-        return puzzle_text(sorted(puzzle.numbers, key=self.integers.__getitem__), puzzle.target)
+        numbers: list[str] = sorted(puzzle.numbers, key=self.integers.__getitem__)
+        return puzzle_text(numbers, puzzle.target)
 
     # --- the holistic critic -----------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
@@ -282,7 +283,7 @@ class Countdown:
         """A new `solve` prompt. Whether it has a solution is not looked at: that would be a label."""
         puzzle = self._puzzle(reply.split())
         if puzzle is None:
-            return Invented(None, f"not {self.options.numbers} numbers from 1 to {self.options.largest}, ->, a target")
+            return Invented(None, "not in the grammar")
         return Invented(solve_text(puzzle_text(*puzzle)))
 
     # --- truth -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.core.errors import BadInput
 from tasks.core.family import Verdict
-from tasks.families import countdown, countdown_corpus
+from tasks.families import countdown, countdown_corpus, countdown_steps
 
 SIZES = {"critique": 90, "refine": 60, "usage": 300, "invent": 20}
 OPTIONS = {
@@ -62,7 +62,7 @@ def judged(puzzle: str, response: str) -> Verdict:
 
 def test_puzzles_are_all_that_have_a_solution():
     assert len(countdown_corpus.puzzles(3, 20, 60)) == 11_090
-    small = {p for p in countdown_corpus.puzzles(3, 4, 20)}
+    small = set(countdown_corpus.puzzles(3, 4, 20))
     for numbers in product(range(1, 5), repeat=3):
         reached = set()
         for a, b, c in permutations(numbers):
@@ -76,8 +76,9 @@ def test_puzzles_are_all_that_have_a_solution():
 
 def test_all_solutions_are_right_and_found():
     for numbers, target in [((4, 13, 14), 3), ((7, 7, 14), 14), ((1, 1, 1), 1), ((7, 15, 18), 40)]:
-        found = countdown_corpus.solutions(numbers, target, 60)
-        assert found and len(set(found)) == len(found)
+        found = countdown_steps.solutions(numbers, target, 60)
+        assert found
+        assert len(set(found)) == len(found)
         for steps in found:
             text = countdown.steps_text(steps)
             assert right(list(numbers), target, text)
@@ -104,7 +105,8 @@ def test_verify_and_the_factored_critic_agree_with_brute_force(steps, honest, ch
     expected = right([14, 4, 13], target, response)
     assert FAMILY.verify(countdown.user(f"solve 14 4 13 -> {target} :"), None, response) == expected
     read = judged(f"14 4 13 -> {target}", response)
-    assert read.parsed and read.verdict == expected
+    assert read.parsed
+    assert read.verdict == expected
     assert (read.score == 1) == expected
 
 
@@ -116,9 +118,9 @@ def test_true_answers_accept_solutions_and_refuse_every_wrong_kind(numbers):
     everything = countdown_corpus.puzzles(numbers, 9, 60)
     for values, target in rng.sample(everything, 20):
         messages = countdown.user(f"solve {countdown.puzzle_text(values, target)} :")
-        for steps in countdown_corpus.solutions(values, target, 60)[:5]:
+        for steps in countdown_steps.solutions(values, target, 60)[:5]:
             assert examiner.critique(values, target, steps).verdict is True
-        for kind in countdown_corpus.KINDS.values():
+        for kind in countdown_steps.KINDS.values():
             steps = kind(values, target, 60, rng)
             if steps is not None:
                 text = countdown.steps_text(steps)
@@ -167,9 +169,13 @@ def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
         assert FAMILY.refine_messages(SOLVE, text, "27 ok 3 bad no") is None
     read = FAMILY.parse_critique(SOLVE, "14 + 13 = 27 30 - 27 = 3", text)
     if read.parsed:
-        assert text.split()[-1] in ("yes", "no") and len(text.split()) == 5 and 0 <= read.score <= 1
+        assert text.split()[-1] in ("yes", "no")
+        assert len(text.split()) == 5
+        assert 0 <= read.score <= 1
     else:
-        assert read.verdict is None and read.score is None and read.why
+        assert read.verdict is None
+        assert read.score is None
+        assert read.why
         assert FAMILY.refine_messages(SOLVE, "14 + 13 = 27 30 - 27 = 3", text) is None
     answers = FAMILY.assemble(SOLVE, "14 + 13 = 27 30 - 27 = 3", [text, other, text, other])
     assert answers.parsed == (answers.verdict is not None)
@@ -185,7 +191,9 @@ def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
 )
 def test_a_critique_outside_the_grammar_is_not_read(reply):
     read = FAMILY.parse_critique(SOLVE, "14 + 13 = 27 30 - 27 = 3", reply)
-    assert not read.parsed and read.verdict is None and read.why
+    assert not read.parsed
+    assert read.verdict is None
+    assert read.why
 
 
 def test_a_holistic_score_is_the_share_of_points():
@@ -246,7 +254,8 @@ def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
             used.add(FAMILY.fingerprint(countdown.user(str(FAMILY.parse_invented(reply).content))))
         else:
             assert sorted(reply.split()) == sorted(truth(prompt).split())
-    assert not used & set(everything) and len(used) == 60
+    assert not used & set(everything)
+    assert len(used) == 60
     assert {part: count[part] for part in SIZES} == SIZES
     assert count["yes"] == SIZES["critique"] / 3
 
@@ -254,7 +263,9 @@ def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
 def test_the_split_does_not_depend_on_the_seed_and_the_corpus_does():
     first, same, other = (FAMILY.build(random.Random(seed), ".") for seed in (1, 1, 2))
     assert first == same
-    assert first.heldout == other.heldout and first.pool == other.pool and first.corpus != other.corpus
+    assert first.heldout == other.heldout
+    assert first.pool == other.pool
+    assert first.corpus != other.corpus
 
 
 @pytest.mark.parametrize(

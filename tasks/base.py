@@ -1,0 +1,123 @@
+"""base: the model that the loop starts from, built and trained on the seed corpus, or a pretrained one.
+
+Reads `data/tasks/family.json` (vocabulary) and `data/tasks/corpus.parquet` (table SFT). Writes
+  data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else
+  data/i00/policy.json      pointer {path, digest} to what i01 may start from
+  data/i00/prompts.parquet, data/i00/dataset/{sft,pairs,dropped}.parquet   empty: i01 extends them
+
+`pretrained` is a folder, relative to the repository or absolute, or the hub name of a model in the local
+Hugging Face cache; it is used as it is. Otherwise a tokenizer is made (the family's words, or a byte-level
+BPE of `tokenizer.vocabulary_size` tokens trained on the corpus), a model of `architecture` is initialised
+from the seed, and `sft` trains it as tasks/blocks/training.py says.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+from pydantic import Field
+
+from tasks.blocks import training
+from tasks.core import architectures, digests, families, models, tables
+from tasks.core.blocks import Options, validate
+from tasks.core.context import Context, Pointer
+from tasks.core.errors import EmptyDataset
+
+CORPUS = "data/tasks/corpus.parquet"
+
+
+class TokenizerOptions(Options):
+    """For families without a vocabulary of their own. The 256 bytes and the role tokens are part of the size."""
+
+    vocabulary_size: int = Field(ge=300)
+
+
+class BaseOptions(Options):
+    """The `base` section. `architecture`: `model_type` and any key of its transformers configuration."""
+
+    pretrained: str | None
+    tokenizer: TokenizerOptions
+    architecture: dict[str, Any]
+    sft: training.SftOptions
+
+
+def parse(section: Mapping[str, Any]) -> BaseOptions:
+    """The section, checked. Raises `BadInput`; `UnknownName` for an unknown architecture or key of it."""
+    options: BaseOptions = validate(BaseOptions, section, "base")
+    if options.pretrained is None:
+        architectures.check(options.architecture, "base.architecture")
+    return options
+
+
+def run(context: Context) -> None:
+    key = context.key or "i00"
+    folder = context.data("candidate", key)
+    if context.options.pretrained is not None:
+        pointer, reason = _pretrained(context, folder), "pretrained model, used as it is"
+    else:
+        _trained(context, folder)
+        pointer = Pointer(folder, models.digest(context.staging / folder))
+        reason = "base model, trained on the seed corpus"
+    policy = {
+        "path": pointer.path,
+        "digest": pointer.digest,
+        "promoted": True,
+        "reason": reason,
+        "gate_metric": None,
+        "candidate_score": None,
+        "previous_score": None,
+    }
+    text = json.dumps(policy, sort_keys=True, indent=2) + "\n"
+    context.write(context.data("policy.json", key)).write_text(text, encoding="utf-8")
+    tables.write(tables.empty(tables.PROMPTS), context.write(context.data("prompts.parquet", key)), tables.PROMPTS)
+    for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
+        tables.write(tables.empty(schema), context.write(context.data(f"dataset/{name}.parquet", key)), schema)
+
+
+def _pretrained(context: Context, folder: str) -> Pointer:
+    """Checks the pretrained model and points at it."""
+    source = models.resolve(context.root, Pointer(context.options.pretrained, ""))
+    models.validate_folder(source)
+    pointer = Pointer(context.options.pretrained, models.digest(source))
+    models.write_pointer(context.write(f"{folder}/{models.POINTER}").parent, pointer)
+    return pointer
+
+
+def _trained(context: Context, folder: str) -> None:
+    """Builds a model, trains it on the corpus and writes it."""
+    options = context.options
+    corpus = tables.read(context.read(CORPUS), tables.SFT)
+    if corpus.is_empty():
+        raise EmptyDataset(
+            "base: the seed corpus has no rows, so a model cannot be trained from nothing; give base.pretrained a "
+            "model, or let the family make a corpus (prepare.options)"
+        )
+    context.read("data/tasks/family.json")
+    vocabulary = families.load(context.root).vocabulary()
+    training.use_threads(options.sft.threads)
+    tokenizer = models.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
+    known = digests.of_value([options.architecture, tokenizer.get_vocab(), context.seed])
+    initial = context.scratch / "training" / f"initial-{known}"
+    models.build(options.architecture, tokenizer, context.seed, initial)
+    job = training.Job(
+        initial=initial,
+        reference=initial,
+        sft=corpus,
+        pairs=tables.empty(tables.PAIRS),
+        output=context.write(f"{folder}/config.json").parent,
+        scratch=context.scratch,
+        seed=context.seed,
+        progress=context.progress,
+        curves=context.curves,
+    )
+    training.sft(job, options.sft)
+    shutil.rmtree(initial)
+    context.log(corpus=corpus.height, vocabulary=len(tokenizer), **job.figures)
+
+
+def _texts(corpus: pl.DataFrame) -> Iterator[str]:
+    """Contents of all messages, in the order of the rows' ids."""
+    for prompt, completion in corpus.sort("row_id").select("prompt", "completion").iter_rows():
+        yield from (message["content"] for message in [*prompt, *completion])

@@ -1,0 +1,335 @@
+r"""Text: the user's own prompts from a JSONL or Parquet file, with or without answers.
+
+`prompt_field` and `answer_field` name the columns. Rows are split by a hash of the prompt: held-out
+set, probe set, labelled rows (the corpus' part `solve`, completions as the file gives them), and the rest
+is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
+or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
+
+Templates are the files of `tasks/families/templates/text/`. Text that a model wrote is quoted between
+fences longer than any run of backticks in it, and signs that chat templates give a meaning are broken up,
+so it can neither end the quotation nor begin a new turn. A critique is an additive score of five points
+(Self-Rewarding Language Models, Yuan and others 2024); there are no sub-questions, hence no factored critic.
+"""
+
+import random
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from pydantic import Field
+
+from tasks.core import blocks, digests
+from tasks.core.errors import BadInput
+from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+from tasks.families.text_files import Row, read_rows
+
+TEMPLATES = Path(__file__).parent / "templates" / "text"
+POINTS = 5
+ACCEPTED = 4  # points from which the verdict is yes
+INVENTED_WORDS = (3, 150)  # shortest and longest prompt that a model may write, as in Self-Instruct
+LONG, LONGER = 30, 60  # words of a prompt from which its difficulty is 2 and 3
+NO_QUESTIONS = "text has no sub-questions"
+
+
+class Options(blocks.Options):
+    """`prepare.options` of this family."""
+
+    path: str = Field(min_length=1)  # .jsonl or .parquet; relative to the repository's root, or absolute
+    prompt_field: str = Field(min_length=1)
+    answer_field: str | None  # null: no answers, so no accuracy
+    extraction: Literal["numeric", "text"]
+    duplicates: Literal["refuse", "drop"]  # what to do with a prompt that the file has twice
+    limit: int | None = Field(ge=1)  # rows from the start of the file; null: all
+    heldout: int = Field(ge=1)
+    probe: int = Field(ge=1)
+    labelled: int = Field(ge=0)  # rows whose answers base may train on
+
+
+@dataclass(frozen=True)
+class Text:
+    """The family (`tasks.core.family.Family`); `options` are the validated ones."""
+
+    options: Options
+    name: str = "text"
+
+    @property
+    def has_truth(self) -> bool:
+        return self.options.answer_field is not None
+
+    @property
+    def numeric(self) -> bool:
+        return self.options.extraction == "numeric"
+
+    # --- data ------------------------------------------------------------------------------------
+    def build(self, rng: random.Random, root: str) -> SeedData:
+        """The file's rows, split by hash; `rng` is not used. Raises `BadInput` for a file that cannot work."""
+        parts, duplicates = split(self, root)
+        corpus = [
+            {
+                "part": "solve",
+                "prompt": self._prompt(row.prompt),
+                "completion": [{"role": "assistant", "content": row.answer}],
+            }
+            for row in parts["labelled"]
+        ]
+        made = {name: [self._row(row) for row in parts[name]] for name in ("pool", "probe", "heldout")}
+        return SeedData(corpus, made["pool"], made["probe"], made["heldout"], {"duplicate": duplicates})
+
+    def _row(self, row: Row) -> dict:
+        messages = self._prompt(row.prompt)
+        answer = None if row.answer is None else self.extract(messages, row.answer)
+        return {"messages": messages, "difficulty": self.difficulty(messages), "answer": answer}
+
+    def vocabulary(self) -> None:
+        return None
+
+    # --- prompts and answers -----------------------------------------------------------------------
+    def _render(self, template: str, **values: object) -> str:
+        return _environment().get_template(template).render(numeric=self.numeric, **values).strip()
+
+    def _prompt(self, question: str) -> Messages:
+        return _user(self._render("answer.j2", question=question.strip()))
+
+    @cached_property
+    def _frame(self) -> tuple[str, str]:
+        """What `answer.j2` puts before and after the question. Raises `BadInput` unless it shows it once."""
+        mark = "\x00"
+        pieces = self._render("answer.j2", question=mark).split(mark)
+        if len(pieces) != 2:
+            raise BadInput(f"{TEMPLATES / 'answer.j2'} must contain {{{{ question }}}} exactly once")
+        return pieces[0], pieces[1]
+
+    def question(self, messages: Messages) -> str:
+        """The question alone, without the template around it. Raises `BadInput` for another kind of prompt."""
+        before, after = self._frame
+        content = messages[-1]["content"] if messages else ""
+        if len(content) < len(before) + len(after) or not (content.startswith(before) and content.endswith(after)):
+            raise BadInput(f"{content[:80]!r} was not made by {TEMPLATES / 'answer.j2'}; run prepare again")
+        return content[len(before) : len(content) - len(after)]
+
+    def extract(self, messages: Messages, response: str) -> str | None:
+        return number_in(response) if self.numeric else " ".join(response.casefold().split()) or None
+
+    def well_formed(self, messages: Messages, response: str) -> bool:
+        """Has an answer: a number where numbers are asked for, else any text."""
+        return self.extract(messages, response) is not None
+
+    def difficulty(self, messages: Messages) -> int:
+        """By the question's length, all that a prompt shows: 1 below 30 words, 2 below 60, 3."""
+        words = len(self.question(messages).split())
+        return 1 if words < LONG else 2 if words < LONGER else 3
+
+    def fingerprint(self, messages: Messages) -> str:
+        return fingerprint(self.question(messages))
+
+    # --- critique and refinement -------------------------------------------------------------------
+    def critique_messages(self, messages: Messages, response: str) -> Messages | None:
+        if not response.strip():
+            return None
+        return _user(self._render("critique.j2", question=self.question(messages), response=response))
+
+    def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
+        """`Score: 0` to `Score: 5`, once outside quotations and not in the candidate's own words; accepted from 4."""
+        found = re.findall(r"(?im)^.*?\bscore\b.*$", _unquoted(reply))
+        scores = [line.strip() for line in found if re.search(r"(?i)\bscore\W{0,4}:", line)]
+        if len(scores) != 1:
+            return Verdict(False, why="no line 'Score: POINTS'" if not scores else "several lines with a score")
+        match = re.fullmatch(r"(?i)\**score:\**[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?\**\.?", scores[0])
+        if match is None:
+            return Verdict(False, why="the score is not a whole number from 0 to 5")
+        if scores[0].casefold() in {line.strip().casefold() for line in response.splitlines()}:
+            return Verdict(False, why="the candidate contains the same score line")
+        points = int(match.group(1))
+        return Verdict(True, points >= ACCEPTED, points / POINTS, reply.strip())
+
+    def questions(self, messages: Messages, response: str) -> list[Question] | None:
+        return None
+
+    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+        return Verdict(False, why=NO_QUESTIONS)
+
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
+        if not response.strip() or not critique.strip():
+            return None
+        return _user(self._render("refine.j2", question=self.question(messages), response=response, critique=critique))
+
+    # --- inventing -----------------------------------------------------------------------------------
+    def invent_messages(self, examples: Sequence[Messages]) -> Messages:
+        return _user(self._render("invent.j2", examples=[self.question(messages) for messages in examples]))
+
+    def parse_invented(self, reply: str) -> Invented:
+        """The reply as a prompt, without a leading `Problem:` or `Prompt:`."""
+        question = re.sub(r"(?i)\A(?:problem|prompt)\s*:", "", reply.strip()).strip()
+        words = len(question.split())
+        if not INVENTED_WORDS[0] <= words <= INVENTED_WORDS[1]:
+            return Invented(None, "too short" if words < INVENTED_WORDS[0] else "too long")
+        if re.search(r"####|\\boxed|```|\x00", question):
+            return Invented(None, "holds an answer or a fence")
+        return Invented(self._prompt(_defused(question))[0]["content"])
+
+    # --- truth -------------------------------------------------------------------------------------
+    def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
+        """Equal canonical answers; False where there is no gold answer or none in the response."""
+        return answer is not None and self.extract(messages, response) == self.extract(messages, answer)
+
+
+def _user(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def fingerprint(question: str) -> str:
+    """Of the words alone: case, punctuation, spacing and look-alike forms make no new problem."""
+    text = unicodedata.normalize("NFKC", question).casefold()
+    return digests.of_value(re.findall(r"\w+", text) or text.split())
+
+
+# --- numbers ---------------------------------------------------------------------------------------
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+_NUMBER = re.compile(
+    rf"(?<![\w./])(?P<fraction>-?[0-9]+/[0-9]+)(?![\w/])"
+    rf"|(?:(?<![\w)\].])(?P<minus>-))?(?:\$\s?(?P<inner>-)?)?(?<![\w.])(?P<whole>{_DIGITS})?(?P<decimals>\.[0-9]+)?"
+)
+
+
+def numbers(text: str) -> list[str]:
+    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written."""
+    found = []
+    for match in _NUMBER.finditer(text.replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
+        if match["fraction"]:
+            found.append(match["fraction"])
+        elif match["whole"] or match["decimals"]:
+            whole = (match["whole"] or "").replace(",", "").lstrip("0") or "0"
+            decimals = (match["decimals"] or ".").rstrip("0")
+            value = whole if decimals == "." else whole + decimals
+            found.append(f"-{value}" if (match["minus"] or match["inner"]) and value != "0" else value)
+    return found
+
+
+def number_in(text: str) -> str | None:
+    r"""The answer: after the last `####`, else in the last `\boxed{}`, else the last number; None without one.
+    A marked answer with digits that is not a single number (a fraction in LaTeX) stays as its text without spaces."""
+    marked = re.findall(r"####([^\n]*)", text)
+    piece = marked[-1] if marked else _boxed(text)
+    if piece is None:
+        found = numbers(text)
+        return found[-1] if found else None
+    found = numbers(piece)
+    if len(found) == 1 and "\\" not in piece.replace("\\$", "").replace("\\%", ""):
+        return found[0]
+    return "".join(piece.split()).rstrip(".") if found else None
+
+
+def _boxed(text: str) -> str | None:
+    r"""What the last complete `\boxed{...}` holds; braces inside it are balanced."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for place in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : place]
+    return None
+
+
+# --- quoting ---------------------------------------------------------------------------------------
+def _defused(text: str) -> str:
+    """The text with a space inside every sign that some chat template reads as a turn or the end of text."""
+    return re.sub(r"\[(?=/?[A-Z_]{2,}\])", "[ ", re.sub(r"<(?=[|｜/\w!])", "< ", text))
+
+
+def fenced(text: str) -> str:
+    """The text between two lines of backticks that it does not contain."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{_defused(text.strip())}\n{fence}"
+
+
+def _unquoted(reply: str) -> str:
+    """The reply without fenced blocks (an open one reaches to the end) and without lines that begin with `>`."""
+    kept, fence = [], ""
+    for line in reply.splitlines():
+        opening = re.match(r"\s*(`{3,})", line)
+        if fence:
+            if opening and len(opening[1]) >= len(fence) and not line.strip().strip("`"):
+                fence = ""
+        elif opening:
+            fence = opening[1]
+        elif not line.lstrip().startswith(">"):
+            kept.append(line)
+    return "\n".join(kept)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # plain text for a model, no markup
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["fenced"] = fenced
+    return environment
+
+
+# --- splitting ---------------------------------------------------------------------------------------
+def split(family: Text, root: str) -> tuple[dict[str, list[Row]], int]:
+    """Rows of `heldout`, `probe`, `labelled` and `pool`, in the order of the prompts' hashes, and how many
+    duplicates were dropped. Raises `BadInput` for a file that cannot work, with file, row and field."""
+    options = family.options
+    if options.labelled and options.answer_field is None:
+        raise BadInput(
+            f"prepare.options.labelled: given {options.labelled}, but answer_field is null, so no row has an answer "
+            "to learn from; name the field or set labelled to 0"
+        )
+    path = Path(root) / options.path
+    rows: dict[str, Row] = {}
+    duplicates = 0
+    for row in read_rows(path, options.prompt_field, options.answer_field, options.limit):
+        if "\x00" in row.prompt or not row.prompt.strip():
+            raise BadInput(f"{path}: row {row.number}: '{options.prompt_field}' has no text, or a NUL character")
+        if row.answer is not None and family.extract([], row.answer) is None:
+            raise BadInput(
+                f"{path}: row {row.number}: no answer in '{options.answer_field}' ({row.answer[:60]!r}); "
+                "correct it, or set extraction to text"
+            )
+        known = rows.setdefault(fingerprint(row.prompt), row)
+        if known is not row:
+            duplicates += 1
+            if options.duplicates == "refuse":
+                raise BadInput(
+                    f"{path}: rows {known.number} and {row.number} have the same prompt ({row.prompt[:60]!r}); "
+                    "remove one, or set prepare.options.duplicates to drop to keep the first of each"
+                )
+    wanted = options.heldout + options.probe + options.labelled
+    if len(rows) <= wanted:
+        raise BadInput(
+            f"{path}: {len(rows)} different prompts, but heldout {options.heldout}, probe {options.probe} and "
+            f"labelled {options.labelled} take {wanted} and the pool needs one; lower them or add prompts"
+        )
+    ordered = [rows[digest] for digest in sorted(rows)]
+    parts, start = {}, 0
+    for name in ("heldout", "probe", "labelled"):
+        number = int(getattr(options, name))
+        parts[name] = ordered[start : start + number]
+        start += number
+    parts["pool"] = ordered[start:]
+    return parts, duplicates
+
+
+def create(options: Options) -> Text:
+    """The family. Raises `BadInput` for a template that does not show the question once; reads no data."""
+    family = Text(options)
+    family.question(family._prompt("A question"))
+    return family
+
+
+def check_inputs(family: Text, root: str) -> None:
+    """Reads the file and refuses what `prepare` would refuse."""
+    split(family, root)

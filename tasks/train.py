@@ -1,0 +1,79 @@
+"""train: the candidate of this iteration, trained on its dataset.
+
+Reads `data/iN/dataset/{sft,pairs}.parquet` (tables SFT, PAIRS) and, through `policy.json` of the row's
+`initial` and `reference` iterations, two models. Writes `data/iN/candidate/`: a model folder, and in it
+`lineage.json`: the initial and the reference model (path, digest), the dataset's digest, the iteration,
+and how many rows of each part were there to be drawn. Blocks run in the order sft, dpo, by name within a
+kind, each from the model of the one before. Without blocks the candidate points at the initial model.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks.blocks import training
+from tasks.core import digests, models, tables
+from tasks.core.blocks import Bound, bind
+from tasks.core.context import Context, Pointer
+from tasks.core.errors import BadInput
+from tasks.core.seeds import derive
+
+
+def parse(section: Mapping[str, Any]) -> list[Bound]:
+    """The section's blocks in the order in which they run. Raises `BadInput`."""
+    return sorted(bind(training.BLOCKS, section, "train"), key=lambda bound: (training.PHASE[bound.block], bound.name))
+
+
+def run(context: Context) -> None:
+    dataset = context.read(context.data("dataset"))
+    sft = tables.read(dataset / "sft.parquet", tables.SFT)
+    pairs = tables.read(dataset / "pairs.parquet", tables.PAIRS)
+    initial = context.pointer(context.row["initial"])
+    reference = context.pointer(context.row["reference"])
+    start, anchor = _open(context, initial), _open(context, reference)
+    folder = context.write(context.data("candidate/lineage.json")).parent
+    rows: dict[str, dict[str, int]] = {}
+    between = context.scratch / "training" / "between" / digests.of_value([str(context.staging), context.key])
+    for number, bound in enumerate(context.options):
+        last = number == len(context.options) - 1
+        job = training.Job(
+            initial=start,
+            reference=anchor,
+            sft=sft,
+            pairs=pairs,
+            output=folder if last else between / str(number),
+            scratch=context.scratch,
+            seed=derive(context.seed, bound.name),
+            progress=context.progress,
+            curves=context.curves,
+        )
+        bound(job)
+        context.log(**job.figures)
+        rows[bound.name] = job.rows
+        start = job.output
+    if not context.options:
+        models.write_pointer(folder, initial)
+    lineage = {
+        "initial": asdict(initial),
+        "reference": asdict(reference),
+        "dataset": digests.of_path(dataset),
+        "iteration": context.key,
+        "rows": rows,
+    }
+    (folder / "lineage.json").write_text(json.dumps(lineage, sort_keys=True, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(between, ignore_errors=True)
+    context.tags.update(initial=initial.digest, reference=reference.digest)
+
+
+def _open(context: Context, pointer: Pointer) -> Path:
+    """The model's folder. Raises `MissingArtifact`, or `BadInput` if it is not what was promoted."""
+    folder = models.resolve(context.root, pointer)
+    if models.digest(folder) != pointer.digest:
+        raise BadInput(
+            f"model {pointer.path} has changed since it was promoted (its digest is not {pointer.digest}); "
+            "restore it with `dvc checkout`, or rerun the stage that made it"
+        )
+    return folder

@@ -1,0 +1,206 @@
+"""A toy repository: the real runner on a graph of two kinds of stages that write a few bytes each.
+
+`start` writes a file and a folder; `grow@iNN` reads what the iteration before it wrote, asks a toy model for three
+shards, and writes two outputs. Stages append their name to `ran.log`, shards and model loads theirs to `asked.log`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PARAMS_MODULE = '''
+"""Toy parameters: the functions that the runner calls."""
+import zlib
+from tasks.core.errors import BadInput
+
+def load(root):
+    import yaml
+    return yaml.safe_load((root / "params.yaml").read_text())
+
+def check(params, root=None, recipes=None):
+    if "grow" not in params or params["grow"].get("by", 0) < 0:
+        raise BadInput("grow.by: given -1; at least 0")
+
+def section(params, stage, key):
+    return {**params[stage], **(params["iterations"][key][stage] if key else {})}
+
+def options(params, stage, key):
+    return section(params, stage, key)
+
+def row(params, key):
+    return {"previous": params["iterations"][key]["previous"]}
+
+def seed(params, stage, key):
+    return zlib.crc32(f"{params['seed']} {stage} {key}".encode())
+'''
+
+ASKING_MODULE = '''
+"""A toy model: three shards for each question, each stored in a file."""
+from dataclasses import dataclass
+from pathlib import Path
+
+@dataclass
+class Shard:
+    key: str
+    path: Path
+    log: Path
+    def valid(self):
+        return self.path.is_file() and self.path.read_text() == self.key
+    def run(self):
+        with self.log.open("a") as log:
+            log.write("shard\\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(self.key)
+
+class Opener:
+    def __init__(self, root, engine, scratch, map_shards, progress):
+        self.root, self.scratch, self.map_shards, self.loaded = root, scratch, map_shards, set()
+    def __call__(self, pointer):
+        if pointer.digest not in self.loaded:
+            with (self.root / "asked.log").open("a") as log:
+                log.write(f"load {pointer.digest}\\n")
+        self.loaded.add(pointer.digest)
+        return self
+    def ask(self, question):
+        keys = [f"{question}-{number}" for number in range(3)]
+        self.map_shards([Shard(k, self.scratch / "shards" / k, self.root / "asked.log") for k in keys])
+        return len(keys)
+'''
+
+START_MODULE = '''
+"""Writes a number and a folder of two files."""
+def run(context):
+    with (context.root / "ran.log").open("a") as log:
+        log.write(context.name + "\\n")
+    context.write("data/i00/number.txt").write_text(str(context.options["number"]))
+    context.write("data/seeds/a.txt").write_text("a")
+    context.write("data/seeds/deep/b.txt").write_text("b")
+    context.log(seeds=2)
+'''
+
+GROW_MODULE = '''
+"""Adds to the previous number, with the help of a model."""
+from tasks.core.context import Pointer
+def run(context):
+    with (context.root / "ran.log").open("a") as log:
+        log.write(context.name + "\\n")
+    number = int(context.read(context.data("number.txt", context.row["previous"])).read_text())
+    asked = context.model(Pointer("model", "m1")).ask(f"{context.name}-{number}")
+    context.write(context.data("number.txt")).write_text(str(number + context.options["by"] + asked))
+    if context.options["by"] == 13:
+        raise ValueError("thirteen is unlucky")
+    context.write(context.data("note.json")).write_text("{}\\n")
+    context.log(shards=asked, replies=1234.0)
+    context.curves.append({"step": 1.0, "loss": 0.5})
+'''
+
+DVC_YAML = """
+stages:
+  start:
+    cmd: python -m flows.stage start
+    deps: [tasks/start.py]
+    params: [start, seed]
+    outs: [data/i00/number.txt, data/seeds]
+  grow:
+    foreach: ${iterations}
+    do:
+      cmd: python -m flows.stage grow ${key}
+      deps: [tasks/grow.py, "data/${item.previous}/number.txt", data/seeds]
+      params: [grow, "iterations.${key}.grow", seed]
+      outs: ["data/${key}/number.txt"]
+      metrics: [{"data/${key}/note.json": {cache: false}}]
+"""
+
+PARAMS_YAML = """
+recipe: toy
+seed: 0
+labels: false
+engine: {name: toy}
+start: {number: 5}
+grow: {by: 1}
+iterations:
+  i01: {previous: i00, grow: {}}
+  i02: {previous: i01, grow: {by: 2}}
+"""
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A toy repository and ways to use it from outside."""
+
+    root: Path
+
+    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DVC_"))}
+        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
+
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.call(sys.executable, *arguments)
+
+    def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.python("-m", "dvc", *arguments)
+
+    def lines(self, name: str) -> list[str]:
+        """Lines of `ran.log` or `asked.log`, which this empties."""
+        path = self.root / name
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    def edit(self, old: str, new: str) -> None:
+        path = self.root / "params.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def artifacts(self) -> dict[str, bytes]:
+        files = [self.root / "dvc.lock", *sorted((self.root / "data").rglob("*"))]
+        return {str(f.relative_to(self.root)): f.read_bytes() for f in files if f.is_file()}
+
+
+def make(root: Path) -> Toy:
+    """The toy repository as files, without git and DVC."""
+    shutil.copytree(
+        ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__", "track.py", "summary.py")
+    )
+    (root / "tasks/core").mkdir(parents=True)
+    for module in ("context", "digests", "errors"):
+        shutil.copy(ROOT / f"tasks/core/{module}.py", root / f"tasks/core/{module}.py")
+    texts = {
+        "tasks/__init__.py": "",
+        "tasks/core/__init__.py": "",
+        "tasks/core/params.py": PARAMS_MODULE,
+        "tasks/core/asking.py": ASKING_MODULE,
+        "tasks/start.py": START_MODULE,
+        "tasks/grow.py": GROW_MODULE,
+        "flows/recipe.py": '"""No recipes."""\ndef names():\n    return ["toy"]\n',
+        "flows/track.py": '"""Notes that it was called."""\ndef sync(root):\n    (root / "synced").touch()\n',
+        "flows/summary.py": '"""A table."""\ndef show(root):\n    print("the table")\n',
+        "dvc.yaml": DVC_YAML,
+        "params.yaml": PARAMS_YAML,
+        ".gitignore": ".autodidact/\n__pycache__/\n*.log\nsynced\n",
+    }
+    for name, text in texts.items():
+        (root / name).write_text(dedent(text).lstrip())
+    return Toy(root)
+
+
+@pytest.fixture
+def toy_files(tmp_path: Path) -> Toy:
+    return make(tmp_path / "toy")
+
+
+@pytest.fixture
+def toy(toy_files: Toy) -> Toy:
+    """The toy repository under git and DVC."""
+    for command in (("git", "init", "-q"), (sys.executable, "-m", "dvc", "init", "-q")):
+        assert toy_files.call(*command).returncode == 0
+    return toy_files

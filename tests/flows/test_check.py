@@ -1,0 +1,99 @@
+"""`python -m flows.check`: one line and 0, or every problem and 2, and nothing written."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows import check, layout, recipe
+from tasks.core.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_text(layout.render(recipe.compose("self_evolution")))
+    return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def run(repository: Path) -> tuple[int, str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "flows.check"]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_sound_repository(repository: Path) -> None:
+    code, out, errors = run(repository)
+    assert (code, errors) == (0, "")
+    assert out == "ok: 28 stages, self_evolution on countdown, i01 to i03, no labels in the loop\n"
+
+
+def test_all_problems_at_once_and_nothing_written(repository: Path) -> None:
+    edit(repository / "params.yaml", "temperature: 1.3", "temprature: 1.3")
+    edit(repository / "params.yaml", "previous: i01", "previous: i09")
+    edit(repository / "dvc.yaml", "  report:\n", "  reports:\n")
+    before = {path.name: path.read_bytes() for path in repository.iterdir()}
+    code, out, errors = run(repository)
+    assert (code, out) == (2, "")
+    assert "sample.iid: unknown key 'temprature'; did you mean 'temperature'?" in errors
+    assert "iterations.i02.previous: unknown earlier iteration 'i09'" in errors
+    assert "dvc.yaml: stage report is there 0 times, the iterations want 1" in errors
+    assert "Traceback" not in errors
+    assert {path.name: path.read_bytes() for path in repository.iterdir()} == before
+
+
+def test_check_imports_no_heavy_library(repository: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from flows import check; check.check(Path.cwd());"
+        "print([m for m in ('torch', 'transformers', 'trl', 'prefect', 'mlflow', 'dvc') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda r: (r / "dvc.yaml").unlink(), "dvc.yaml is not there"),
+        (lambda r: (r / "params.yaml").unlink(), "params.yaml is not there"),
+        (lambda r: (r / "dvc.yaml").write_text("stages: []\n"), "dvc.yaml: has no mapping `stages`"),
+        (lambda r: edit(r / "params.yaml", "  i01: {", "  1: {"), "iterations.1: given the int 1"),
+        (
+            lambda r: edit(r / "dvc.yaml", "foreach: ${iterations}", "foreach: ${iteration}"),
+            "stage synthesize is there 0",
+        ),
+        (
+            lambda r: edit(r / "params.yaml", "recipe: self_evolution", "recipe: self_evolved"),
+            "did you mean 'self_evolution'",
+        ),
+    ],
+)
+def test_refused(repository: Path, break_it: Callable[[Path], None], expected: str) -> None:
+    break_it(repository)
+    with pytest.raises(BadInput) as caught:
+        check.check(repository)
+    assert expected in str(caught.value)
+
+
+def test_a_full_or_closed_disk(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(check, "NEEDED", 10**18)
+    with pytest.raises(BadInput) as caught:
+        check.check(repository)
+    assert "cannot be written to" in str(caught.value)
+    assert "MB free on its disk" in str(caught.value)

@@ -1,0 +1,189 @@
+"""Recipes: each is valid at every size, and `use` writes the same bytes every time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import layout, recipe
+from tasks.core import params as parameters
+from tasks.core.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+SEVEN = {
+    "lmsi", "oracle", "scpo", "self_evolution", "self_improving_transformers", "self_rewarding", "unfiltered",
+}  # fmt: skip
+COUNTDOWN = sorted(SEVEN - {"self_improving_transformers"})
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def use(*arguments: str) -> str:
+    result = CliRunner().invoke(recipe.app, ["use", *arguments])
+    if isinstance(result.exception, BadInput):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_committed_file_is_what_use_writes() -> None:
+    committed = (ROOT / "params.yaml").read_text()
+    made = recipe.chosen("self_evolution", parameters.load(ROOT), None, None, None)
+    assert layout.render(made) == committed, "run `python -m flows.recipe use self_evolution`"
+
+
+@pytest.mark.parametrize("name", sorted(SEVEN))
+@pytest.mark.parametrize("size", ["full", "mini"])
+def test_every_recipe_is_valid_and_written_twice_alike(repository: Path, name: str, size: str) -> None:
+    use(name)
+    if size == "mini":
+        use("mini")
+    first = (repository / "params.yaml").read_bytes()
+    params = parameters.load(repository)
+    parameters.check(params, ROOT, recipe.names())
+    assert params["recipe"] == name
+    assert layout.render(params).encode() == first
+    assert "0 values changed" in use(name if size == "full" else "mini")
+    assert (repository / "params.yaml").read_bytes() == first
+
+
+def test_a_recipe_restores_what_mini_lowered(repository: Path) -> None:
+    use("scpo")
+    full = (repository / "params.yaml").read_bytes()
+    shown = use("mini")
+    assert "synthesize.pool.n: 2200 -> 120" in shown
+    small = parameters.load(repository)
+    assert small["recipe"] == "scpo"
+    assert len(small["iterations"]) == 3
+    use("scpo")
+    assert (repository / "params.yaml").read_bytes() == full
+
+
+def test_mini_never_raises_a_value() -> None:
+    size = recipe.Size(summary="x", iterations=3, values={"a.*.n": 5, "a.b.flag": 1, "z.q": 1})
+    assert recipe.resized({"a": {"b": {"n": 9, "flag": True}, "c": {"n": 2}, "d": 1}}, size) == {
+        "a": {"b": {"n": 5, "flag": True}, "c": {"n": 2}, "d": 1}
+    }
+
+
+@pytest.mark.parametrize("name", COUNTDOWN)
+def test_methods_differ_in_judgement_and_not_in_budget(name: str) -> None:
+    default, other = recipe.compose("self_evolution"), recipe.compose(name)
+    for section in ("engine", "prepare", "base", "synthesize", "evaluate", "promote", "iterations"):
+        assert other[section] == default[section], section
+    draws = other["sample"]["iid"]["n"] + other["refine"].get("revise", {"per_prompt": 0})["per_prompt"]
+    assert draws == 9 + 3
+    (training,) = other["train"].values()
+    own = training["mixture"]["own"] if "mixture" in training else 2 * training["batch_size"]
+    corpus = training.get("replay") or {k: v for k, v in training["mixture"].items() if k != "own"}
+    base = default["train"]["sft"]
+    assert (training["steps"], own, corpus) == (
+        base["steps"],
+        96,
+        {k: v for k, v in base["mixture"].items() if k != "own"},
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTDOWN if name != "oracle"])
+def test_a_method_on_the_users_own_prompts(repository: Path, name: str) -> None:
+    use(name, "--family", "text")
+    path = repository / "params.yaml"
+    path.write_text(path.read_text().replace("path: prompts.jsonl", "path: mine.jsonl"))
+    parameters.check(parameters.load(repository))
+    use("lmsi", "--family", "text")
+    assert parameters.load(repository)["prepare"]["options"]["path"] == "mine.jsonl"
+    use(name)
+    assert parameters.load(repository)["prepare"]["family"] == "countdown"
+
+
+def test_labels_are_declared_by_the_oracle_alone() -> None:
+    assert [name for name in recipe.names() if recipe.compose(name)["labels"]] == ["oracle"]
+
+
+def test_seed_and_engine_are_the_users(repository: Path) -> None:
+    use("self_evolution", "--seed", "7")
+    path = repository / "params.yaml"
+    path.write_text(path.read_text().replace("threads: 2\n  batch_size", "threads: 5\n  batch_size"))
+    use("lmsi")
+    params = parameters.load(repository)
+    assert (params["seed"], params["engine"]["threads"], params["train"]["sft"]["threads"]) == (7, 5, 2)
+
+
+def test_appending_an_iteration_leaves_the_others_alone(repository: Path) -> None:
+    use("self_evolution")
+    before = (repository / "params.yaml").read_text().splitlines()
+    use("self_evolution", "--iterations", "4")
+    after = (repository / "params.yaml").read_text().splitlines()
+    (added,) = [line for line in after if line not in before]
+    assert added.startswith("  i04: {previous: i03, initial: i03, reference: i03, judge: i03, synthesize: {}")
+    assert [line for line in after if line != added] == before
+    assert list(parameters.load(repository)["evaluations"]) == ["i01", "i02", "i03", "i04", "i00"]
+
+
+def test_mini_keeps_overrides_of_rows(repository: Path) -> None:
+    use("self_evolution")
+    path = repository / "params.yaml"
+    path.write_text(path.read_text().replace("judge: i00, synthesize: {}", "judge: i00, synthesize: {pool: {n: 50}}"))
+    use("mini", "--iterations", "2")
+    params = parameters.load(repository)
+    assert list(params["iterations"]) == ["i01", "i02"]
+    assert parameters.section(params, "synthesize", "i01")["pool"]["n"] == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["self_evolutoin"], "unknown recipe 'self_evolutoin'; did you mean 'self_evolution'?"),
+        (["minni"], "did you mean 'mini'?"),
+        (["scpo", "--family", "countdwon"], "unknown family 'countdwon'; did you mean 'countdown'?"),
+        (["mini", "--family", "strings"], "mini is a size"),
+    ],
+)
+def test_a_refused_call_writes_nothing(repository: Path, arguments: list[str], expected: str) -> None:
+    use("lmsi")
+    before = (repository / "params.yaml").read_bytes()
+    with pytest.raises(BadInput) as caught:
+        use(*arguments)
+    assert expected in str(caught.value)
+    assert (repository / "params.yaml").read_bytes() == before
+    assert sorted(path.name for path in repository.iterdir()) == ["dvc.yaml", "params.yaml"]
+
+
+def test_mini_wants_a_recipe_first(repository: Path) -> None:
+    with pytest.raises(BadInput, match="use a recipe first"):
+        use("mini")
+    assert not (repository / "params.yaml").exists()
+
+
+def test_list_for_programs_and_people() -> None:
+    rows = json.loads(CliRunner().invoke(recipe.app, ["list", "--json"]).output)
+    assert {row["name"] for row in rows} >= SEVEN
+    assert all(set(row) == {"name", "title", "needs"} and all(row.values()) for row in rows)
+    shown = CliRunner().invoke(recipe.app, ["list"]).output
+    assert all(name in shown for name in [*SEVEN, "mini"])
+
+
+@pytest.mark.parametrize("name", [*sorted(SEVEN), "mini"])
+def test_show(name: str) -> None:
+    result = CliRunner().invoke(recipe.app, ["show", name])
+    assert result.exit_code == 0
+    assert name in result.output
+
+
+def test_exit_codes_of_the_real_command(repository: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows.recipe", "use", "scop"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=repository, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("unknown recipe 'scop'; did you mean 'scpo'?")
+    assert "Traceback" not in done.stderr

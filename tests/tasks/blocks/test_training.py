@@ -1,0 +1,237 @@
+"""The two training blocks on a tiny model: what they change, what they repeat exactly, what they refuse."""
+
+import random
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from tasks.blocks import training
+from tasks.core import models, tables
+from tasks.core.errors import EmptyDataset, StageFailed
+
+torch.set_num_threads(1)
+
+TOKENIZER = models.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
+ARCHITECTURE = {
+    "model_type": "qwen3",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
+COMMON = {
+    "steps": 12,
+    "learning_rate": 0.01,
+    "warmup_steps": 2,
+    "schedule": "cosine",
+    "final_share": 0.1,
+    "betas": [0.9, 0.98],
+    "weight_decay": 0.05,
+    "clip": 1.0,
+    "precision": "float32",
+    "threads": 1,
+    "checkpoint_steps": 5,
+    "lora": None,
+}
+SFT = {**COMMON, "mixture": {"own": 4, "skill": 2}}
+DPO = {
+    **COMMON,
+    "batch_size": 3,
+    "loss": "sigmoid",
+    "beta": 0.1,
+    "nll": 0.2,
+    "replay": {"skill": 2},
+    "replay_coefficient": 0.5,
+}
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
+
+
+def message(role, text):
+    return [{"role": role, "content": text}]
+
+
+def sft_rows(count=20, **changes):
+    drawn = random.Random(0)
+    rows = []
+    for i in range(count):
+        digits = " ".join(str(drawn.randrange(10)) for _ in range(1 + i % 5))
+        row = {
+            "row_id": f"r{i:02}",
+            "part": "own" if i % 2 else "skill",
+            "prompt": message("user", f"copy {digits} :"),
+            "completion": message("assistant", digits),
+            "weight": 1.0 + i % 3,
+            "prompt_id": f"p{i}",
+            "candidate_id": None,
+            "iteration": "i01" if i % 2 else None,
+        }
+        rows.append({**row, **changes})
+    return tables.frame(rows, tables.SFT)
+
+
+def pair_rows(count=7, **changes):
+    rows = []
+    for i in range(count):
+        row = {
+            "row_id": f"d{i}",
+            "part": "own",
+            "prompt": message("user", f"copy {i} {i} :"),
+            "chosen": message("assistant", f"{i} {i}"),
+            "rejected": message("assistant", f"{9 - i}"),
+            "margin": 0.5,
+            "weight": 1.0,
+            "smoothing": 0.1 if i % 2 else 0.0,
+            "prompt_id": f"p{i}",
+            "chosen_id": "c",
+            "rejected_id": "r",
+            "iteration": "i01",
+        }
+        rows.append({**row, **changes})
+    return tables.frame(rows, tables.PAIRS)
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("initial") / "model"
+    models.build(ARCHITECTURE, TOKENIZER, 0, folder)
+    return folder
+
+
+@pytest.fixture
+def train(initial, tmp_path):
+    def run(options, name="out", kill_at=None, seed=0, **changes):
+        def progress(what, done, total):
+            if kill_at is not None and what in ("sft", "dpo") and done == kill_at:
+                raise KeyboardInterrupt
+
+        given = {"sft": sft_rows(), "pairs": pair_rows(), "initial": initial, "reference": initial, **changes}
+        job = training.Job(output=tmp_path / name, scratch=tmp_path / "scratch", seed=seed, progress=progress, **given)
+        block = training.sft if "mixture" in options else training.dpo
+        cls = training.SftOptions if "mixture" in options else training.DpoOptions
+        block(job, cls(**options))
+        return job
+
+    return run
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("options", [SFT, DPO, {**DPO, "loss": "ipo", "replay": {}}])
+def test_every_parameter_changes_and_the_same_seed_gives_the_same_bytes(train, initial, options):
+    one, two, other = train(options, "one"), train(options, "two"), train(options, "other", seed=1)
+    before, after = weights(initial), weights(one.output)
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert files(one.output) == files(two.output) != files(other.output)
+    assert set(files(one.output)) == set(files(initial))
+    assert files(one.output)["config.json"] == files(initial)["config.json"]
+    assert files(one.output)["generation_config.json"] == files(initial)["generation_config.json"]
+
+
+@pytest.mark.parametrize("options", [SFT, {**SFT, "lora": LORA}, DPO])
+def test_a_killed_training_continues_to_the_same_bytes(train, tmp_path, options):
+    whole = train(options, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(options, "cut", kill_at=8)
+    (kept,) = (tmp_path / "scratch" / "training").iterdir()
+    assert (kept / "checkpoint-5" / "complete").is_file()
+    assert not (tmp_path / "cut").exists()
+    (kept / "checkpoint-9").mkdir()  # cut off while it was written
+    cut = train(options, "cut")
+    assert files(cut.output) == files(whole.output)
+    assert not list((tmp_path / "scratch" / "training").iterdir())
+    assert [point["loss"] for point in cut.curves] == [point["loss"] for point in whole.curves]
+
+
+def test_changed_options_do_not_continue_an_old_checkpoint(train, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(SFT, kill_at=8)
+    fresh = train({**SFT, "learning_rate": 0.02}, "fresh")
+    assert len(fresh.curves) == 12
+    assert len(list((tmp_path / "scratch" / "training").iterdir())) == 1
+
+
+def test_loss_falls_and_figures_count(train):
+    job = train({**SFT, "steps": 60, "checkpoint_steps": 1000})
+    assert job.curves[-1]["loss"] < 0.8 * job.curves[0]["loss"]
+    assert job.figures["sft_rows"] == 60 * 6
+    assert job.rows == {"own": 10, "skill": 10}
+    assert job.figures["sft_tokens"] > job.figures["sft_rows"]
+
+
+def test_the_learning_signal_is_the_weight(train):
+    doubled = train(SFT, "doubled", sft=sft_rows(weight=2.0))
+    single = train(SFT, "single", sft=sft_rows(weight=1.0))
+    assert files(doubled.output) == files(single.output)
+
+
+def test_the_order_of_the_table_does_not_matter(train):
+    assert files(train(SFT, "a").output) == files(train(SFT, "b", sft=sft_rows().reverse()).output)
+
+
+def test_lora_trains_its_targets_alone_and_is_merged(train, initial):
+    after = weights(train({**SFT, "lora": LORA}).output)
+    changed = {name for name, before in weights(initial).items() if not torch.equal(before, after[name])}
+    assert changed == {f"model.layers.0.self_attn.{name}.weight" for name in LORA["targets"]}
+    train({**DPO, "lora": LORA}, "dpo")
+
+
+def test_bfloat16_and_back(train, initial):
+    low = weights(train({**SFT, "precision": "bfloat16"}, "low").output)
+    assert {tensor.dtype for tensor in low.values()} == {torch.float32}
+    high = train(SFT, "high")
+    assert any(not torch.equal(low[name], tensor) for name, tensor in weights(high.output).items())
+
+
+def test_the_reference_is_another_model_than_the_start(train, initial, tmp_path):
+    models.build(ARCHITECTURE, TOKENIZER, 7, tmp_path / "other")
+    assert files(train(DPO, "a").output) != files(train(DPO, "b", reference=tmp_path / "other").output)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "error", "message"),
+    [
+        (SFT, {"sft": sft_rows(0)}, EmptyDataset, "no rows to train on"),
+        (DPO, {"pairs": pair_rows(0)}, EmptyDataset, "no pairs"),
+        ({**SFT, "mixture": {"own": 3}}, {}, StageFailed, "does not say how many rows of 'skill'"),
+        ({**SFT, "mixture": {"own": 3, "skill": 1, "fact": 2}}, {}, StageFailed, "2 rows of 'fact' a step"),
+        ({**DPO, "replay": {"fact": 2}}, {}, StageFailed, "dpo.replay asks for 2 rows of 'fact'"),
+        (SFT, {"sft": sft_rows(weight=-1.0)}, StageFailed, "weight is negative"),
+        (SFT, {"sft": sft_rows(weight=0.0)}, StageFailed, "every weight is 0"),
+        (DPO, {"pairs": pair_rows(smoothing=0.6)}, StageFailed, "smoothing"),
+        (SFT, {"sft": sft_rows(prompt=message("user", "1 " * 40))}, StageFailed, "the model holds 32"),
+        ({**SFT, "lora": {**LORA, "targets": ["no_such_layer"]}}, {}, StageFailed, "no_such_layer"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(train, tmp_path, options, changes, error, message):
+    with pytest.raises(error, match=message):
+        train(options, **changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixture": {"own": 0}}, "at least one row"),
+        ({"mixture": {"own": -1}}, "greater than or equal to 0"),
+        ({"betas": [0.9]}, "at least 2"),
+        ({"schedule": "step"}, "cosine"),
+        ({"lora": {**LORA, "targets": ["lm_head"]}}, "takes no adapter"),
+        ({"clip": 0}, "greater than 0"),
+    ],
+)
+def test_options_out_of_range(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        training.SftOptions(**{**SFT, **changes})

@@ -1,0 +1,189 @@
+"""Model folders, tokenizers, and text that must not become control tokens."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.core import models
+from tasks.core.context import Pointer
+from tasks.core.errors import BadInput, MissingArtifact, StageFailed, UnknownName
+
+torch.set_num_threads(1)
+
+ARCHITECTURE = {
+    "model_type": "qwen3",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+WORDS = ["solve", ":", "->", "=", "+", *(str(n) for n in range(61))]
+WORD = models.make_tokenizer(WORDS, [], 300)
+TEXTS = ["How many apples has Ann?", "Ann has 12 apples. #### 12", "naïve café"] * 5
+BPE = models.make_tokenizer(None, TEXTS, 400)
+ASKED = [{"role": "user", "content": "solve 3 4 -> 7 :"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "model"
+    models.build(ARCHITECTURE, WORD, 0, path)
+    return path
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_word_level_text_is_content_and_a_space_and_replies_end():
+    assert models.render(WORD, ASKED) == "solve 3 4 -> 7 : "
+    whole = [*ASKED, {"role": "assistant", "content": "3 + 4 = 7"}]
+    (text,) = models.render_many(WORD, [whole], reply=False)
+    assert text == "solve 3 4 -> 7 : 3 + 4 = 7<eos>"
+    assert ids(WORD, text)[-1] == WORD.eos_token_id
+    assert len(ids(WORD, text)) == 12
+    assert WORD.decode(ids(WORD, text), skip_special_tokens=True) == "solve 3 4 -> 7 : 3 + 4 = 7"
+
+
+def test_a_word_outside_the_vocabulary_is_unknown_and_a_bad_vocabulary_is_refused():
+    assert ids(WORD, "nonsense") == [WORD.unk_token_id]
+    for bad in ("two words", "", "<eos>"):
+        with pytest.raises(BadInput, match="vocabulary"):
+            models.word_tokenizer(["a", bad])
+
+
+def test_role_marked_text_of_the_trained_tokenizer():
+    assert models.render(BPE, [{"role": "user", "content": "Hi"}]) == "<|user|>Hi<|end|><|assistant|>"
+    with pytest.raises(StageFailed, match="unknown role"):
+        models.render(BPE, [{"role": "tool", "content": "Hi"}])
+
+
+def test_training_a_tokenizer_twice_gives_the_same_one():
+    again = models.make_tokenizer(None, iter(TEXTS), 400)
+    assert again.get_vocab() == BPE.get_vocab()
+    assert len(BPE) <= 400
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60))
+def test_bpe_keeps_every_text(text):
+    assert BPE.decode(ids(BPE, models.neutralise(text, models.special_tokens(BPE)))) == models.neutralise(
+        text, models.special_tokens(BPE)
+    )
+
+
+PIECES = st.sampled_from(
+    ["<eos>", "<pad>", "<unk>", "<|end|>", "<|assistant|>", "<|user|>", "<|", "|>", "<", "end", "eos>", " ", "7", "x\n"]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_content_never_becomes_a_control_token(text):
+    for tokenizer, turn in ((WORD, [WORD.pad_token_id, WORD.eos_token_id]), (BPE, BPE.all_special_ids)):
+        tokens = ids(tokenizer, models.render(tokenizer, [{"role": "user", "content": text}]))
+        allowed = [] if tokenizer is WORD else ids(BPE, "<|user|><|end|><|assistant|>")
+        assert [token for token in tokens if token in turn] == allowed
+
+
+def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
+    models.validate_folder(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
+    assert "training_args.bin" not in names
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["pad_token_id"]) == (WORD.eos_token_id, WORD.pad_token_id)
+    models.build(ARCHITECTURE, WORD, 0, tmp_path / "same")
+    models.build(ARCHITECTURE, WORD, 1, tmp_path / "other")
+    assert models.digest(tmp_path / "same") == models.digest(folder) != models.digest(tmp_path / "other")
+    loaded = models.load_tokenizer(folder)
+    assert models.render(loaded, ASKED) == models.render(WORD, ASKED)
+    assert ids(loaded, "solve 3 <eos>") == ids(WORD, "solve 3 <eos>")
+
+
+def test_a_model_without_positions_can_be_built(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    nope = {key: value for key, value in ARCHITECTURE.items() if key != "head_dim"}
+    models.build({**nope, "model_type": "smollm3", "no_rope_layers": [0]}, WORD, 0, tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    given_ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        here = model(given_ids, position_ids=torch.tensor([[0, 1, 2]])).logits
+        there = model(given_ids, position_ids=torch.tensor([[7, 9, 30]])).logits
+    assert torch.equal(here, there)
+
+
+def test_values_that_transformers_refuses(tmp_path):
+    with pytest.raises(BadInput, match="no language model can be built"):
+        models.build({**ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
+
+
+def test_pointers_are_followed_and_missing_models_named(folder, tmp_path):
+    pointer = Pointer("data/i00/candidate", "d" * 32)
+    with pytest.raises(MissingArtifact, match="data/i00/candidate"):
+        models.resolve(tmp_path, pointer)
+    models.write_pointer(tmp_path / "data/i00/candidate", Pointer(str(folder), "e" * 32))
+    assert models.resolve(tmp_path, pointer) == folder
+    assert models.digest(tmp_path / "data/i00/candidate") == "e" * 32
+    with pytest.raises(MissingArtifact, match="hf download no-such/model-at-all"):
+        models.resolve(tmp_path, Pointer("no-such/model-at-all", ""))
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", r"no \*\.safetensors"),
+        ("chat_template.jinja", "no chat template"),
+    ],
+)
+def test_what_is_no_model_is_refused(folder, tmp_path, remove, message):
+    for path in folder.iterdir():
+        if path.name != remove:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(BadInput, match=message):
+        models.validate_folder(tmp_path)
+
+
+def test_a_folder_that_is_not_there_or_damaged(tmp_path):
+    with pytest.raises(BadInput, match="no such folder"):
+        models.validate_folder(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadInput, match="is no JSON"):
+        models.validate_folder(tmp_path)
+
+
+def test_checks_do_not_import_torch(folder):
+    code = (
+        "import sys; from pathlib import Path; from tasks.core import architectures, models; import tasks.base, tasks.train;"
+        f"models.validate_folder(Path({str(folder)!r})); architectures.check({ARCHITECTURE!r}, 'x');"
+        "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_architectures_are_checked():
+    from tasks.core import architectures
+
+    with pytest.raises(UnknownName, match="did you mean qwen3"):
+        architectures.check({"model_type": "qwen33"}, "base.architecture")
+    with pytest.raises(UnknownName, match="did you mean 'hidden_size'"):
+        architectures.check({"model_type": "qwen3", "hiden_size": 3}, "base.architecture")
+    with pytest.raises(BadInput, match="comes from the tokenizer"):
+        architectures.check({"model_type": "qwen3", "vocab_size": 3}, "base.architecture")
+    with pytest.raises(BadInput, match="no causal language model of model_type 'vit'"):
+        architectures.check({"model_type": "vit"}, "base.architecture")
+    with pytest.raises(BadInput, match="model_type is missing"):
+        architectures.check({}, "base.architecture")
+    for name in ("llama", "smollm3", "qwen2", "gpt2"):
+        architectures.check({"model_type": name}, "base.architecture")

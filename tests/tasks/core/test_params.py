@@ -1,0 +1,222 @@
+"""params.yaml: what is refused, in which words, and what a stage gets as its own."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import layout, recipe
+from tasks.core import params as parameters
+from tasks.core.errors import BadInput, UnknownName
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    return recipe.compose("self_evolution")
+
+
+@pytest.fixture
+def params(committed: dict[str, Any]) -> dict[str, Any]:
+    return parameters.parse(layout.render(committed), "params.yaml")
+
+
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a dotted path; a mapping shared by alias is changed in both places, as in the file."""
+    *folders, last = path.split(".")
+    for name in folders:
+        tree = tree[name]
+    tree[last] = value
+
+
+def refusal(params: dict[str, Any]) -> str:
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, recipes=recipe.names())
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_the_committed_file_passes_every_check() -> None:
+    parameters.check(parameters.load(ROOT), ROOT, recipe.names())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("sampel", {}, "params.yaml: unknown key 'sampel'; did you mean 'sample'?"),
+        ("recipe", "self_evolutoin", "did you mean 'self_evolution'?"),
+        ("recipe", 3, "recipe: given 3"),
+        ("seed", -1, "seed: given -1; input should be greater than or equal to 0"),
+        ("seed", True, "seed: given True"),
+        ("labels", "no", "labels: given 'no'"),
+        ("engine.name", "transfomers", "engine.name: unknown engine 'transfomers'; did you mean 'transformers'?"),
+        ("engine.precision", "float16", "engine.precision: given 'float16'"),
+        ("engine.threads", 0, "engine.threads: given 0; input should be greater than or equal to 1"),
+        ("engine.batch", 4, "engine: unknown key 'batch'; did you mean 'batch_size'?"),
+        ("prepare.family", "countdwon", "prepare.family: unknown family 'countdwon'; did you mean 'countdown'?"),
+        ("prepare.options.heldout_shar", 0.1, "did you mean 'heldout_share'?"),
+        ("synthesize.pool.n", "many", "synthesize.pool.n: given 'many'"),
+        ("sample.iid.temperature", -0.5, "sample.iid.temperature: given -0.5"),
+        ("sample.iid.temprature", 1.0, "sample.iid: unknown key 'temprature'; did you mean 'temperature'?"),
+        ("sample.iid.block", "iidk", "sample.iid: unknown block 'iidk'; did you mean 'iid_k'?"),
+        ("sample.iid.temperature", float("inf"), "sample.iid.temperature: given inf"),
+        ("sample", [1], "sample: given [1]; a section is a mapping"),
+        ("sample", None, "sample: given None; a section is a mapping"),
+        ("critique.factored", 3, "critique.factored: given 3; a block takes a mapping"),
+        (
+            "filter.accepted.critic",
+            "factord",
+            "filter.accepted.critic: unknown critic 'factord'; did you mean 'factored'?",
+        ),
+        ("refine.revise.critic", "judge", "refine.revise.critic: unknown critic 'judge'"),
+        ("evaluate.best_of", "factord", "did you mean 'factored'?"),
+        ("train.sft.mixture.solv", 3, "unknown part 'solv'; did you mean 'solve'?"),
+        ("train.sft.mixture.earlier", 3, "`accumulate` earlier"),
+        ("train.sft.learning_rate", 0, "train.sft.learning_rate: given 0"),
+        ("critique.truth", {"block": "verifier"}, "critique.truth: block verifier reads the truth"),
+        ("iterations", {}, "iterations: given {}"),
+        ("iterations.i02.previous", "i07", "iterations.i02.previous: unknown earlier iteration 'i07'"),
+        ("iterations.i02.previous", "i02", "iterations.i02.previous: unknown earlier iteration 'i02'"),
+        ("iterations.i02.judge", "i03", "iterations.i02.judge: unknown earlier iteration 'i03'"),
+        ("iterations.i02.initial", 1, "iterations.i02.initial: given 1"),
+        ("iterations.i02.sampel", {}, "iterations.i02: unknown key 'sampel'; did you mean 'sample'?"),
+        ("iterations.i02.sample", None, "iterations.i02.sample: given None"),
+        ("iterations.i02.sample", {"iid": {"n": 0}}, "iterations.i02: sample.iid.n: given 0"),
+        ("iterations.../x", {}, ""),
+        ("evaluations.i00", {}, "evaluations.i00: given {}"),
+        ("evaluations.i00.evaluate", {"samples": 0}, "evaluations.i00: evaluate.samples: given 0"),
+        ("evaluations.i04", {"evaluate": {}}, "evaluations: its rows are not those of iterations"),
+    ],
+)
+def test_refused_with_place_and_advice(params: dict[str, Any], path: str, value: Any, expected: str) -> None:
+    if path == "iterations.../x":
+        params["iterations"]["../x"] = params["iterations"]["i01"]
+        assert "iterations.../x: is no iteration's key" in refusal(params)
+        return
+    put(params, path, value)
+    assert expected in refusal(params)
+
+
+@pytest.mark.parametrize("key", [1, "i00", "one", "i1", "i02/.."])
+def test_iteration_keys_that_make_no_stage_are_refused(params: dict[str, Any], key: Any) -> None:
+    params["iterations"][key] = copy.deepcopy(params["iterations"]["i01"])
+    assert f"iterations.{key}: " in refusal(params)
+
+
+def test_every_key_of_a_row_is_wanted(params: dict[str, Any]) -> None:
+    for name in [*parameters.MODELS, *parameters.LOOP]:
+        broken = copy.deepcopy(params)
+        del broken["iterations"]["i03"][name]
+        assert f"iterations.i03.{name}: is missing" in refusal(broken)
+
+
+@pytest.mark.parametrize("key", parameters.TOP)
+def test_every_section_is_wanted(params: dict[str, Any], key: str) -> None:
+    del params[key]
+    assert f"{key}: is missing from params.yaml" in refusal(params)
+
+
+def test_one_message_lists_all_problems(params: dict[str, Any]) -> None:
+    for path, value in {"sampel": {}, "seed": "x", "engine.threads": 0, "iterations.i02.judge": "i05"}.items():
+        put(params, path, value)
+    lines = refusal(params).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["params.yaml", "seed", "engine.threads", "iterations.i02.judge"]
+
+
+def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
+    params["base"]["pretrained"] = "models/nothing"
+    with pytest.raises(BadInput, match="models/nothing is no model folder"):
+        parameters.check(params, tmp_path)
+
+
+def test_pairs_for_dpo_must_come_from_somewhere() -> None:
+    params = recipe.compose("scpo")
+    params["filter"] = recipe.compose("lmsi")["filter"]
+    assert "train.dpo: dpo trains on pairs, and no block of filter makes any" in refusal(params)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nseed: 2\n", "line 2: key 'seed' is given twice"),
+        ("sample: {iid: {n: 1, n: 2}}\n", "line 1: key 'n' is given twice"),
+        ("sample: {iid: \n", "is not YAML"),
+        ("- a\n", "given list; its top level is a mapping"),
+        ("", "given NoneType"),
+        ("a: !!python/object/apply:os.getcwd []\n", "is not YAML"),
+        ("\x00", "is not YAML"),
+    ],
+)
+def test_files_that_are_no_parameters(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(BadInput) as caught:
+        parameters.load(tmp_path)
+    assert expected in str(caught.value)
+
+
+def test_a_missing_file_and_other_encodings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="recipe use self_evolution"):
+        parameters.load(tmp_path)
+    (tmp_path / "params.yaml").write_bytes("seed: é".encode("latin-1"))
+    with pytest.raises(BadInput, match="UTF-8"):
+        parameters.load(tmp_path)
+
+
+def test_an_alias_that_contains_itself_ends(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("sample: &a {iid: *a}\n")
+    with pytest.raises(BadInput, match="an alias contains itself"):
+        parameters.check(parameters.load(tmp_path))
+
+
+def test_an_override_changes_its_own_stage_and_iteration_only(params: dict[str, Any]) -> None:
+    before = {
+        s: {k: parameters.section(params, s, k) for k in parameters.stage_keys(params, s)} for s in parameters.STAGES
+    }
+    params["iterations"]["i02"]["train"] = {"sft": {"steps": 7}}
+    after = {
+        s: {k: parameters.section(params, s, k) for k in parameters.stage_keys(params, s)} for s in parameters.STAGES
+    }
+    assert after["train"]["i02"] == {"sft": before["train"]["i02"]["sft"] | {"steps": 7}}
+    after["train"]["i02"] = before["train"]["i02"]
+    assert after == before
+
+
+def test_null_leaves_a_block_out_and_stays_a_value_elsewhere(params: dict[str, Any]) -> None:
+    params["refine"]["revise"] = None
+    params["iterations"]["i02"]["evaluate"] = {"refine": None}
+    parameters.check(params)
+    assert parameters.options(params, "refine", "i01") == parameters.options(params, "refine", None)
+    assert parameters.section(params, "refine", "i01") == {}
+    assert parameters.section(params, "evaluate", "i02")["refine"] is None
+    assert parameters.section(params, "evaluate", "i00")["refine"] is not None
+
+
+def test_keys_rows_and_order(params: dict[str, Any]) -> None:
+    params["iterations"] = dict(reversed(params["iterations"].items()))
+    assert parameters.stage_keys(params, "train") == ["i01", "i02", "i03"]
+    assert parameters.stage_keys(params, "evaluate") == ["i00", "i01", "i02", "i03"]
+    assert parameters.stage_keys(params, "base") == [None]
+    assert parameters.row(params, "i00") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i00")
+    assert parameters.row(params, "i03") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i02")
+    with pytest.raises(UnknownName, match="did you mean 'i03'"):
+        parameters.row(params, "i33")
+    with pytest.raises(UnknownName, match="did you mean 'sample'"):
+        parameters.stage_keys(params, "sampel")
+
+
+def test_seeds_are_stable_and_apart(params: dict[str, Any]) -> None:
+    seeds = {(s, k): parameters.seed(params, s, k) for s in parameters.STAGES for k in parameters.stage_keys(params, s)}
+    assert len(set(seeds.values())) == len(seeds) == 3 + 8 * 3 + 1
+    assert all(0 <= value < 2**31 for value in seeds.values())
+    assert parameters.seed({"seed": 0}, "sample", "i01") == seeds["sample", "i01"]
+    assert parameters.seed({"seed": 1}, "sample", "i01") != seeds["sample", "i01"]
+
+
+@pytest.mark.parametrize("function", [parameters.merged])
+def test_merging_replaces_all_but_mappings(function: Callable[[Any, Any], Any]) -> None:
+    own = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+    assert function(own, {"a": {"c": [3]}, "e": {}}) == {"a": {"b": 1, "c": [3]}, "d": 4, "e": {}}
+    assert own == {"a": {"b": 1, "c": [1, 2]}, "d": 4}

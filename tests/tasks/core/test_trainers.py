@@ -1,0 +1,236 @@
+"""The losses, against numbers worked out by hand and against TRL's own; the plan; the learning-rate curve."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from trl import DPOConfig, DPOTrainer
+
+from tasks.core import batches, models, trainers
+from tasks.core.errors import StageFailed
+
+torch.set_num_threads(1)
+
+WORDS = [str(n) for n in range(10)]
+TOKENIZER = models.make_tokenizer([*WORDS, ":"], [], 300)
+ARCHITECTURE = {
+    "model_type": "qwen3",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.5,
+}
+OPTIONS = SimpleNamespace(
+    steps=2, learning_rate=0.01, betas=[0.9, 0.98], weight_decay=0.0, clip=1.0, precision="float32",
+    checkpoint_steps=100, lora=None, schedule="constant", warmup_steps=0, final_share=0.1,
+    loss="sigmoid", beta=0.3, nll=0.0,
+)  # fmt: skip
+PROMPTS = ["1 2 :", "3 :", "4 5 6 :"]
+CHOSEN = ["2 1", "3", "6 5 4 1 1"]
+REJECTED = ["2 2 2 2", "4", "6"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trainers")
+    for seed in (0, 1):
+        models.build(ARCHITECTURE, TOKENIZER, seed, path / str(seed))
+    return path
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def reply(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def encode(prompts, replies):
+    return batches.encode(TOKENIZER, list(map(user, prompts)), list(map(reply, replies)), prompts, 64)
+
+
+def by_hand(model, rows):
+    """Log-probability of every completion token, one row at a time and without padding."""
+    found = []
+    for start, length, prompt in zip(rows.starts, rows.lengths, rows.prompts, strict=True):
+        ids = torch.from_numpy(rows.tokens[start : start + length])[None]
+        with torch.no_grad():
+            logps = model(ids).logits[0].log_softmax(-1)
+        found.append(torch.stack([logps[t - 1, ids[0, t]] for t in range(prompt, length)]))
+    return found
+
+
+def test_the_sft_loss_is_the_weighted_mean_over_completion_tokens(folders):
+    rows = encode(PROMPTS, CHOSEN)
+    weights = np.array([1.0, 0.0, 0.5])
+    source = batches.SftBatches(rows, weights, np.array([[0, 1, 2], [2, 2, 0]]), 1.0)
+    model = trainers.load(folders / "0")
+    logps = by_hand(model, rows)
+    trainer = trainers.trainer_for("sft", model, TOKENIZER, folders / "c", [source], OPTIONS, 0)
+    for step, members in enumerate(source.plan):
+        loss = sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(step))
+        above = sum(weights[i] * -logps[i].sum() for i in members)
+        below = sum(weights[i] * len(logps[i]) for i in members)
+        assert float(loss) == pytest.approx(float(above / below), rel=1e-5)
+
+
+def test_a_row_of_weight_zero_changes_no_gradient(folders):
+    def gradient(replies, weights):
+        model = trainers.load(folders / "0")
+        source = batches.SftBatches(encode(PROMPTS, replies), np.array(weights), np.array([[0, 1, 2]]), 1.0)
+        trainer = trainers.trainer_for("sft", model, TOKENIZER, folders / "c", [source], OPTIONS, 0)
+        sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(0)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    assert torch.allclose(
+        gradient(CHOSEN, [1.0, 2.0, 0.0]), gradient([*CHOSEN[:2], "9 9 9"], [1.0, 2.0, 0.0]), atol=1e-6
+    )
+    assert not gradient(CHOSEN, [0.0, 0.0, 0.0]).any()
+
+
+def test_dpo_losses_by_hand():
+    logps, reference = torch.tensor([-2.0, -6.0]), torch.tensor([-3.0, -4.0])
+    lengths = torch.tensor([2.0, 4.0])
+
+    def loss(kind, smoothing, nll):
+        return float(trainers.dpo_losses(logps, reference, lengths, torch.tensor([smoothing]), kind, 0.5, nll))
+
+    # ratios +1 and -2, so d = 3, beta * d = 1.5
+    right, wrong = math.log1p(math.exp(-1.5)), math.log1p(math.exp(1.5))
+    assert loss("sigmoid", 0.0, 0.0) == pytest.approx(right)
+    assert loss("sigmoid", 0.25, 0.0) == pytest.approx(0.75 * right + 0.25 * wrong)
+    assert loss("sigmoid", 0.0, 0.1) == pytest.approx(right + 0.1 * 2.0 / 2)
+    # averaged ratios 0.5 and -0.5, so d = 1; 1 / (2 beta) = 1
+    assert loss("ipo", 0.0, 0.0) == pytest.approx(0.0)
+    assert loss("ipo", 0.5, 0.0) == pytest.approx(0.5 * 4.0)
+
+
+def test_smoothing_of_a_half_does_not_know_chosen_from_rejected():
+    logps, reference, lengths = torch.tensor([-2.0, -6.0]), torch.tensor([-3.0, -4.0]), torch.tensor([2.0, 4.0])
+    half = torch.tensor([0.5])
+    for kind in ("sigmoid", "ipo"):
+        one = trainers.dpo_losses(logps, reference, lengths, half, kind, 0.5, 0.0)
+        other = trainers.dpo_losses(logps.flip(0), reference.flip(0), lengths.flip(0), half, kind, 0.5, 0.0)
+        assert torch.allclose(one, other)
+
+
+def pair_batches(folders, weights):
+    rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
+    reference = trainers.reference_logps(folders / "1", rows, "float32", lambda done, total: None)
+    return batches.PairBatches(rows, np.array(weights), np.zeros(3), reference, np.array([[0, 1, 2]]))
+
+
+def test_reference_log_probabilities(folders):
+    rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
+    alone = [float(logps.sum()) for logps in by_hand(trainers.load(folders / "1"), rows)]
+    assert trainers.reference_logps(folders / "1", rows, "float32", lambda d, t: None) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
+def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
+    from datasets import Dataset
+
+    options = SimpleNamespace(**{**vars(OPTIONS), "loss": kind})
+    source = pair_batches(folders, [1.0, 1.0, 1.0])
+    model = trainers.load(folders / "0")
+    ours = trainers.trainer_for("dpo", model, TOKENIZER, tmp_path, [source], options, 0)
+    loss = sum(ours.compute_loss(model, trainers.tensors(group)) for group in source.step(0))
+
+    def row(i):
+        begin, end, prompt = (
+            source.rows.starts[i],
+            source.rows.starts[i] + source.rows.lengths[i],
+            source.rows.prompts[i],
+        )
+        return source.rows.tokens[begin : begin + prompt].tolist(), source.rows.tokens[begin + prompt : end].tolist()
+
+    data = [{"prompt_ids": row(i)[0], "chosen_ids": row(i)[1], "rejected_ids": row(i + 3)[1]} for i in range(3)]
+
+    class Prepared(DPOTrainer):
+        def _prepare_dataset(self, dataset, *arguments):
+            return dataset
+
+    arguments = DPOConfig(
+        output_dir=str(tmp_path), beta=0.3, loss_type=[kind], use_cpu=True, bf16=False, report_to=[],
+        gradient_checkpointing=False, remove_unused_columns=False,
+    )  # fmt: skip
+    theirs = Prepared(
+        model=trainers.load(folders / "0"),
+        ref_model=trainers.load(folders / "1"),
+        args=arguments,
+        train_dataset=Dataset.from_list(data),
+        processing_class=TOKENIZER,
+    )
+    expected = DPOTrainer._compute_loss(theirs, theirs.model, theirs.data_collator(data), False)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_pairs_are_weighted_and_a_weight_of_zero_has_no_gradient(folders, tmp_path):
+    def loss_and_gradient(weights):
+        model = trainers.load(folders / "0")
+        source = pair_batches(folders, weights)
+        trainer = trainers.trainer_for("dpo", model, TOKENIZER, tmp_path, [source], OPTIONS, 0)
+        loss = sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(0))
+        loss.backward()
+        return float(loss), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    alone = [loss_and_gradient([float(i == k) for k in range(3)])[0] for i in range(3)]
+    assert loss_and_gradient([0.5, 0.0, 2.0])[0] == pytest.approx(0.5 * alone[0] + 2 * alone[2], rel=1e-5)
+    assert not loss_and_gradient([0.0, 0.0, 0.0])[1].any()
+
+
+def test_every_step_takes_the_mixture_and_epochs_do_not_repeat_early():
+    parts = ["a"] * 7 + ["b"] * 2 + ["c"] * 3
+    steps = batches.plan(parts, {"a": 3, "b": 4, "c": 0}, 14, 5, "mixture")
+    drawn = np.array(parts, dtype=object)[steps]
+    assert steps.shape == (14, 7)
+    assert ((drawn == "a").sum(axis=1) == 3).all() and ((drawn == "b").sum(axis=1) == 4).all()
+    walked = steps[:, :3].flatten()
+    assert all(sorted(walked[k : k + 7]) == list(range(7)) for k in range(0, 42, 7))
+    assert np.array_equal(steps, batches.plan(parts, {"b": 4, "a": 3, "c": 0}, 14, 5, "mixture"))
+    assert not np.array_equal(steps, batches.plan(parts, {"a": 3, "b": 4, "c": 0}, 14, 6, "mixture"))
+    with pytest.raises(StageFailed, match="mixture asks for 1 rows of 'd'"):
+        batches.plan(parts, {"d": 1}, 2, 0, "mixture")
+
+
+def test_groups_hold_every_row_once_and_are_bounded():
+    lengths = np.random.default_rng(0).integers(1, 3000, 400)
+    found = batches.groups(lengths)
+    assert sorted(np.concatenate(found)) == list(range(400))
+    assert all(len(g) * lengths[g].max() <= batches.GROUP_TOKENS or len(g) == 1 for g in found)
+
+
+def test_rows_too_long_and_templates_that_cannot_be_cut():
+    with pytest.raises(StageFailed, match="row 1 2 : has 6 tokens; the model holds 4"):
+        batches.encode(TOKENIZER, [user("1 2 :")], [reply("2 1")], ["1 2 :"], 4)
+    odd = models.make_tokenizer(WORDS, [], 300)
+    odd.chat_template = "{{ messages | length }} {{ messages[0]['content'] }}"
+    with pytest.raises(StageFailed, match="cannot be told apart"):
+        batches.encode(odd, [user("1 2")], [reply("2 1")], ["r"], 64)
+
+
+def test_the_completion_ends_where_generation_would():
+    chat = models.make_tokenizer(WORDS, [], 300)
+    chat.chat_template = "{% for m in messages %}{{ m['content'] + ' ' + eos_token + ' 9 ' }}{% endfor %}"
+    rows = batches.encode(chat, [user("1 2")], [reply("3")], ["r"], 64)
+    words = chat.convert_ids_to_tokens(rows.tokens[rows.prompts[0] :])
+    assert words == ["3", "<eos>"]
+
+
+def test_schedules_at_their_corners():
+    for kind in ("cosine", "linear", "constant", "wsd"):
+        share = trainers.schedule(kind, 100, 10, 0.1)
+        assert share(0) == pytest.approx(0.1)
+        assert share(9) == share(10) == 1.0
+        assert share(100) == pytest.approx(1.0 if kind == "constant" else 0.1)
+    assert trainers.schedule("wsd", 100, 10, 0.1)(69) == 1.0
+    assert trainers.schedule("wsd", 100, 10, 0.1)(85) == pytest.approx(0.55)
+    assert trainers.schedule("cosine", 100, 10, 0.1)(55) == pytest.approx(0.55)

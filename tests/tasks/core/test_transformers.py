@@ -1,0 +1,257 @@
+"""The transformers engine on tiny random models: against `generate`, full forward passes and exact distributions."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tasks.core import engines
+from tasks.core.engine import Completion, Sampling
+from tasks.core.engines import cache, draws
+from tasks.core.errors import BadInput, StageFailed, UnknownName
+
+WORDS = ["<eos>", "<pad>", "<unk>", *"abcdefghi"]
+PROMPTS = ["a b c ", "d ", "c c a b i ", "e f g ", "h ", "a b c d e f g h i a b "]
+SIZES: dict[str, Any] = {
+    "vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.4,
+    "eos_token_id": 0, "pad_token_id": 1, "bos_token_id": None,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "llama": {"tie_word_embeddings": True},
+    "smollm3": {"no_rope_layers": [0, 0], "pad_token_id": 1},
+    "mistral": {"sliding_window": 4},
+}
+
+
+def build(folder: Path, kind: str, **changes: Any) -> Path:
+    """A random model of the kind, with a tokenizer of one token a word."""
+    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", padding_side="left"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind], **changes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Any:
+    return engines.load("transformers", folder, "float32", 1, 64)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("one"), "qwen3")
+
+
+def sampling(n: int = 4, temperature: float = 1.0, top_p: float = 1.0, new: int = 12, seed: int = 0) -> Sampling:
+    return Sampling(n, temperature, top_p, new, seed)
+
+
+def logprobs(engine: Any, prompt: str, tokens: list[int]) -> list[float]:
+    """Log-probability of each token after the prompt, from one full pass over one row."""
+    asked = engine.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        table = engine.model(torch.tensor([asked + tokens])).logits[0].log_softmax(-1)
+    return [float(table[len(asked) - 1 + place, token]) for place, token in enumerate(tokens)]
+
+
+def new_tokens(engine: Any, reply: Completion) -> list[int]:
+    ids = engine.tokenizer(reply.text, add_special_tokens=False)["input_ids"]
+    return ids + [0] * (reply.finish_reason == "stop")
+
+
+def plain(engine: Any, prompt: str, new: int) -> list[int]:
+    """Greedy tokens of `model.generate`."""
+    asked = engine.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    output = engine.model.generate(
+        input_ids=asked["input_ids"], attention_mask=asked["attention_mask"], do_sample=False, max_new_tokens=new
+    )
+    return output[0, asked["input_ids"].shape[1] :].tolist()
+
+
+def test_greedy_is_that_of_generate(engine: Any) -> None:
+    replies = engine.generate(PROMPTS, sampling(n=2, temperature=0, new=20))
+    for prompt, (first, second) in zip(PROMPTS, replies, strict=True):
+        expected = plain(engine, prompt, 20)
+        assert first == second
+        assert first.tokens == len(expected)
+        assert first.text.split() == [WORDS[token] for token in expected if token > 2]
+        assert first.logprob == pytest.approx(sum(logprobs(engine, prompt, expected)), abs=1e-3)
+        assert first.prompt_tokens == len(prompt.split())
+        assert first.finish_reason == ("stop" if expected[-1] == 0 else "length")
+
+
+def test_sampled_logprobs_are_those_of_a_full_pass(engine: Any) -> None:
+    replies = engine.generate(PROMPTS, sampling(n=6, temperature=1.4, top_p=0.9))
+    checked = 0
+    for prompt, row in zip(PROMPTS, replies, strict=True):
+        for reply in row:
+            tokens = new_tokens(engine, reply)
+            if len(tokens) == reply.tokens:  # no special word among them, which the text leaves out
+                assert reply.logprob == pytest.approx(sum(logprobs(engine, prompt, tokens)), abs=1e-3)
+                assert sum(engine.score([prompt], [reply.text])[0][: len(tokens)]) == pytest.approx(reply.logprob, abs=2e-3)
+                checked += 1
+    assert checked >= 10
+
+
+def test_a_draw_depends_on_prompt_seed_and_number_alone(folder: Path, engine: Any) -> None:
+    together = engine.generate(PROMPTS, sampling())
+    small = engines.load("transformers", folder, "float32", 1, 3)  # rows leave and enter, prompts are split
+    assert small.generate(PROMPTS, sampling()) == together
+    assert engine.generate(PROMPTS, sampling()) == together
+    assert engine.generate(PROMPTS[::-1] + PROMPTS[:1], sampling()) == together[::-1] + together[:1]
+    for prompt, row in zip(PROMPTS, together, strict=True):
+        assert engine.generate([prompt], sampling(n=2), first_draw=2)[0] == row[2:]
+    assert engine.generate(PROMPTS, sampling(seed=1)) != together
+    assert len({reply.text for reply in together[0]}) > 1
+
+
+def test_reasons_to_finish(engine: Any) -> None:
+    replies = [reply for row in engine.generate(PROMPTS, sampling(n=20, new=5)) for reply in row]
+    assert {reply.finish_reason for reply in replies} == {"stop", "length"}
+    assert all(reply.tokens == 5 for reply in replies if reply.finish_reason == "length")
+    assert "<eos>" not in "".join(reply.text for reply in replies)
+
+
+def test_every_end_token_of_the_generation_settings_ends(tmp_path: Path) -> None:
+    build(tmp_path, "qwen3", eos_token_id=[0, 3, 4])
+    engine: Any = engines.load("transformers", tmp_path, "float32", 1, 8)
+    replies = engine.generate(PROMPTS, sampling(n=10, new=40))
+    assert engine.ends == [0, 3, 4]
+    assert not {"a", "b"} & {word for row in replies for reply in row for word in reply.text.split()}
+
+
+def test_score_is_that_of_a_full_pass(engine: Any) -> None:
+    responses = ["a b ", "c", "", "d e f g h i a", "i", "b b"]
+    for prompt, response, row in zip(PROMPTS, responses, engine.score(PROMPTS, responses), strict=True):
+        tokens = engine.tokenizer(response, add_special_tokens=False)["input_ids"]
+        assert row == pytest.approx(logprobs(engine, prompt, [*tokens, 0]), abs=1e-3)
+        assert row == [round(value, 4) for value in row]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (1.0, 0.6)])
+def test_samples_follow_the_distribution(qwen: Path, temperature: float, top_p: float) -> None:
+    engine: Any = engines.load("transformers", qwen, "float32", 1, 4096)
+    prompt, count = "a b c ", 4000
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([engine.tokenizer(prompt)["input_ids"]])).logits[0, -1]
+    expected = torch.softmax(logits / temperature, -1).double().numpy()
+    order = np.argsort(-expected)
+    kept = order[: int(np.searchsorted(expected[order].cumsum(), top_p)) + 1] if top_p < 1 else order
+    expected[np.setdiff1d(order, kept)] = 0
+    expected /= expected.sum()
+    replies = engine.generate([prompt], sampling(count, temperature, top_p, new=1))[0]
+    seen = Counter(reply.text if reply.text else "special" for reply in replies)
+    wanted = {WORDS[token]: expected[token] for token in range(3, len(WORDS)) if expected[token] * count > 5}
+    assert all(seen[word] == 0 for token, word in enumerate(WORDS) if token > 2 and expected[token] == 0)
+    observed = [seen[word] for word in wanted]
+    chances = list(wanted.values())
+    observed.append(count - sum(observed))
+    chances.append(1 - sum(chances))
+    if chances[-1] < 1e-6:
+        assert observed.pop() == 0
+        chances.pop()
+    assert chisquare(observed, np.array(chances) / sum(chances) * sum(observed)).pvalue > 0.01
+
+
+def test_uniform_numbers_are_uniform_and_independent() -> None:
+    keys = draws.row_keys(0, ["p", "q"], range(2000))
+    numbers = np.stack([draws.uniforms(keys.ravel(), np.full(4000, place)) for place in range(5)])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert chisquare(np.histogram(numbers, bins=50, range=(0, 1))[0]).pvalue > 0.01
+    assert np.abs(np.corrcoef(numbers) - np.eye(5)).max() < 0.05
+    assert len(np.unique(draws.row_keys(0, ["p"], range(1000)))) == 1000
+
+
+def test_picks_invert_the_cumulative_distribution() -> None:
+    logits = torch.tensor([[0.5, 0.2, 0.3]]).log().repeat(5, 1)
+    uniform = torch.tensor([0.0, 0.49, 0.51, 0.71, 1 - 2.0**-23])
+    assert draws.pick(logits, uniform, 1.0, 1.0).tolist() == [0, 0, 1, 2, 2]
+    assert draws.pick(logits, uniform, 1.0, 0.6).tolist() == [0, 0, 0, 2, 2]  # 0 and 2, as 5 to 3
+    assert draws.pick(logits, uniform, 1.0, 0.1).tolist() == [0] * 5
+    assert draws.pick(logits, uniform, 0.0, 1.0).tolist() == [0] * 5
+    barred = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
+    assert draws.pick(barred, torch.tensor([0.5, 1 - 2.0**-23]), 1.0, 1.0).tolist() == [2, 2]
+
+
+def test_prefills_are_cut_by_tokens_and_lengths() -> None:
+    assert list(cache.runs([5, 5, 4, 2, 1], 10, 9)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(cache.runs([5, 5, 4, 2, 1], 99, 2)) == [slice(0, 3), slice(3, 5)]
+    assert list(cache.runs([50], 10, 1)) == [slice(0, 1)]
+    assert list(cache.runs([], 10, 1)) == []
+
+
+def test_memory_grows_with_long_replies(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = engines.load("transformers", qwen, "float32", 1, 8)
+    expected = engine.generate(PROMPTS, sampling(new=40))
+    monkeypatch.setattr(cache, "COLUMNS", 1)
+    monkeypatch.setattr(cache, "PREFILL_TOKENS", 4)
+    assert engine.generate(PROMPTS, sampling(new=40)) == expected
+
+
+def test_bfloat16(qwen: Path) -> None:
+    engine: Any = engines.load("transformers", qwen, "bfloat16", 1, 8)
+    assert engine.model.dtype == torch.bfloat16
+    replies = engine.generate(PROMPTS, sampling())
+    assert replies == engine.generate(PROMPTS, sampling())
+    assert all(reply.logprob < 0 for row in replies for reply in row)
+
+
+def test_replies_end_where_the_positions_end(qwen: Path) -> None:
+    engine: Any = engines.load("transformers", qwen, "float32", 1, 8)
+    prompt = "a " * 60
+    assert all(reply.tokens <= 4 for reply in engine.generate([prompt], sampling(n=8, new=30))[0])
+    with pytest.raises(BadInput, match="64 tokens and the model 64 positions"):
+        engine.generate([prompt, "b " * 64], sampling())
+    with pytest.raises(BadInput, match="66 tokens of prompt and response, but 64 positions"):
+        engine.score([prompt], ["b " * 6])
+    with pytest.raises(BadInput, match="no tokens"):
+        engine.generate([""], sampling())
+
+
+def test_logits_that_are_no_numbers_fail(tmp_path: Path) -> None:
+    engine: Any = engines.load("transformers", build(tmp_path, "qwen3"), "float32", 1, 8)
+    with torch.no_grad():
+        engine.model.get_input_embeddings().weight[3] = float("nan")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(StageFailed, match="not finite"):
+            engine.generate(PROMPTS, sampling(temperature=temperature))
+    with pytest.raises(StageFailed, match="not finite"):
+        engine.score(["b "], ["a b"])
+
+
+def test_nothing_asked(qwen: Path) -> None:
+    engine = engines.load("transformers", qwen, "float32", 1, 8)
+    assert engine.generate([], sampling()) == []
+    assert engine.score([], []) == []
+    engine.close()
+
+
+def test_what_cannot_be_loaded(tmp_path: Path, qwen: Path) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'transformers'"):
+        engines.load("transformer", qwen, "float32", 1, 8)
+    with pytest.raises(BadInput, match="no model"):
+        engines.load("transformers", tmp_path, "float32", 1, 8)
+    with pytest.raises(BadInput, match="precision"):
+        engines.load("transformers", qwen, "float16", 1, 8)
+    (tmp_path / "config.json").write_text((qwen / "config.json").read_text())
+    with pytest.raises(BadInput, match="no model that transformers can load"):
+        engines.load("transformers", tmp_path, "float32", 1, 8)

@@ -1,0 +1,134 @@
+"""prepare: seven files, equal bytes for equal seeds, no answer in the pool, no problem in two parts."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tasks import prepare
+from tasks.core import families, tables
+from tasks.core.context import Context
+from tasks.core.errors import BadInput, MissingArtifact, UnknownName
+
+COUNTDOWN = {
+    "numbers": 3,
+    "largest": 6,
+    "bound": 30,
+    "heldout_share": 0.2,
+    "labelled_share": 0.3,
+    "labelled": 20,
+    "heldout": 15,
+    "probe": 10,
+    "corpus": {"critique": 40, "refine": 20, "usage": 50, "invent": 10},
+}
+TEXT = {
+    "path": "prompts.jsonl",
+    "prompt_field": "q",
+    "answer_field": "a",
+    "extraction": "numeric",
+    "duplicates": "refuse",
+    "limit": None,
+    "heldout": 3,
+    "probe": 2,
+    "labelled": 4,
+}
+
+
+def ran(folder: Path, family: str, options: dict, seed: int = 0) -> tuple[Path, Context]:
+    def no_model(pointer: object) -> None:
+        raise AssertionError("prepare asks no model")
+
+    context = Context(
+        stage="prepare",
+        key=None,
+        row={},
+        options=prepare.parse({"family": family, "options": options}),
+        seed=seed,
+        labels=False,
+        engine={},
+        root=folder,
+        staging=folder / "staging",
+        scratch=folder / "scratch",
+        open_model=no_model,  # type: ignore[arg-type]
+    )
+    prepare.run(context)
+    return folder / "staging", context
+
+
+def prompts(root: Path, name: str) -> pl.DataFrame:
+    return tables.read(root / "data/tasks" / f"{name}.parquet", tables.PROMPTS)
+
+
+def test_countdown_is_written_and_found_again(tmp_path):
+    root, context = ran(tmp_path, "countdown", COUNTDOWN)
+    files = {path.name for path in (root / "data/tasks").iterdir()}
+    assert files == {Path(written).name for written in context.writes}
+    assert len(files) == 7
+    assert not context.reads
+    family = families.load(root)
+    assert family.name == "countdown"
+    assert family.options.labelled == 20
+    pool, probe, heldout = (prompts(root, name) for name in ("prompts", "probe", "heldout"))
+    assert pool["answer"].null_count() == pool.height
+    assert pool["prompt_id"].is_sorted()
+    assert (probe.height, heldout.height) == (10, 15) == (context.figures["probe"], context.figures["heldout"])
+    marks = [
+        family.fingerprint(messages) for table in (pool, probe, heldout) for messages in table["messages"].to_list()
+    ]
+    assert len(set(marks)) == len(marks)
+    forbidden = tables.read(root / "data/tasks/fingerprints.parquet", tables.FINGERPRINTS)
+    assert set(forbidden["fingerprint"]) == set(marks[pool.height :])
+    assert forbidden["part"].value_counts().sort("part").rows() == [("heldout", 15), ("probe", 10)]
+    corpus = tables.read(root / "data/tasks/corpus.parquet", tables.SFT)
+    assert corpus["row_id"].n_unique() == corpus.height
+    assert set(corpus["part"]) == {"solve", "critique", "refine", "fact", "usage", "invent"}
+    solved = corpus.filter(part="solve")
+    assert not {family.fingerprint(messages) for messages in solved["prompt"].to_list()} & set(marks)
+    assert tables.read(root / "data/tasks/labels.parquet", tables.LABELS).height == 0
+
+
+def test_bytes_depend_on_the_seed_and_nothing_else(tmp_path):
+    digests = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        root, _ = ran(tmp_path / name, "countdown", COUNTDOWN, seed)
+        digests.append({path.name: path.read_bytes() for path in (root / "data/tasks").iterdir()})
+    assert digests[0] == digests[1]
+    assert digests[0]["corpus.parquet"] != digests[2]["corpus.parquet"]
+    assert digests[0]["heldout.parquet"] == digests[2]["heldout.parquet"]
+
+
+def test_labels_of_the_users_prompts_are_kept_apart(tmp_path):
+    lines = [json.dumps({"q": f"How much is {n} and 1?", "a": f"#### {n + 1}"}) for n in range(20)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    root, _ = ran(tmp_path, "text", TEXT)
+    pool, heldout = prompts(root, "prompts"), prompts(root, "heldout")
+    labels = tables.read(root / "data/tasks/labels.parquet", tables.LABELS)
+    assert pool["answer"].null_count() == pool.height == labels.height == 11
+    assert set(labels["prompt_id"]) == set(pool["prompt_id"])
+    assert heldout["answer"].null_count() == 0
+    assert tables.read(root / "data/tasks/corpus.parquet", tables.SFT)["part"].to_list() == ["solve"] * 4
+
+
+def test_sections_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(UnknownName, match="did you mean 'countdown'"):
+        prepare.parse({"family": "countdwn", "options": {}})
+    with pytest.raises(BadInput, match=r"prepare\.options: unknown key 'labeled'; did you mean 'labelled'"):
+        prepare.parse({"family": "countdown", "options": COUNTDOWN | {"labeled": 3}})
+    with pytest.raises(BadInput, match=r"prepare\.options\.corpus: unknown key 'usages'"):
+        prepare.parse({"family": "countdown", "options": COUNTDOWN | {"corpus": COUNTDOWN["corpus"] | {"usages": 1}}})
+    with pytest.raises(BadInput, match=r"prepare\.options: is missing"):
+        prepare.parse({"family": "countdown"})
+    with pytest.raises(BadInput, match="no such file"):
+        ran(tmp_path, "text", TEXT)
+    assert not (tmp_path / "staging").exists()
+
+
+def test_a_family_record_that_is_not_there_or_damaged(tmp_path):
+    with pytest.raises(MissingArtifact, match=r"family\.json is not there"):
+        families.load(tmp_path)
+    (tmp_path / "data/tasks").mkdir(parents=True)
+    (tmp_path / "data/tasks/family.json").write_text("[]")
+    with pytest.raises(BadInput, match="no family record"):
+        families.load(tmp_path)

@@ -1,0 +1,252 @@
+"""The stages base and train: what they write, what they point at, what they refuse."""
+
+import json
+from dataclasses import replace
+
+import polars as pl
+import pytest
+import torch
+
+from tasks import base, train
+from tasks.core import models, tables
+from tasks.core.context import Context
+from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, UnknownName
+
+torch.set_num_threads(1)
+
+COMMON = {
+    "steps": 4,
+    "learning_rate": 0.01,
+    "warmup_steps": 1,
+    "schedule": "cosine",
+    "final_share": 0.1,
+    "betas": [0.9, 0.98],
+    "weight_decay": 0.05,
+    "clip": 1.0,
+    "precision": "float32",
+    "threads": 1,
+    "checkpoint_steps": 100,
+    "lora": None,
+}
+BASE = {
+    "pretrained": None,
+    "tokenizer": {"vocabulary_size": 300},
+    "architecture": {
+        "model_type": "qwen3",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": True,
+    },
+    "sft": {**COMMON, "mixture": {"copy": 3}},
+}
+TRAIN = {"sft": {**COMMON, "mixture": {"own": 2, "copy": 1}}}
+DPO = {
+    **COMMON, "batch_size": 2, "loss": "ipo", "beta": 0.1, "nll": 0.0, "replay": {}, "replay_coefficient": 0.0
+}  # fmt: skip
+
+
+class Words:
+    """As much of a family as base asks for."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def vocabulary(self):
+        return self.words
+
+
+def rows(parts):
+    return tables.frame(
+        [
+            {
+                "row_id": f"{part}{i}",
+                "part": part,
+                "prompt": [{"role": "user", "content": f"{i} :"}],
+                "completion": [{"role": "assistant", "content": str(i)}],
+                "weight": 1.0,
+                "prompt_id": "p",
+                "candidate_id": None,
+                "iteration": None,
+            }
+            for part in parts
+            for i in range(5)
+        ],
+        tables.SFT,
+    )
+
+
+def pairs():
+    row = {
+        "row_id": "d", "part": "own", "prompt": [{"role": "user", "content": "3 :"}],
+        "chosen": [{"role": "assistant", "content": "3"}], "rejected": [{"role": "assistant", "content": "4 4"}],
+        "margin": 1.0, "weight": 1.0, "smoothing": 0.0, "prompt_id": "p", "chosen_id": "c", "rejected_id": "r",
+        "iteration": "i01",
+    }  # fmt: skip
+    return tables.frame([row, {**row, "row_id": "e"}], tables.PAIRS)
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.core.families.load", lambda root: Words([":", *map(str, range(10))]))
+    (tmp_path / "data/tasks").mkdir(parents=True)
+    (tmp_path / "data/tasks/family.json").write_text("{}")
+    tables.write(rows(["copy"]), tmp_path / "data/tasks/corpus.parquet", tables.SFT)
+    return Context(
+        stage="base",
+        key="i00",
+        row=dict.fromkeys(("previous", "initial", "reference", "judge"), "i00"),
+        options=base.parse(BASE),
+        seed=3,
+        labels=False,
+        engine={},
+        root=tmp_path,
+        staging=tmp_path,  # what is written is there for the next stage
+        scratch=tmp_path / "scratch",
+        open_model=lambda pointer: pytest.fail("training asks no model"),
+    )
+
+
+@pytest.fixture
+def trained(context):
+    """After base, with a dataset of i01."""
+    base.run(context)
+    folder = context.root / "data/i01/dataset"
+    tables.write(rows(["own", "copy"]), folder / "sft.parquet", tables.SFT)
+    tables.write(pairs(), folder / "pairs.parquet", tables.PAIRS)
+    return replace(context, stage="train", key="i01", options=train.parse(TRAIN), figures={}, curves=[])
+
+
+def candidate(context):
+    return context.root / f"data/{context.key}/candidate"
+
+
+def test_base_writes_a_model_its_policy_and_empty_tables(context):
+    base.run(context)
+    models.validate_folder(candidate(context))
+    policy = json.loads((context.root / "data/i00/policy.json").read_text())
+    assert policy.pop("digest") == models.digest(candidate(context))
+    assert policy.pop("reason")
+    assert policy == {
+        "path": "data/i00/candidate",
+        "promoted": True,
+        "gate_metric": None,
+        "candidate_score": None,
+        "previous_score": None,
+    }
+    assert tables.read(context.root / "data/i00/prompts.parquet", tables.PROMPTS).is_empty()
+    for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
+        assert tables.read(context.root / f"data/i00/dataset/{name}.parquet", schema).is_empty()
+    assert context.figures["sft_tokens"] > 0
+    assert len(context.curves) == 4
+    assert not list((context.scratch / "training").iterdir())
+
+
+def test_base_repeats_to_the_byte_and_follows_its_seed(context, tmp_path):
+    digests = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        base.run(replace(context, staging=tmp_path / name, seed=seed, figures={}, curves=[]))
+        digests.append(models.digest(tmp_path / name / "data/i00/candidate"))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_base_trains_a_tokenizer_where_the_family_has_no_words(context, monkeypatch):
+    monkeypatch.setattr("tasks.core.families.load", lambda root: Words(None))
+    base.run(context)
+    tokenizer = models.load_tokenizer(candidate(context))
+    assert models.render(tokenizer, [{"role": "user", "content": "3 :"}]) == "<|user|>3 :<|end|><|assistant|>"
+
+
+def test_a_pretrained_model_is_pointed_at_and_not_copied(context, trained, tmp_path):
+    source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
+    base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine"})))
+    assert [path.name for path in candidate(context).iterdir()] == ["pointer.json"]
+    pointer = context.pointer("i00")
+    assert (pointer.path, pointer.digest) == ("mine", models.digest(source))
+    assert models.digest(candidate(context)) == pointer.digest
+    assert models.resolve(context.root, replace(pointer, path="data/i00/candidate")) == source
+    train.run(trained)
+    models.validate_folder(candidate(trained))
+
+
+def test_base_refuses_what_it_cannot_start_from(context, tmp_path):
+    tables.write(tables.empty(tables.SFT), tmp_path / "data/tasks/corpus.parquet", tables.SFT)
+    with pytest.raises(EmptyDataset, match=r"base\.pretrained"):
+        base.run(context)
+    with pytest.raises(MissingArtifact, match="nowhere"):
+        base.run(replace(context, options=base.parse({**BASE, "pretrained": "nowhere"})))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="is no model folder"):
+        base.run(replace(context, options=base.parse({**BASE, "pretrained": "empty"})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"pretraind": None}, BadInput, "did you mean 'pretrained'"),
+        ({"tokenizer": {"vocabulary_size": 10}}, BadInput, "vocabulary_size: given 10"),
+        ({"architecture": {"model_type": "qwen33"}}, UnknownName, "did you mean qwen3"),
+        ({"sft": {**BASE["sft"], "learning_rat": 1}}, BadInput, "did you mean 'learning_rate'"),
+    ],
+)
+def test_base_section_is_checked(changes, error, message):
+    with pytest.raises(error, match=message):
+        base.parse({**BASE, **changes})
+
+
+def test_train_writes_a_candidate_with_its_lineage(trained):
+    train.run(trained)
+    models.validate_folder(candidate(trained))
+    lineage = json.loads((candidate(trained) / "lineage.json").read_text())
+    start = {"path": "data/i00/candidate", "digest": models.digest(trained.root / "data/i00/candidate")}
+    assert lineage["initial"] == lineage["reference"] == start
+    assert lineage["iteration"] == "i01"
+    assert lineage["rows"] == {"sft": {"own": 5, "copy": 5}}
+    assert len(lineage["dataset"]) == 32
+    assert trained.tags["initial"] == start["digest"]
+    before = (trained.root / "data/i00/candidate/model.safetensors").read_bytes()
+    assert (candidate(trained) / "model.safetensors").read_bytes() != before
+
+
+def test_sft_runs_before_dpo_and_dpo_starts_from_it(trained, tmp_path):
+    def run(section, name):
+        context = replace(trained, options=train.parse(section), staging=tmp_path / name, figures={}, curves=[])
+        train.run(context)
+        return context, (tmp_path / name / "data/i01/candidate/model.safetensors").read_bytes()
+
+    both, end = run({"a_dpo": {"block": "dpo", **DPO}, "b_sft": {"block": "sft", **TRAIN["sft"]}}, "both")
+    assert [point["step"] for point in both.curves] == list(range(1, 9))
+    assert {"sft_tokens", "dpo_tokens"} <= set(both.figures)
+    assert end not in (run(TRAIN, "sft")[1], run({"dpo": DPO}, "dpo")[1])
+    assert not list((trained.scratch / "training").glob("*/*"))
+
+
+def test_without_blocks_the_candidate_is_the_initial_model(trained):
+    train.run(replace(trained, options=train.parse({})))
+    assert {path.name for path in candidate(trained).iterdir()} == {"pointer.json", "lineage.json"}
+    assert models.digest(candidate(trained)) == models.digest(trained.root / "data/i00/candidate")
+
+
+def test_a_model_that_changed_since_its_promotion_is_refused(trained):
+    (trained.root / "data/i00/candidate/config.json").write_text("{}")
+    with pytest.raises(BadInput, match="has changed since it was promoted"):
+        train.run(trained)
+
+
+def test_data_and_mixture_must_agree(trained):
+    trained.root.joinpath("data/i01/dataset/sft.parquet").unlink()
+    table = rows(["own", "copy"]).filter(pl.col("part") == "copy")
+    tables.write(table, trained.root / "data/i01/dataset/sft.parquet", tables.SFT)
+    with pytest.raises(Exception, match="2 rows of 'own' a step"):
+        train.run(trained)
+
+
+def test_train_section_is_checked():
+    with pytest.raises(UnknownName, match="did you mean 'sft'"):
+        train.parse({"sftt": {}})
+    with pytest.raises(BadInput, match="train.sft.mixture: is missing"):
+        train.parse({"sft": COMMON})

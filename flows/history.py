@@ -115,10 +115,11 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
     if not path.is_file():
         return []
     stages = parameters.parse(path.read_text(encoding="utf-8"), path.name).get("stages") or {}
-    entries = {name: entry for name, entry in stages.items() if same_values(_values(entry), params)}
+    entries = {name: entry for name, entry in stages.items() if _same_values(_values(entry), params)}
+    everything = {out["path"] for entry in stages.values() for out in entry.get("outs", [])}
     while True:
         makers = {out["path"]: out.get("md5") for e in entries.values() for out in e.get("outs", [])}
-        fresh = {name: e for name, e in entries.items() if _inputs_stand(e, makers, files)}
+        fresh = {name: e for name, e in entries.items() if _inputs_stand(e, makers, everything, files)}
         if len(fresh) == len(entries):
             break
         entries = fresh
@@ -126,17 +127,14 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
     return sorted(found, key=_order)
 
 
-def same_values(values: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
-    """Whether every value, by its dotted name, is the one that params.yaml has."""
-    for name, value in values.items():
-        place: Any = params
-        for part in name.split("."):
-            if not isinstance(place, Mapping) or part not in place:
-                return False
-            place = place[part]
-        if place != value:
-            return False
-    return True
+def made_with(record: Record, params: Mapping[str, Any]) -> bool:
+    """Whether the record belongs to the evolution of params.yaml: by its tag, without one by recipe and section."""
+    stage, key, tags = str(record["stage"]), record.get("key"), record.get("tags") or {}
+    if "evolution" in tags:
+        return bool(tags["evolution"] == evolution_id(params))
+    if stage not in parameters.STAGES or key not in parameters.stage_keys(params, stage):
+        return False
+    return tags.get("recipe") == params.get("recipe") and record.get("params") == parameters.section(params, stage, key)
 
 
 def records(root: Path) -> list[Record]:
@@ -194,8 +192,23 @@ def _execution(name: str, entry: Mapping[str, Any]) -> Execution:
     )
 
 
-def _inputs_stand(entry: Mapping[str, Any], makers: Mapping[str, str | None], files: Files) -> bool:
-    """Whether the entry's input artifacts are what their makers, all of them in `makers`, made."""
+def _same_values(values: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    """Whether every value, by its dotted name, is the one that params.yaml has."""
+    for name, value in values.items():
+        place: Any = params
+        for part in name.split("."):
+            if not isinstance(place, Mapping) or part not in place:
+                return False
+            place = place[part]
+        if place != value:
+            return False
+    return True
+
+
+def _inputs_stand(
+    entry: Mapping[str, Any], makers: Mapping[str, str | None], everything: set[str], files: Files
+) -> bool:
+    """Whether the entry's input artifacts are what `makers`, a part of `everything` in the lock, made."""
     for dep in entry.get("deps") or []:
         path, md5 = dep["path"], dep.get("md5")
         if path in makers:
@@ -203,8 +216,8 @@ def _inputs_stand(entry: Mapping[str, Any], makers: Mapping[str, str | None], fi
                 return False
         elif path.startswith("data/"):
             inside = any(path.startswith(f"{out}/") for out in makers)  # a file of a folder that is an output
-            around = any(out.startswith(f"{path}/") for out in makers)  # a folder that holds several outputs
-            if not (inside or around):
+            around = {out for out in everything if out.startswith(f"{path}/")}  # of a folder with several outputs
+            if not (inside or (around and around <= set(makers))):
                 return False
             if inside and (files.root / path).is_file() and files.md5(path) != md5:
                 return False

@@ -5,8 +5,8 @@ Compares what `flows.history` read from the files with the runs that are there, 
 
 A run that was opened for a record is found by the record's id until dvc.lock has its entry, and by the entry's
 md5 afterwards. What a cut-short sync left is completed: a stage run is complete when it is closed and carries
-`dvc.md5`. Steps are the iterations' numbers. Probe results are named `probe/...`, the gate's scores `gate/...`,
-training curves `curve/...`, so that the UI groups its charts; held-out figures carry their own names.
+`dvc.md5`. Steps are the iterations' numbers. Probe results are named `probe/...` and `guard/...`, the gate's
+scores `gate/...`, training curves `curve/...`, so that the UI groups its charts; held-out figures carry their own names.
 """
 
 import math
@@ -103,7 +103,8 @@ def _iteration_figures(
     step = parameters.number(key)
     folder = f"data/{key}"
     heldout = _numbers(_artifact(root, mine, f"{folder}/evaluation/metrics.json", files))
-    probe = _numbers(_artifact(root, mine, f"{folder}/evaluation/probe.json", files))
+    probe = _artifact(root, mine, f"{folder}/evaluation/probe.json", files)
+    groups = {"probe": probe.get("metrics") or {}, "guard": probe.get("guards") or {}}
     policy = _artifact(root, mine, f"{folder}/policy.json", files)
     extra: dict[str, float] = {}
     expected = ("prepare", "base", "evaluate") if key == parameters.BASE else parameters.LOOP
@@ -115,9 +116,10 @@ def _iteration_figures(
             extra["generated_tokens"] = float(sum(history.tokens(root, key).values()))
     if "promoted" in policy:
         extra["promoted"] = float(bool(policy["promoted"]))
-    gate = {f"gate/{k}": v for k, v in _numbers(policy).items() if k != "promoted"}
-    values = {**heldout, **{f"probe/{k}": v for k, v in probe.items()}, **gate, **extra}
-    tags: dict[str, str] = {k: str(policy[k]) for k in ("promoted", "reason", "gate_metric") if k in policy}
+    groups["gate"] = {k: policy[k] for k in ("candidate_score", "previous_score") if k in policy}
+    named = {f"{group}/{k}": v for group, part in groups.items() for k, v in _numbers(part).items()}
+    values = {**heldout, **named, **extra}
+    tags: dict[str, str] = {k: str(policy[k]) for k in ("promoted", "reason", "gate_metric", "alarms") if k in policy}
     tags |= {"policy": f"{policy['path']} {policy.get('digest', '')}".strip()} if "path" in policy else {}
     tags |= {f"{HIDDEN}counted": "true"} if "generated_tokens" in extra else {}
     changed = [(name, value, step) for name, value in values.items() if run.metrics.get(name) != value]
@@ -143,7 +145,8 @@ def _stage(
         opened = tree.find({"level": "stage", "record": str(record["id"])})
         run = opened if opened and "dvc.md5" not in opened.tags else None
     complete = run and run.status != "RUNNING" and "dvc.md5" in run.tags
-    if complete and not (record and run and run.tags.get("duration") == "unknown"):
+    own = record and tree.find({"level": "stage", "record": str(record["id"])})  # executed again, to the same bytes
+    if complete and (record is None or own or (run and run.tags.get("duration") != "unknown")):
         return
     start = _milliseconds(history.started(record)) if record else None
     tags |= {"dvc.md5": execution.md5, "duration": "recorded" if record else "unknown"}
@@ -254,7 +257,8 @@ def _record_metrics(record: Record) -> list[tuple[str, float, int]]:
 
 def _record_tags(record: Record) -> dict[str, str]:
     error = {"error": str(record["error"]).splitlines()[0][:500]} if record.get("error") else {}
-    return {**{k: str(v) for k, v in (record.get("tags") or {}).items()}, **error, "record": str(record["id"])}
+    own = {k: str(v) for k, v in (record.get("tags") or {}).items() if k not in ("recipe", "evolution", "level")}
+    return {**own, **error, "record": str(record["id"])}
 
 
 def _iteration(record: Record) -> str | None:
@@ -274,7 +278,7 @@ def _is_loose(record: Record, params: Mapping[str, Any], tree: "Tree") -> bool:
     run = tree.find({"level": "stage", "record": str(record["id"])})
     if run:
         return run.status == "RUNNING"
-    return record.get("status") != "finished" and history.same_values(record.get("params") or {}, params)
+    return record.get("status") != "finished" and history.made_with(record, params)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -16,6 +16,7 @@ A refused call writes nothing.
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -56,11 +57,13 @@ class FamilyDefaults(Options):
 
 
 class Size(Options):
-    """A size's file: `values` maps dotted paths, `*` for any one key, to the largest number allowed there."""
+    """A size's file. `limits`: dotted paths, `*` for any one key, to the largest number allowed there; `set`: paths
+    to values; `iterations`: at most so many."""
 
     summary: str
     iterations: int = Field(ge=1)
-    values: dict[str, Any]
+    set: dict[str, Any]
+    limits: dict[str, Any]
 
 
 # --- the files -------------------------------------------------------------------------------------------
@@ -136,24 +139,33 @@ def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
 
 
 def resized(params: Mapping[str, Any], size: Size) -> dict[str, Any]:
-    """The params with no number above the size's. Paths that are not there are left out."""
+    """The params with the size's values and with no number above its limits. Paths that are not there stay so."""
     result: dict[str, Any] = json.loads(json.dumps(params))
-    for path, limit in size.values.items():
-        _limit(result, path.split("."), limit)
+    for path, value in size.set.items():
+        _change(result, path.split("."), partial(_replaced, value))
+    for path, limit in size.limits.items():
+        _change(result, path.split("."), partial(_lowered, limit))
     return result
 
 
-def _limit(tree: Any, path: list[str], limit: Any) -> None:
+def _replaced(value: Any, present: Any) -> Any:
+    return value
+
+
+def _lowered(limit: Any, present: Any) -> Any:
+    number = isinstance(present, int | float) and not isinstance(present, bool)
+    return min(present, limit) if number else present
+
+
+def _change(tree: Any, path: list[str], change: Callable[[Any], Any]) -> None:
+    """Replaces what stands at the path by `change` of it."""
     if not isinstance(tree, dict):
         return
     for key in list(tree) if path[0] == "*" else [path[0]]:
-        if key not in tree:
-            continue
-        value = tree[key]
-        if len(path) > 1:
-            _limit(value, path[1:], limit)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            tree[key] = min(value, limit)
+        if key in tree and len(path) > 1:
+            _change(tree[key], path[1:], change)
+        elif key in tree:
+            tree[key] = change(tree[key])
 
 
 def chosen(
@@ -209,8 +221,9 @@ def show(name: str) -> None:
     """What a recipe is, and the sections it writes."""
     if name in names("sizes"):
         size = _read(Size, "sizes", name, "size")
-        print(f"{name}: {size.summary}\nat most {size.iterations} iterations, and no value above:")
-        print("\n".join(f"  {path}: {layout.on_one_line(value)}" for path, value in size.values.items()))
+        print(f"{name}: {size.summary}\nat most {size.iterations} iterations; where a recipe has them:")
+        print("\n".join(f"  {path}: {layout.on_one_line(value)}" for path, value in size.set.items()))
+        print("\n".join(f"  {path}: at most {limit}" for path, limit in size.limits.items()))
         return
     recipe = read(name)
     made = compose(name)

@@ -1,7 +1,8 @@
 """prepare: the task family's data, from nothing or from the user's files.
 
 Writes, in `data/tasks/`:
-    family.json           {"name", "options"}: what every later stage creates the family from
+    family.json           {"name", "options", "templates"}: what every later stage creates the family from, and a
+                          digest of its template files, so that an edited template reruns what may have used it
     corpus.parquet        SFT rows with labels, `part` = skill: what base trains on and later trainings replay
     prompts.parquet       PROMPTS, the unlabelled pool; `answer` is null. Iterations take it in the order of
                           `prompt_id`, which is a hash, so that the order is a fixed shuffle
@@ -12,7 +13,8 @@ Writes, in `data/tasks/`:
     fingerprints.parquet  FINGERPRINTS of probe and held-out problems, so that stages can avoid them
 
 A problem is in one of pool, probe, held-out set and corpus: what would be twice is refused by fingerprint.
-Runs again when `prepare` in params.yaml, the seed, or the family's module changes.
+Runs again when `prepare` in params.yaml, the seed, the file that `prepare.source` names or a family's code
+or templates change.
 """
 
 import json
@@ -33,6 +35,7 @@ class Options(blocks.Options):
     """The `prepare` section: a family by name, and its own options."""
 
     family: str = Field(min_length=1)
+    source: str = Field(min_length=1)  # file the problems come from: the user's prompts, or the generator's code
     options: dict[str, Any]
 
 
@@ -47,7 +50,8 @@ class Prepare:
 def parse(section: Mapping[str, Any]) -> Prepare:
     """Checks the section and the family's options. Raises `BadInput` or `UnknownName`; reads no file."""
     given = blocks.validate(Options, dict(section), "prepare")
-    return Prepare(given.options, families.create(given.family, given.options))
+    options = families.with_source(given.family, given.options, given.source)
+    return Prepare(options, families.create(given.family, options))
 
 
 def run(context: Context) -> None:
@@ -55,7 +59,8 @@ def run(context: Context) -> None:
     family = context.options.family
     data = family.build(random.Random(context.seed), str(context.root))
     _refuse_shared(family, {"pool": data.pool, "probe": data.probe, "heldout": data.heldout})
-    record = {"name": family.name, "options": context.options.options}
+    templates = families.templates(family.name)
+    record = {"name": family.name, "options": context.options.options, "templates": templates}
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     context.write("data/tasks/family.json").write_text(text, encoding="utf-8")
     tables.write(_corpus(data.corpus), context.write("data/tasks/corpus.parquet"), tables.SFT, ["part", "row_id"])

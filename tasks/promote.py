@@ -36,9 +36,9 @@ GATES = (
 )  # fmt: skip
 COUNTED = re.compile(r"(pass_at|maj_at|best_of|accuracy_difficulty)_\d+")  # gates that come in several sizes
 
-# Levels at which a guard is an alarm, proposals of the survey's guard table: a verification gap that is gone,
-# refinement that breaks more than it mends, one answer to a fifth of everything, a quarter more tokens a round,
-# a quarter fewer different answers a round, critiques of which three in ten cannot be read.
+# Levels at which a guard is an alarm. From the survey of warnings that the guards come from: a verification gap that
+# is gone, refinement that breaks more than it mends, one answer to a fifth of everything, a quarter more tokens a
+# round. Chosen here: a quarter fewer different answers a round, critiques of which three in ten cannot be read.
 MOST_COMMON = 0.2
 LONGER = 1.25
 FEWER = 0.75

@@ -11,9 +11,11 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A Prefect server with an empty database, for tests that run flows; it takes ten seconds or more to start."""
+def prefect_server() -> Iterator[str]:
+    """The API address of a Prefect server with an empty database, for tests that run flows; it takes ten seconds or
+    more to start. Flows of this process use it; one of another process does if `PREFECT_API_URL` says so."""
+    from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
-        yield
+        yield str(PREFECT_API_URL.value())

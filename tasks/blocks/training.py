@@ -217,8 +217,10 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
     )
     before = max((int(entry["step"]) for entry in job.curves), default=0)
     for entry in fitted.history:
-        kept = {name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate") if name in entry}
-        job.curves.append({"step": before + entry["step"], **kept})
+        kept: dict[str, float] = {
+            name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate") if name in entry
+        }
+        job.curves.append(kept | {"step": before + entry["step"]})
     tokens = np.sum([source.step_tokens() for source in sources], axis=0)
     timed = int(tokens[options.steps - fitted.steps :].sum())
     job.figures.update(

@@ -227,9 +227,10 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path) -> 
     """The user's files and pretrained model, where the sections that name them are sound."""
     prepare = params.get("prepare")
     if isinstance(prepare, Mapping) and not any(problem.startswith("prepare") for problem in problems):
-        from tasks.core.families import check_inputs
+        from tasks.core.families import check_inputs, with_source
 
-        _try(problems, check_inputs, prepare["family"], prepare["options"], root)
+        options = with_source(prepare["family"], prepare["options"], prepare["source"])
+        _try(problems, check_inputs, prepare["family"], options, root)
     base = params.get("base")
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
     if isinstance(pretrained, str):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tasks.core import blocks
+from tasks.core import blocks, digests
 from tasks.core.errors import BadInput, MissingArtifact, unknown_name
 from tasks.core.family import Family
 
@@ -30,9 +30,21 @@ def create(name: str, options: Mapping[str, Any]) -> Family:
     return module.create(blocks.validate(module.Options, dict(options), "prepare.options"))
 
 
+def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The family's options, with `source` as their `path` where the family reads the user's file."""
+    reads_file = "path" in _module(name).Options.model_fields
+    return {**options, **({"path": source} if reads_file else {})}
+
+
 def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> None:
     """Refuses, with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
     _module(name).check_inputs(create(name, options), str(root))
+
+
+def templates(name: str) -> str | None:
+    """Digest of the template files that a user may edit, None where the family has none."""
+    folder = Path(_module(name).__file__ or "").parent / "templates" / name
+    return digests.of_path(folder) if folder.is_dir() else None
 
 
 def load(root: Path) -> Family:

@@ -134,28 +134,36 @@ def reference_logps(folder: Path, rows: Rows, precision: str, progress: Callable
 class _Planned:
     """What both trainers share: planned groups instead of a sampled data set, and the learning-rate curve."""
 
+    args: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Any
+    compute_loss: Any
+    _prepare_inputs: Any
+
     def __init__(self, *, sources: Sequence[Batches], rate: Callable[[int], float], **given: Any):
         self._sources, self._rate = sources, rate
         super().__init__(**given)
-        self._head = _Head(self.model)  # type: ignore[attr-defined]
+        self._head = _Head(self.model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        steps = self.args.max_steps  # type: ignore[attr-defined]
+        steps = self.args.max_steps
         data = _Steps(self._sources, steps)
         return DataLoader(data, batch_sampler=[[i] for i in range(steps)], collate_fn=lambda items: items[0])
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        optimizer = optimizer or self.optimizer  # type: ignore[has-type]
+        optimizer = optimizer or self.optimizer
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def training_step(self, model: Any, inputs: list[Tensors], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
-        total = torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
-        for group in self._prepare_inputs(inputs):  # type: ignore[attr-defined]
-            loss = self.compute_loss(model, group)  # type: ignore[attr-defined]
-            self.accelerator.backward(loss)  # type: ignore[attr-defined]
+        total = torch.zeros((), device=self.args.device)
+        for group in self._prepare_inputs(inputs):
+            loss = self.compute_loss(model, group)
+            self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
@@ -172,7 +180,7 @@ class _Planned:
         """Training tells nobody."""
 
 
-class WeightedSFTTrainer(_Planned, SFTTrainer):  # type: ignore[misc]
+class WeightedSFTTrainer(_Planned, SFTTrainer):
     """SFT with a weight per row."""
 
     def compute_loss(
@@ -181,7 +189,7 @@ class WeightedSFTTrainer(_Planned, SFTTrainer):  # type: ignore[misc]
         return self.sft_loss(model, inputs)
 
 
-class WeightedDPOTrainer(_Planned, DPOTrainer):  # type: ignore[misc]
+class WeightedDPOTrainer(_Planned, DPOTrainer):
     """DPO with a weight and a smoothing per pair, and SFT rows replayed in the same step."""
 
     def __init__(self, *, kind: str, nll: float, **given: Any):
@@ -350,11 +358,11 @@ def trainer_for(
     trainer: Any
     try:
         if kind == "sft":
-            arguments = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
-            trainer = WeightedSFTTrainer(args=arguments, **given)
+            settings = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
+            trainer = WeightedSFTTrainer(args=settings, **given)
         else:
-            arguments = DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
-            trainer = WeightedDPOTrainer(args=arguments, kind=options.loss, nll=options.nll, **given)
+            preferences = DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
+            trainer = WeightedDPOTrainer(args=preferences, kind=options.loss, nll=options.nll, **given)
     except ValueError as error:  # peft and TRL refuse targets and settings that do not fit the model
         raise StageFailed(f"{kind} cannot train this model: {error}") from error
     trainer.remove_callback(PrinterCallback)

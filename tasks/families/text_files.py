@@ -22,7 +22,7 @@ class Row(NamedTuple):
 def read_rows(path: Path, prompt_field: str, answer_field: str | None, limit: int | None) -> list[Row]:
     """At most `limit` rows. Raises `BadInput` naming file, row and field."""
     if not path.is_file():
-        raise BadInput(f"{path}: there is no such file; prepare.options.path names a .jsonl or .parquet file")
+        raise BadInput(f"{path}: there is no such file; prepare.source names a .jsonl or .parquet file")
     kinds = {".jsonl": _lines, ".parquet": _parquet}
     if path.suffix not in kinds:
         raise BadInput(f"{path}: '{path.suffix}' is no format of prompts; use .jsonl (an object a line) or .parquet")

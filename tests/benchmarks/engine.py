@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,22 +126,22 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the prompts")
     chosen = parser.parse_args()
     figures = {}
-    print("| workload | new tokens | engine tok/s | plain tok/s | plain's best batch | ratio |\n|---|---|---|---|---|---|")
+    print("| workload | new tokens | engine tok/s | plain tok/s | plain's best batch | ratio |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         engine: Any = engines.load("transformers", Path(folder), "float32", chosen.threads, chosen.batch_size)
         for name, (prompts, sampling) in workloads(chosen.scale).items():
-            engine_run(engine, prompts, sampling)
-            sizes = [size for size in BATCHES if size < 2 * len(prompts) * sampling.n]
-            first = {s: speed(lambda s=s: plain_run(engine, prompts, sampling, s))[0] for s in sizes}  # type: ignore[misc]
+            ours, plain = (partial(run, engine, prompts, sampling) for run in (engine_run, plain_run))
+            sizes = [size for size in BATCHES if size < 2 * len(prompts) * sampling.n] or list(BATCHES[:1])
+            ours()
+            first = {size: speed(partial(plain, batch=size))[0] for size in sizes}
             best = max(first, key=lambda size: first[size])
-            ours, plain = [], []
-            for _ in range(chosen.repeats):
-                ours.append(speed(lambda: engine_run(engine, prompts, sampling)))  # noqa: B023
-                plain.append(speed(lambda: plain_run(engine, prompts, sampling, best)))  # noqa: B023
-            ratio = median(a[0] / b[0] for a, b in zip(ours, plain, strict=True))
-            fast, slow = median(a[0] for a in ours), median(b[0] for b in plain)
-            print(f"| {name} | {ours[0][1]} / {plain[0][1]} | {fast:.0f} | {slow:.0f} | {best} | {ratio:.2f} |", flush=True)
+            pairs = [(speed(ours), speed(partial(plain, batch=best))) for _ in range(chosen.repeats)]
+            fast, slow = median(a[0] for a, _ in pairs), median(b[0] for _, b in pairs)
+            ratio = median(a[0] / b[0] for a, b in pairs)
+            tokens = f"{pairs[0][0][1]} / {pairs[0][1][1]}"
+            print(f"| {name} | {tokens} | {fast:.0f} | {slow:.0f} | {best} | {ratio:.2f} |", flush=True)
             figures[name] = {"engine": fast, "plain": slow, "plain_batch": best, "ratio": ratio, "first": first}
     print(json.dumps(figures))
 

@@ -120,7 +120,7 @@ def plain_loop(initial: Path, batches, options) -> tuple[float, list[float]]:
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return float(batches.step_tokens().sum()) / (time.perf_counter() - began), losses
 
 

@@ -137,9 +137,11 @@ class Toy:
     """A toy repository and ways to use it from outside."""
 
     root: Path
+    server: str = ""  # a Prefect server to use; without it the repository starts its own
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DVC_"))}
+        environment |= {"PREFECT_API_URL": self.server} if self.server else {}
         environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def test_both_ways_of_running_leave_the_same(toy: Any, tmp_path: Path) -> None:
     assert toy.artifacts() == other.artifacts()
 
 
-def test_only_what_an_edit_touches_runs(toy: Any) -> None:
+def test_only_what_an_edit_touches_runs(toy: Any, prefect_server: str) -> None:
+    toy = replace(toy, server=prefect_server)
     assert toy.python("-m", "flows.evolve", "grow@i01").returncode == 0
     assert toy.lines("ran.log") == ["start", "grow@i01"]
     toy.edit("grow: {by: 2}", "grow: {by: 3}")

@@ -60,7 +60,7 @@ def test_a_recipe_restores_what_mini_lowered(repository: Path) -> None:
     use("scpo")
     full = (repository / "params.yaml").read_bytes()
     shown = use("mini")
-    assert "synthesize.pool.n: 2200 -> 120" in shown
+    assert "synthesize.pool.n: 2200 -> 60" in shown
     small = parameters.load(repository)
     assert small["recipe"] == "scpo"
     assert len(small["iterations"]) == 3
@@ -68,10 +68,12 @@ def test_a_recipe_restores_what_mini_lowered(repository: Path) -> None:
     assert (repository / "params.yaml").read_bytes() == full
 
 
-def test_mini_never_raises_a_value() -> None:
-    size = recipe.Size(summary="x", iterations=3, values={"a.*.n": 5, "a.b.flag": 1, "z.q": 1})
+def test_a_size_lowers_and_sets_what_is_there_and_raises_nothing() -> None:
+    size = recipe.Size(
+        summary="x", iterations=3, set={"a.d": "s", "a.e": 1}, limits={"a.*.n": 5, "a.b.flag": 1, "z": 1}
+    )
     assert recipe.resized({"a": {"b": {"n": 9, "flag": True}, "c": {"n": 2}, "d": 1}}, size) == {
-        "a": {"b": {"n": 5, "flag": True}, "c": {"n": 2}, "d": 1}
+        "a": {"b": {"n": 5, "flag": True}, "c": {"n": 2}, "d": "s"}
     }
 
 

@@ -56,7 +56,7 @@ def write(context: Context) -> None:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> Iterator[Toy]:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -> Iterator[Toy]:
     (tmp_path / "dvc.yaml").write_text(GRAPH)
     (tmp_path / "input.txt").write_text(" world")
     toy = Toy(tmp_path)

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from flows import declared, state, track
+from flows import declared, history, state, track
 from tasks.core import digests, params
 
 SOURCE = Path(__file__).parents[2]
@@ -44,7 +43,11 @@ def write_outputs(root: Path, key: str, values: dict[str, Any]) -> None:
     for name in ("samples", "critiques", "refinements", "refinement_critiques"):
         pl.DataFrame({"tokens": pl.Series([4, 4, 4], dtype=pl.Int32)}).write_parquet(folder / f"{name}.parquet")
     metrics = {"accuracy": ACCURACY[key], "accuracy_low": 0.1, "accuracy_high": 0.9, "pass_at_8": 0.9, "maj_at_8": None}
-    texts = {"evaluation/metrics.json": metrics, "evaluation/probe.json": {"accuracy": 0.375}, "policy.json": values}
+    texts = {
+        "evaluation/metrics.json": metrics,
+        "evaluation/probe.json": {"metrics": {"accuracy": 0.375}, "guards": {}},
+        "policy.json": values,
+    }
     for name, value in texts.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(value))
@@ -69,7 +72,8 @@ def write_lock(root: Path) -> None:
 def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
     """A record of a finished execution, stored."""
     stage, key = split(name)
-    what = declared.declared(root, params.load(root), stage, key)
+    given = params.load(root)
+    what = declared.declared(root, given, stage, key)
     made = {
         "id": f"{name}-{len(list(state.records_dir(root).iterdir()))}",
         "stage": stage,
@@ -79,10 +83,10 @@ def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
         "started": 1_700_000_000.0 + len(list(state.records_dir(root).iterdir())),
         "seconds": SECONDS,
         "imports_seconds": 0.5,
-        "params": dict(what.params),
+        "params": params.section(given, stage, key),
         "figures": {"tokens_per_second": 1000.0},
         "curves": [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)] if stage == "train" else [],
-        "tags": {"engine": "transformers"},
+        "tags": {"recipe": "self_evolution", "evolution": history.evolution_id(given)},
         "inputs": {},
         "outputs": {p: digests.of_path(root / p) for p in what.outs},
         "error": None,
@@ -115,26 +119,56 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def repository(finished: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished evolution, with an empty MLflow database."""
+def connectless(patch: pytest.MonkeyPatch) -> None:
     for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    root = tmp_path / "repository"
+        patch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def tracked(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished evolution, in MLflow, without any record of how it was made."""
+    root = tmp_path_factory.mktemp("tracked") / "repository"
     shutil.copytree(finished, root)
-    (state.state_dir(root) / "mlflow").mkdir()
-    shutil.copy(template, state.state_dir(root) / "mlflow" / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        connectless(patch)
+        assert track.sync(root).created == 1 + 4 + stage_count(root)
     return root
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty MLflow database: making its tables takes seconds, copying it does not."""
-    from mlflow import MlflowClient
+def recorded(finished: Path, tracked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished evolution with a record of every stage, in MLflow; for tests that change nothing."""
+    root = tmp_path_factory.mktemp("recorded") / "repository"
+    shutil.copytree(finished, root)
+    with pytest.MonkeyPatch.context() as patch:
+        connectless(patch)
+        empty_database(tracked, root)
+        for name in declared.names(root, params.load(root)):
+            record(root, name)
+        began = time.process_time()
+        assert track.sync(root).created == 1 + 4 + stage_count(root)
+        assert time.process_time() - began < 10
+    return root
 
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    yield path
+
+@pytest.fixture
+def repository(tracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `tracked`, to be changed."""
+    connectless(monkeypatch)
+    root = tmp_path / "repository"
+    shutil.copytree(tracked, root)
+    return root
+
+
+def empty_database(source: Path, root: Path) -> None:
+    """Copies MLflow's database without its runs: making the tables takes seconds."""
+    target = state.state_dir(root) / "mlflow"
+    target.mkdir()
+    shutil.copy(state.state_dir(source) / "mlflow" / "mlflow.db", target)
+    with sqlite3.connect(target / "mlflow.db") as connection:
+        tables = ("runs", "tags", "params", "metrics", "latest_metrics", "logged_models", "inputs", "datasets")
+        for table in tables:
+            connection.execute(f"DELETE FROM {table}")
 
 
 def runs(root: Path, **tags: str) -> list[Any]:
@@ -158,65 +192,55 @@ def inputs(root: Path, run: Any) -> list[str]:
     """Ids of the models that a run used; a search for runs does not return them."""
     from mlflow import MlflowClient
 
-    found = MlflowClient(tracking_uri=track.tracking_uri(root)).get_run(run.info.run_id)
-    return [m.model_id for m in found.inputs.model_inputs]
+    found = MlflowClient(tracking_uri=track.tracking_uri(root)).get_run(run.info.run_id).inputs
+    assert found is not None
+    return [m.model_id for m in found.model_inputs]
 
 
 def stage_count(root: Path) -> int:
     return len(declared.names(root, params.load(root)))
 
 
-def test_the_tree_is_that_of_the_artifacts(repository: Path) -> None:
-    for name in declared.names(repository, params.load(repository)):
-        record(repository, name)
-    began = time.monotonic()
-    result = track.sync(repository)
-    assert time.monotonic() - began < 10
-    assert result.created == 1 + 4 + stage_count(repository)
-    (evolution,) = runs(repository, level="evolution")
-    assert evolution.info.run_name == result.name == f"self_evolution-s0-{evolution.data.tags['evolution'][:6]}"
-    assert history_of(repository, evolution, "accuracy") == [(0, 0.25), (1, 0.5), (2, 0.625), (3, 0.75)]
-    assert evolution.data.params["sample.iid.n"] == str(params.load(repository)["sample"]["iid"]["n"])
-    iterations = runs(repository, level="iteration")
+def test_the_tree_is_that_of_the_artifacts(recorded: Path) -> None:
+    (evolution,) = runs(recorded, level="evolution")
+    assert evolution.info.run_name == f"self_evolution-s0-{evolution.data.tags['evolution'][:6]}"
+    assert history_of(recorded, evolution, "accuracy") == [(0, 0.25), (1, 0.5), (2, 0.625), (3, 0.75)]
+    assert evolution.data.params["sample.iid.n"] == str(params.load(recorded)["sample"]["iid"]["n"])
+    iterations = runs(recorded, level="iteration")
     assert [run.info.run_name for run in iterations] == ["i00", "i01", "i02", "i03"]
     assert {run.data.tags["mlflow.parentRunId"] for run in iterations} == {evolution.info.run_id}
-    third = iterations[3]
-    assert third.data.metrics["accuracy"] == 0.75 and third.data.metrics["probe/accuracy"] == 0.375
-    assert third.data.metrics["promoted"] == 1 and third.data.tags["reason"] == "up"
-    assert third.data.metrics["generated_tokens"] == 4 * 3 * 4
-    assert third.data.metrics["seconds"] == len(params.LOOP) * SECONDS
-    assert (third.data.tags["initial"], third.data.tags["judge"]) == ("i02", "i02")
-    assert "maj_at_8" not in third.data.metrics
-    assert {run.info.status for run in runs(repository)} == {"FINISHED"}
+    third = iterations[3].data
+    figures = ("accuracy", "probe/accuracy", "promoted", "generated_tokens", "seconds")
+    assert [third.metrics[name] for name in figures] == [0.75, 0.375, 1, 4 * 3 * 4, len(params.LOOP) * SECONDS]
+    assert [third.tags[name] for name in ("reason", "initial", "judge")] == ["up", "i02", "i02"]
+    assert "maj_at_8" not in third.metrics
+    assert {run.info.status for run in runs(recorded)} == {"FINISHED"}
 
 
-def test_a_stage_run_has_values_figures_curves_tables_and_models(repository: Path) -> None:
-    for name in declared.names(repository, params.load(repository)):
-        record(repository, name)
-    track.sync(repository)
-    (sample,) = runs(repository, stage="sample", iteration="i02")
-    (parent,) = runs(repository, level="iteration", iteration="i02")
+def test_a_stage_run_has_values_figures_curves_tables_and_models(recorded: Path) -> None:
+    (sample,) = runs(recorded, stage="sample", iteration="i02")
+    (parent,) = runs(recorded, level="iteration", iteration="i02")
     assert sample.info.run_name == "sample@i02"
     assert sample.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert {"evolution", "recipe", "git.commit", "dvc.md5"} <= set(sample.data.tags)
-    assert sample.data.metrics["new_tokens"] == 12 and sample.data.metrics["tokens_per_second"] == 1000
+    assert sample.data.metrics["new_tokens"] == 12
+    assert sample.data.metrics["tokens_per_second"] == 1000
     assert sample.info.end_time - sample.info.start_time == SECONDS * 1000
     assert sample.data.params["sample.iid.block"] == "iid_k"
     tables = {i.dataset.name: i.dataset.digest for i in sample.inputs.dataset_inputs}
-    assert tables == {"i02/prompts": md5(repository / "data/i02/prompts.parquet")}
-    (train,) = runs(repository, stage="train", iteration="i02")
-    assert history_of(repository, train, "curve/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert tables == {"i02/prompts": md5(recorded / "data/i02/prompts.parquet")}
+    (train,) = runs(recorded, stage="train", iteration="i02")
+    assert history_of(recorded, train, "curve/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert train.data.tags["initial"] == "data/i01/candidate dddddddd"
     assert "i02/dataset" in {i.dataset.name for i in train.inputs.dataset_inputs}
-    (earlier,) = runs(repository, stage="train", iteration="i01")
-    assert inputs(repository, train) == [m.model_id for m in earlier.outputs.model_outputs]
+    (earlier,) = runs(recorded, stage="train", iteration="i01")
+    assert inputs(recorded, train) == [m.model_id for m in earlier.outputs.model_outputs]
 
 
 def test_calling_twice_creates_nothing_and_appending_an_iteration_stays_in_the_evolution(repository: Path) -> None:
-    first = track.sync(repository)
-    for full in (True, False):
-        assert (again := track.sync(repository, full=full)).run == first.run
-        assert (again.created, again.updated) == (0, 0)
+    for full in (False, True, False):
+        result = track.sync(repository, full=full)
+        assert (result.created, result.updated) == (0, 0)
     text = (repository / "params.yaml").read_text()
     line = next(line for line in text.splitlines() if line.startswith("  i03:"))
     more = line.replace("i02", "i03").replace("  i03: {", "  i04: {")
@@ -226,10 +250,24 @@ def test_calling_twice_creates_nothing_and_appending_an_iteration_stays_in_the_e
     assert len(runs(repository, level="evolution")) == 1
 
 
+def test_without_a_change_nothing_is_imported_and_nothing_asked(repository: Path, monkeypatch: Any) -> None:
+    first = track.sync(repository)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("MLflow was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(track, "_connect", refuse)
+        assert track.sync(repository).run == first.run
+    with sqlite3.connect(state.state_dir(repository) / "mlflow" / "mlflow.db") as connection:
+        connection.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", (first.run,))
+    assert track.sync(repository).created == 1
+
+
 def test_without_records_durations_are_unknown_until_a_record_that_fits_appears(repository: Path) -> None:
-    track.sync(repository)
     (sample,) = runs(repository, stage="sample", iteration="i01")
-    assert sample.data.tags["duration"] == "unknown" and "seconds" not in sample.data.metrics
+    assert sample.data.tags["duration"] == "unknown"
+    assert "seconds" not in sample.data.metrics
     assert sample.info.end_time is None
     assert "seconds" not in runs(repository, level="iteration", iteration="i01")[0].data.metrics
     record(repository, "sample@i01", outputs={"data/i01/samples.parquet": "of another execution"})
@@ -238,11 +276,10 @@ def test_without_records_durations_are_unknown_until_a_record_that_fits_appears(
     record(repository, "sample@i01")
     assert track.sync(repository).created == 0
     (sample,) = runs(repository, stage="sample", iteration="i01")
-    assert sample.data.tags["duration"] == "recorded" and sample.data.metrics["seconds"] == SECONDS
+    assert (sample.data.tags["duration"], sample.data.metrics["seconds"]) == ("recorded", SECONDS)
 
 
 def test_a_changed_entry_makes_a_new_run_and_the_old_one_stays(repository: Path) -> None:
-    track.sync(repository)
     (repository / "tasks" / "sample.py").write_text("# other code")
     write_lock(repository)
     assert track.sync(repository).created == 3  # sample@i01, i02, i03
@@ -251,7 +288,6 @@ def test_a_changed_entry_makes_a_new_run_and_the_old_one_stays(repository: Path)
 
 
 def test_a_changed_result_leaves_the_old_curve_and_draws_a_new_one(repository: Path) -> None:
-    track.sync(repository)
     path = repository / "data/i03/evaluation/metrics.json"
     path.write_text(path.read_text().replace("0.75", "0.875"))
     write_lock(repository)
@@ -263,18 +299,17 @@ def test_a_changed_result_leaves_the_old_curve_and_draws_a_new_one(repository: P
     assert history_of(repository, old, "accuracy")[-1] == (3, 0.75)
     assert history_of(repository, new, "accuracy") == [(0, 0.25), (1, 0.5), (2, 0.625), (3, 0.875)]
     iterations = runs(repository, level="iteration")
-    assert len(iterations) == 4 and iterations[3].data.metrics["accuracy"] == 0.875
+    assert [run.data.metrics["accuracy"] for run in iterations] == [0.25, 0.5, 0.625, 0.875]
     assert {run.data.tags["mlflow.parentRunId"] for run in iterations} == {new.info.run_id}
     assert track.sync(repository, full=True).created == 0
 
 
 def test_other_values_are_another_evolution_that_shares_what_is_still_current(repository: Path) -> None:
-    track.sync(repository)
     text = (repository / "params.yaml").read_text()
     (repository / "params.yaml").write_text(text.replace("per_prompt: 3, rounds", "per_prompt: 2, rounds"))
     track.sync(repository)
     evolutions = runs(repository, level="evolution")
-    assert len(evolutions) == 2 and evolutions[0].data.tags["evolution"] != evolutions[1].data.tags["evolution"]
+    assert len({run.data.tags["evolution"] for run in evolutions}) == 2
     second = max(evolutions, key=lambda run: run.info.start_time)
     assert history_of(repository, second, "accuracy") == [(0, 0.25)]
     kept = {run.info.run_name for run in runs(repository, level="stage", evolution=second.data.tags["evolution"])}
@@ -282,7 +317,7 @@ def test_other_values_are_another_evolution_that_shares_what_is_still_current(re
 
 
 def test_unfinished_records_open_runs_that_are_closed_as_what_became_of_them(repository: Path) -> None:
-    record(repository, "train@i01", id="alive", status="running", pid=os.getpid(), seconds=None)
+    record(repository, "train@i01", id="alive", started=1.7e9, status="running", pid=os.getpid(), seconds=None)
     record(repository, "train@i02", id="dead", status="running", seconds=None)
     record(repository, "train@i03", id="failed", status="failed", error="no rows\nmore")
     track.sync(repository)
@@ -295,10 +330,12 @@ def test_unfinished_records_open_runs_that_are_closed_as_what_became_of_them(rep
     assert found["failed"].data.tags["error"] == "no rows"
     assert history_of(repository, found["alive"], "curve/loss")[0] == (1, 1.0)
     assert {run.info.run_name for run in runs(repository) if run.info.status == "RUNNING"} > {"i01", "train@i01"}
-    record(repository, "train@i01", id="alive", curves=[{"step": s, "loss": 1 / s} for s in (1, 2, 3, 4)])
+    record(
+        repository, "train@i01", id="alive", started=1.7e9, curves=[{"step": s, "loss": 1 / s} for s in (1, 2, 3, 4)]
+    )
     track.sync(repository)
     (run,) = [run for run in runs(repository, stage="train") if run.data.tags.get("record") == "alive"]
-    assert run.info.status == "FINISHED" and len(history_of(repository, run, "curve/loss")) == 4
+    assert (run.info.status, len(history_of(repository, run, "curve/loss"))) == ("FINISHED", 4)
     assert all(run.info.status != "RUNNING" for run in runs(repository))
 
 
@@ -314,14 +351,6 @@ def test_a_run_left_open_by_an_earlier_evolution_is_closed(repository: Path) -> 
     assert all(run.info.status != "RUNNING" for run in runs(repository))
 
 
-def test_the_tree_comes_back_after_the_database_was_deleted(repository: Path) -> None:
-    created = track.sync(repository).created
-    (state.state_dir(repository) / "mlflow" / "mlflow.db").unlink()
-    result = track.sync(repository)
-    assert result.created == created
-    assert history_of(repository, runs(repository, level="evolution")[0], "accuracy")[-1] == (3, 0.75)
-
-
 def test_the_main_repository_holds_the_database(repository: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
     assert track.tracking_uri(repository) == f"sqlite:///{tmp_path}/main/.autodidact/mlflow/mlflow.db"
@@ -329,20 +358,24 @@ def test_the_main_repository_holds_the_database(repository: Path, tmp_path: Path
     assert track.tracking_uri(repository) == "http://127.0.0.1:1"
 
 
-def test_the_command_prints_one_line_and_refuses_a_locked_database(repository: Path) -> None:
+def test_the_command_refuses_a_locked_database_and_rebuilds_a_deleted_one(repository: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "MLFLOW_TRACKING_URI")}
     environment["PYTHONPATH"] = str(SOURCE)
     command = [sys.executable, "-m", "flows.track"]
     before = {p: p.read_bytes() for p in repository.glob("d*/**/*.json")}
-    connection = sqlite3.connect(state.state_dir(repository) / "mlflow" / "mlflow.db", isolation_level=None)
+    database = state.state_dir(repository) / "mlflow" / "mlflow.db"
+    connection = sqlite3.connect(database, isolation_level=None)
     connection.execute("BEGIN EXCLUSIVE")
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "database is locked" in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    connection.execute("ROLLBACK")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "database is locked" in done.stderr
+    connection.close()
+    database.unlink()
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 and not done.stderr
+    assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 1, "")
+    assert f"{1 + 4 + stage_count(repository)} runs created" in done.stdout
     assert {p: p.read_bytes() for p in repository.glob("d*/**/*.json")} == before
+    assert history_of(repository, runs(repository, level="evolution")[0], "accuracy")[-1] == (3, 0.75)
 
 
 def test_a_damaged_database_is_named(repository: Path) -> None:

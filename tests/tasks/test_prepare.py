@@ -23,7 +23,6 @@ COUNTDOWN = {
     "corpus": {"critique": 40, "refine": 20, "usage": 50, "invent": 10},
 }
 TEXT = {
-    "path": "prompts.jsonl",
     "prompt_field": "q",
     "answer_field": "a",
     "extraction": "numeric",
@@ -43,7 +42,7 @@ def ran(folder: Path, family: str, options: dict, seed: int = 0) -> tuple[Path, 
         stage="prepare",
         key=None,
         row={},
-        options=prepare.parse({"family": family, "options": options}),
+        options=prepare.parse({"family": family, "source": "prompts.jsonl", "options": options}),
         seed=seed,
         labels=False,
         engine={},
@@ -113,11 +112,11 @@ def test_labels_of_the_users_prompts_are_kept_apart(tmp_path):
 
 def test_sections_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(UnknownName, match="did you mean 'countdown'"):
-        prepare.parse({"family": "countdwn", "options": {}})
+        prepare.parse({"family": "countdwn", "source": "x", "options": {}})
     with pytest.raises(BadInput, match=r"prepare\.options: unknown key 'labeled'; did you mean 'labelled'"):
-        prepare.parse({"family": "countdown", "options": COUNTDOWN | {"labeled": 3}})
+        prepare.parse({"family": "countdown", "source": "x", "options": COUNTDOWN | {"labeled": 3}})
     with pytest.raises(BadInput, match=r"prepare\.options\.corpus: unknown key 'usages'"):
-        prepare.parse({"family": "countdown", "options": COUNTDOWN | {"corpus": COUNTDOWN["corpus"] | {"usages": 1}}})
+        prepare.parse({"family": "countdown", "source": "x", "options": COUNTDOWN | {"corpus": COUNTDOWN["corpus"] | {"usages": 1}}})
     with pytest.raises(BadInput, match=r"prepare\.options: is missing"):
         prepare.parse({"family": "countdown"})
     with pytest.raises(BadInput, match="no such file"):

@@ -10,7 +10,7 @@ import torch
 from tasks import base, train
 from tasks.core import models, tables
 from tasks.core.context import Context
-from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, UnknownName
+from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, StageFailed, UnknownName
 
 torch.set_num_threads(1)
 
@@ -241,12 +241,12 @@ def test_data_and_mixture_must_agree(trained):
     trained.root.joinpath("data/i01/dataset/sft.parquet").unlink()
     table = rows(["own", "copy"]).filter(pl.col("part") == "copy")
     tables.write(table, trained.root / "data/i01/dataset/sft.parquet", tables.SFT)
-    with pytest.raises(Exception, match="2 rows of 'own' a step"):
+    with pytest.raises(StageFailed, match="2 rows of 'own' a step"):
         train.run(trained)
 
 
 def test_train_section_is_checked():
     with pytest.raises(UnknownName, match="did you mean 'sft'"):
         train.parse({"sftt": {}})
-    with pytest.raises(BadInput, match="train.sft.mixture: is missing"):
+    with pytest.raises(BadInput, match=r"train\.sft\.mixture: is missing"):
         train.parse({"sft": COMMON})

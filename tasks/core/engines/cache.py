@@ -88,46 +88,45 @@ class _SlotLayer(CacheLayerMixin):
     def __init__(self, cursor: _Cursor, size: int, spare: int) -> None:
         super().__init__()
         self.cursor, self.size, self.spare = cursor, size, spare
+        self.blocks: list[Tensor] = []  # keys and values, each `[slots, heads, columns, width]`
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        shape = (self.size, key_states.shape[1], key_states.shape[2] + self.spare)
-        self.keys = key_states.new_zeros((*shape, key_states.shape[3]))
-        self.values = value_states.new_zeros((*shape, value_states.shape[3]))
+        for states in (key_states, value_states):
+            _, heads, length, width = states.shape
+            self.blocks.append(states.new_zeros((self.size, heads, length + self.spare, width)))
         self.is_initialized = True
 
     def reserve(self, columns: int) -> None:
         """Room for at least `columns` tokens a row."""
-        if columns > self.keys.shape[2]:
-            self.keys, self.values = (
-                torch.nn.functional.pad(block, (0, 0, 0, max(columns, block.shape[2] * 3 // 2) - block.shape[2]))
-                for block in (self.keys, self.values)
-            )
+        have = self.blocks[0].shape[2]
+        if columns > have:
+            more = max(columns, have * 3 // 2) - have
+            self.blocks = [torch.nn.functional.pad(block, (0, 0, 0, more)) for block in self.blocks]
 
     def fill(self, start: int, owners: Tensor, key_states: Tensor, value_states: Tensor) -> None:
         """Writes prompts' keys and values `[prompts, heads, length, width]` into the slots from `start`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        length, end = key_states.shape[2], start + len(owners)
+        length = key_states.shape[2]
         self.reserve(length)
-        self.keys[start:end, :, :length] = key_states[owners]
-        self.values[start:end, :, :length] = value_states[owners]
+        for block, states in zip(self.blocks, (key_states, value_states), strict=True):
+            block[start : start + len(owners), :, :length] = states[owners]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows, end = key_states.shape[0], self.cursor.longest + 1
         self.reserve(end)
-        if self.cursor.column is None:
-            self.keys[:rows, :, end - 1] = key_states[:, :, 0]
-            self.values[:rows, :, end - 1] = value_states[:, :, 0]
-        else:
-            self.keys[self.cursor.row, :, self.cursor.column] = key_states[:, :, 0]
-            self.values[self.cursor.row, :, self.cursor.column] = value_states[:, :, 0]
-        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+        for block, states in zip(self.blocks, (key_states, value_states), strict=True):
+            if self.cursor.column is None:
+                block[:rows, :, end - 1] = states[:, :, 0]
+            else:
+                block[self.cursor.row, :, self.cursor.column] = states[:, :, 0]
+        keys, values = self.blocks
+        return keys[:rows, :, :end], values[:rows, :, :end]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copies the rows `source` over the rows `target`."""
-        columns = self.cursor.longest
-        self.keys[target, :, :columns] = self.keys[source, :, :columns]
-        self.values[target, :, :columns] = self.values[source, :, :columns]
+        for block in self.blocks:
+            block[target, :, : self.cursor.longest] = block[source, :, : self.cursor.longest]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cursor.longest + query_length, 0
@@ -156,7 +155,7 @@ class Slots:
         for run in runs([len(prompt) for prompt in prompts], PREFILL_TOKENS, PREFILL_LENGTHS):
             lengths = np.array([len(prompt) for prompt in prompts[run]], dtype=np.int64)
             ends, which = np.unique(lengths - 1, return_inverse=True)
-            cache = DynamicCache(config=self.model.config)
+            cache: Any = DynamicCache(config=self.model.config)
             output = self.model(  # padding on the right stays unseen: attention is causal, what it leaves is masked
                 input_ids=pad(prompts[run], self.device),
                 past_key_values=cache,
@@ -173,7 +172,8 @@ class Slots:
         return torch.cat(logits)
 
     def step(self, tokens: Tensor) -> Tensor:
-        lengths, extra = self.cursor.lengths, {}
+        lengths = self.cursor.lengths
+        extra: dict[str, Tensor] = {}
         if self.cursor.column is not None:
             seen = torch.arange(self.cursor.longest + 1, device=self.device) <= self.cursor.column[:, None]
             mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)

@@ -51,10 +51,8 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> T
     weights = torch.softmax(logits / temperature, -1)
     if top_p >= 1:
         return _invert(weights, uniform)
-    weights, tokens = weights.sort(-1, descending=True, stable=True)
-    before = weights.cumsum(-1) - weights
-    before[:, 0] = 0
-    kept = torch.where((before < top_p) | (before == 0), weights, 0)
+    weights, tokens = weights.sort(stable=True, dim=-1, descending=True)
+    kept = torch.where(weights.cumsum(-1) - weights < top_p, weights, 0)
     return tokens.gather(-1, _invert(kept, uniform)[:, None])[:, 0]
 
 

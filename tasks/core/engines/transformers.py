@@ -47,7 +47,7 @@ def load(folder: Path, precision: str, threads: int, batch_size: int) -> "Transf
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=PRECISIONS[precision], use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError) as error:

@@ -127,9 +127,21 @@ def test_one_message_lists_all_problems(params: dict[str, Any]) -> None:
 
 
 def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
-    params["base"]["pretrained"] = "models/nothing"
-    with pytest.raises(BadInput, match="models/nothing is no model folder"):
-        parameters.check(params, tmp_path)
+    params["base"]["pretrained"] = "models/mine"
+    for file, text, expected in [
+        (None, "", "models/mine is not there"),
+        ("README.md", "", "mine is no model folder: it has no config.json"),
+        ("config.json", '{"model_type": "qwen3"}', r"mine is no model folder: it has no \*.safetensors"),
+        ("model.safetensors", "", "mine has no tokenizer"),
+        ("tokenizer.json", "{}", "its tokenizer has no chat template"),
+    ]:
+        if file:
+            (tmp_path / "models" / "mine").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "models" / "mine" / file).write_text(text)
+        with pytest.raises(BadInput, match=expected):
+            parameters.check(params, tmp_path)
+    (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("")
+    parameters.check(params, tmp_path)
 
 
 def test_pairs_for_dpo_must_come_from_somewhere() -> None:

@@ -79,7 +79,7 @@ def test_the_sft_loss_is_the_weighted_mean_over_completion_tokens(folders):
         loss = sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(step))
         above = sum(weights[i] * -logps[i].sum() for i in members)
         below = sum(weights[i] * len(logps[i]) for i in members)
-        assert float(loss) == pytest.approx(float(above / below), rel=1e-5)
+        assert loss.item() == pytest.approx(float(above / below), rel=1e-5)
 
 
 def test_a_row_of_weight_zero_changes_no_gradient(folders):
@@ -170,7 +170,7 @@ def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
         processing_class=TOKENIZER,
     )
     expected = DPOTrainer._compute_loss(theirs, theirs.model, theirs.data_collator(data), False)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_pairs_are_weighted_and_a_weight_of_zero_has_no_gradient(folders, tmp_path):
@@ -180,7 +180,7 @@ def test_pairs_are_weighted_and_a_weight_of_zero_has_no_gradient(folders, tmp_pa
         trainer = trainers.trainer_for("dpo", model, TOKENIZER, tmp_path, [source], OPTIONS, 0)
         loss = sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(0))
         loss.backward()
-        return float(loss), torch.cat([p.grad.flatten() for p in model.parameters()])
+        return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
     alone = [loss_and_gradient([float(i == k) for k in range(3)])[0] for i in range(3)]
     assert loss_and_gradient([0.5, 0.0, 2.0])[0] == pytest.approx(0.5 * alone[0] + 2 * alone[2], rel=1e-5)
@@ -192,7 +192,8 @@ def test_every_step_takes_the_mixture_and_epochs_do_not_repeat_early():
     steps = batches.plan(parts, {"a": 3, "b": 4, "c": 0}, 14, 5, "mixture")
     drawn = np.array(parts, dtype=object)[steps]
     assert steps.shape == (14, 7)
-    assert ((drawn == "a").sum(axis=1) == 3).all() and ((drawn == "b").sum(axis=1) == 4).all()
+    assert ((drawn == "a").sum(axis=1) == 3).all()
+    assert ((drawn == "b").sum(axis=1) == 4).all()
     walked = steps[:, :3].flatten()
     assert all(sorted(walked[k : k + 7]) == list(range(7)) for k in range(0, 42, 7))
     assert np.array_equal(steps, batches.plan(parts, {"b": 4, "a": 3, "c": 0}, 14, 5, "mixture"))

@@ -77,6 +77,12 @@ def new_tokens(engine: Any, reply: Completion) -> list[int]:
     return ids + [0] * (reply.finish_reason == "stop")
 
 
+def same(one: list[list[Completion]], other: list[list[Completion]]) -> bool:
+    """Equal but for the last decimal of the log-probabilities, which moves with the batch's shape."""
+    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
+    return all(a._replace(logprob=0) == b._replace(logprob=0) and abs(a.logprob - b.logprob) < 2e-3 for a, b in pairs)
+
+
 def plain(engine: Any, prompt: str, new: int) -> list[int]:
     """Greedy tokens of `model.generate`."""
     asked = engine.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
@@ -106,7 +112,9 @@ def test_sampled_logprobs_are_those_of_a_full_pass(engine: Any) -> None:
             tokens = new_tokens(engine, reply)
             if len(tokens) == reply.tokens:  # no special word among them, which the text leaves out
                 assert reply.logprob == pytest.approx(sum(logprobs(engine, prompt, tokens)), abs=1e-3)
-                assert sum(engine.score([prompt], [reply.text])[0][: len(tokens)]) == pytest.approx(reply.logprob, abs=2e-3)
+                assert sum(engine.score([prompt], [reply.text])[0][: len(tokens)]) == pytest.approx(
+                    reply.logprob, abs=2e-3
+                )
                 checked += 1
     assert checked >= 10
 
@@ -114,11 +122,11 @@ def test_sampled_logprobs_are_those_of_a_full_pass(engine: Any) -> None:
 def test_a_draw_depends_on_prompt_seed_and_number_alone(folder: Path, engine: Any) -> None:
     together = engine.generate(PROMPTS, sampling())
     small = engines.load("transformers", folder, "float32", 1, 3)  # rows leave and enter, prompts are split
-    assert small.generate(PROMPTS, sampling()) == together
-    assert engine.generate(PROMPTS, sampling()) == together
-    assert engine.generate(PROMPTS[::-1] + PROMPTS[:1], sampling()) == together[::-1] + together[:1]
+    assert same(small.generate(PROMPTS, sampling()), together)
+    assert engine.generate(PROMPTS, sampling()) == together  # to the last bit
+    assert same(engine.generate(PROMPTS[::-1] + PROMPTS[:1], sampling()), together[::-1] + together[:1])
     for prompt, row in zip(PROMPTS, together, strict=True):
-        assert engine.generate([prompt], sampling(n=2), first_draw=2)[0] == row[2:]
+        assert same(engine.generate([prompt], sampling(n=2), first_draw=2), [row[2:]])
     assert engine.generate(PROMPTS, sampling(seed=1)) != together
     assert len({reply.text for reply in together[0]}) > 1
 
@@ -204,7 +212,7 @@ def test_memory_grows_with_long_replies(qwen: Path, monkeypatch: pytest.MonkeyPa
     expected = engine.generate(PROMPTS, sampling(new=40))
     monkeypatch.setattr(cache, "COLUMNS", 1)
     monkeypatch.setattr(cache, "PREFILL_TOKENS", 4)
-    assert engine.generate(PROMPTS, sampling(new=40)) == expected
+    assert same(engine.generate(PROMPTS, sampling(new=40)), expected)
 
 
 def test_bfloat16(qwen: Path) -> None:

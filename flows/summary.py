@@ -1,0 +1,118 @@
+"""The table at the end of a run: one line per iteration, then where to look next.
+
+Everything comes from the artifacts (`data/iNN/evaluation/metrics.json`, `policy.json`, the tokens that the
+tables count), only the seconds from the records; without a record they are unknown. A figure that could not
+be computed, for a family without truth or a critic that accepted nothing, is shown as "-".
+
+`python -m flows.summary` prints it; nothing is written.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import history, state
+from tasks.core import params as parameters
+from tasks.core.errors import AutodidactError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+UNKNOWN = "unknown"
+WIDTH = 110  # characters
+SHARES = {  # column -> figure of metrics.json, shown in percent
+    "pass@8": "pass_at_8",
+    "critique\nprecision": "critique_precision",
+    "critique\nrecall": "critique_recall",
+    "refined\nwrong\n->right": "refine_wrong_to_right",
+    "refined\nright\n->wrong": "refine_right_to_wrong",
+}
+COLUMNS = ("iteration", "accuracy %\n(95 % interval)", *SHARES, "tokens", "seconds", "promoted")
+
+
+def rows(root: Path) -> list[tuple[str, ...]]:
+    """The table's cells, one tuple per evaluated iteration. Raises `BadInput` for an unreadable params.yaml."""
+    params = parameters.load(root)
+    seconds = _seconds(root, params)
+    found = []
+    for key in history.keys(params):
+        metrics = state.read_json(root / "data" / key / "evaluation" / "metrics.json") or {}
+        policy = state.read_json(root / "data" / key / "policy.json") or {}
+        generated = sum(history.tokens(root, key).values())
+        promoted = "-" if key == parameters.BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
+        shares = [_percent(metrics.get(name)) for name in SHARES.values()]
+        tokens = f"{generated:,}" if generated else "-"
+        found.append((key, _accuracy(metrics), *shares, tokens, seconds.get(key, UNKNOWN), promoted))
+    return found
+
+
+def table(root: Path) -> "Table":
+    """The rows as a rich table."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
+    for column in COLUMNS:
+        made.add_column(column, justify="left" if column in ("iteration", "promoted") else "right", no_wrap=True)
+    for cells in rows(root):
+        made.add_row(*cells)
+    return made
+
+
+def show(root: Path, console: "Console | None" = None) -> None:
+    """Prints the table and where to look next; at least as wide as the table needs, whatever the terminal."""
+    from rich.console import Console
+
+    out = console or Console(highlight=False)
+    out.width = max(out.width, WIDTH)
+    out.print(table(root))
+    if (root / "data" / "report" / "report.md").is_file():
+        out.print("all figures: data/report/report.md    curves: make ui")
+    else:
+        out.print("all figures: data/i*/evaluation/metrics.json    curves: make ui")
+
+
+def _seconds(root: Path, params: Mapping[str, Any]) -> dict[str, str]:
+    """Seconds of each iteration's executions; ">=" where some of them left no record."""
+    files = history.Files(root)
+    known = history.records(root)
+    spent: dict[str, list[float | None]] = {}
+    for execution in history.executions(root, params, files):
+        if execution.iteration:
+            record = history.record_of(execution, known, files)
+            spent.setdefault(execution.iteration, []).append(float(record.get("seconds") or 0.0) if record else None)
+    return {key: _sum(parts) for key, parts in spent.items()}
+
+
+def _sum(parts: Iterable[float | None]) -> str:
+    given = list(parts)
+    known = [part for part in given if part is not None]
+    if not known:
+        return UNKNOWN
+    return f"{'' if len(known) == len(given) else '>= '}{sum(known):,.0f}"
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> str:
+    low, high = _percent(metrics.get("accuracy_low")), _percent(metrics.get("accuracy_high"))
+    share = _percent(metrics.get("accuracy"))
+    return share if "-" in (share, low, high) else f"{share} ({low}-{high})"
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, int | float) else "-"
+
+
+def main() -> int:
+    """Exit code 0, or 2 for bad input."""
+    try:
+        show(Path.cwd())
+    except AutodidactError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

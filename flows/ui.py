@@ -1,0 +1,106 @@
+"""`make ui`: brings MLflow up to date with the artifacts and serves its pages on 127.0.0.1 until Ctrl-C.
+
+Prints the addresses of the two views that answer most questions: the iterations of every evolution as
+rows to tick and compare, and the evolutions drawn over their iterations. With `MLFLOW_TRACKING_URI` set to
+a server, that server has the pages, and only its address is printed.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from flows import state, track
+from tasks.core.errors import AutodidactError
+
+HOST = "127.0.0.1"
+PATIENCE = 120.0  # seconds until the pages must answer
+
+
+def address(base: str, experiment: str | None, level: str, charts: bool) -> str:
+    """The page of the runs of one level, as rows or as charts."""
+    if experiment is None:
+        return base
+    query = quote(f"tags.level = '{level}'" + (" and tags.superseded = 'false'" if level == "evolution" else ""))
+    mode = "CHART" if charts else "TABLE"
+    return f"{base}/#/experiments/{experiment}/runs?searchFilter={query}&compareRunsMode={mode}"
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port if nothing listens there, else a free one."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise AutodidactError(f"no free port on {HOST}")
+
+
+def serve(root: Path, port: int) -> int:
+    """Syncs, starts `mlflow ui`, prints its addresses, waits for its end; the server's exit code."""
+    result = track.sync(root, full=True)
+    print(track.report(result))
+    if result.uri.startswith(("http://", "https://")):
+        print(f"MLflow runs at {result.uri}")
+        return 0
+    chosen = free_port(port)
+    artifacts = (state.state_dir(root) / "mlflow" / "artifacts").as_uri()
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", result.uri, "--host", HOST]
+    command += ["--port", str(chosen), "--workers", "1", "--default-artifact-root", artifacts]
+    log = state.logs_dir(root) / "mlflow.log"
+    environment = {**os.environ, **state.QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with log.open("w") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        if not _answers(chosen, server):
+            print(f"MLflow's pages did not start; see {log}", file=sys.stderr)
+            return 1
+        base = f"http://{HOST}:{chosen}"
+        print(f"MLflow:               {base}  (Ctrl-C ends it)")
+        print(f"compare iterations:   {address(base, result.experiment, 'iteration', charts=False)}")
+        print(f"curves by iteration:  {address(base, result.experiment, 'evolution', charts=True)}", flush=True)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(port: int, server: subprocess.Popen[bytes]) -> bool:
+    """Waits until the port accepts connections; False if the server ends before, or patience does."""
+    deadline = time.monotonic() + PATIENCE
+    while server.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, port)) == 0:
+                return True
+        time.sleep(0.2)
+    return False
+
+
+def command(port: Annotated[int, typer.Option(help="another one is taken if it is in use")] = 5000) -> None:
+    """Brings MLflow up to date and serves its pages on 127.0.0.1."""
+    raise typer.Exit(serve(Path.cwd(), port))
+
+
+def main() -> int:
+    """Exit code 0, 1 where MLflow cannot be used, 2 for bad input."""
+    try:
+        typer.run(command)
+    except AutodidactError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -229,7 +229,7 @@ def _connect(root: Path, uri: str, tags: dict[str, str]) -> Tree:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         local = (state.state_dir(root) / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-        number = client.create_experiment(EXPERIMENT, artifact_location=local)
+        number = client.create_experiment(EXPERIMENT, local, {"mlflow.experimentKind": "custom_model_development"})
     else:
         number = experiment.experiment_id
         if experiment.lifecycle_stage == "deleted":

@@ -36,6 +36,11 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         if stage in params:
             _check_stage(problems, params, stage, keys)
     if not problems:
+        if params["base"]["pretrained"] is None and params["prepare"]["options"].get("labelled") == 0:
+            problems.append(
+                "base.pretrained: given null, and prepare.options.labelled is 0, so there is no seed corpus to train "
+                "a base model on; name a pretrained model, or give the labels of some rows"
+            )
         for key in keys:
             problems.extend(_across(params, key))
     if root is not None:

@@ -97,3 +97,45 @@ def test_a_full_or_closed_disk(repository: Path, monkeypatch: pytest.MonkeyPatch
         check.check(repository)
     assert "cannot be written to" in str(caught.value)
     assert "MB free on its disk" in str(caught.value)
+
+
+def prompts(number: int, first: str = '{"prompt": "How many legs has a cat?"}') -> str:
+    return "\n".join([first, *(f'{{"prompt": "What is {i} plus {i * i}?"}}' for i in range(number))]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "prompts.jsonl"),
+        ("", "prompts.jsonl"),
+        (prompts(900, '{"question": "x"}'), "prompt"),
+        (prompts(900, '{"prompt": "What is 3 plus 9?"}'), "3 plus 9"),
+        (prompts(900, "{"), "prompts.jsonl"),
+        (prompts(900), None),
+    ],
+    ids=["missing", "empty", "no such field", "duplicate", "no JSON", "sound"],
+)
+def test_the_users_prompts(repository: Path, text: str | None, expected: str | None) -> None:
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = "model"
+    (repository / "model").mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        (repository / "model" / file).write_text('{"model_type": "qwen3"}')
+    (repository / "params.yaml").write_text(layout.render(params))
+    if text is not None:
+        (repository / "prompts.jsonl").write_text(text)
+    if expected is None:
+        assert check.check(repository).startswith("ok: 28 stages, lmsi on text")
+        return
+    with pytest.raises(BadInput) as caught:
+        check.check(repository)
+    assert expected in str(caught.value)
+
+
+def test_a_model_cannot_be_made_of_nothing(repository: Path) -> None:
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = None
+    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "prompts.jsonl").write_text(prompts(900))
+    with pytest.raises(BadInput, match=r"^base.pretrained: given null"):
+        check.check(repository)

@@ -99,10 +99,10 @@ def test_methods_differ_in_judgement_and_not_in_budget(name: str) -> None:
 def test_a_method_on_the_users_own_prompts(repository: Path, name: str) -> None:
     use(name, "--family", "text")
     path = repository / "params.yaml"
-    path.write_text(path.read_text().replace("path: prompts.jsonl", "path: mine.jsonl"))
+    path.write_text(path.read_text().replace("source: prompts.jsonl", "source: mine.jsonl"))
     parameters.check(parameters.load(repository))
     use("lmsi", "--family", "text")
-    assert parameters.load(repository)["prepare"]["options"]["path"] == "mine.jsonl"
+    assert parameters.load(repository)["prepare"]["source"] == "mine.jsonl"
     use(name)
     assert parameters.load(repository)["prepare"]["family"] == "countdown"
 

@@ -3,8 +3,8 @@
 Why not `model.generate`: it prefills every sample of a prompt anew, carries finished rows to the end of the
 slowest, and copies the keys and values at every step. Here a call's rows (prompts x draws) are sorted by
 prompt length and decoded at most `batch_size` side by side; a prompt is prefilled once for its draws, a
-finished row leaves the batch at once, and waiting rows take the room when half of it is free
-(`tasks.core.engines.cache`). Equal prompts of one call are decoded once.
+finished row leaves the batch at once, and waiting rows enter when so few are left that a step costs no
+less with fewer (`tasks.core.engines.cache`). Equal prompts of one call are decoded once.
 
 Each row has random numbers of its own (`tasks.core.engines.draws`), so a draw depends on the sampling seed,
 the prompt's text and the draw's number alone, up to the last bits of floating point: those may differ with
@@ -26,7 +26,7 @@ from tasks.core.engines import cache, draws
 from tasks.core.errors import BadInput, StageFailed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-REFILL_SHARE = 0.5  # of the batch free before waiting rows enter: fewer, larger prefills
+REFILL_ROWS = 32  # on CPU, where more rows than these cost in proportion and unequal lengths waste attention
 SCORE_NUMBERS = 1 << 26  # logits held at once by `score`
 
 
@@ -125,12 +125,12 @@ class TransformersEngine:
         size = min(self.batch_size, len(rows))
         live = _Live(size, sampling.max_new_tokens)
         batch = cache.make(self.model, size, sampling.max_new_tokens) if rows else None
+        few = size // 2 if self.model.device.type == "cuda" else min(size // 2, REFILL_ROWS)
         done: list[tuple[list[int], float]] = [([], 0.0)] * len(rows)
         waiting = 0
         while batch is not None and (live.count or waiting < len(rows)):
-            free = size - live.count
-            start = live.count
-            if waiting < len(rows) and (not start or (batch.refills and free >= size * REFILL_SHARE)):
+            start, free = live.count, size - live.count
+            if waiting < len(rows) and start <= (few if batch.refills else 0):
                 entering = rows[waiting : waiting + free]
                 owners = np.array([index for index, _ in entering], dtype=np.int64)
                 changes = np.diff(owners, prepend=-1) != 0  # a prompt's rows stand together

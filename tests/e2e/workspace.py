@@ -1,0 +1,73 @@
+"""A user's working copy of this repository in a temporary folder, and the commands a user gives there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def workspace(folder: Path, cache: Path, recipe: str = "self_evolution") -> Path:
+    """A git repository with the project's code, at miniature size, with a DVC cache that may be shared."""
+    folder.mkdir(parents=True)
+    for name in ("flows", "tasks"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=IGNORED)
+    for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / "data").mkdir()
+    shutil.copy(REPOSITORY / "data/.gitignore", folder / "data/.gitignore")
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "start")
+    run(folder, "dvc", "init", "-q")
+    run(folder, "dvc", "config", "core.analytics", "false")
+    run(folder, "dvc", "cache", "dir", str(cache))
+    use(folder, recipe)
+    return folder
+
+
+def use(folder: Path, recipe: str) -> None:
+    run(folder, "python", "-m", "flows.recipe", "use", recipe)
+    run(folder, "python", "-m", "flows.recipe", "use", "mini")
+
+
+def run(folder: Path, *command: str, code: int = 0) -> str:
+    """Output of a command, both streams; fails unless it exits with `code`."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
+    environment.update(
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}", GIT_CEILING_DIRECTORIES=str(folder.parent)
+    )
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, f"{' '.join(command)} exited {done.returncode}, not {code}:\n{output}"
+    return output
+
+
+def edit(folder: Path, path: str, value: Any) -> None:
+    """Sets one value of params.yaml, given by its dotted path, with anchors written out."""
+    file = folder / "params.yaml"
+    params = yaml.safe_load(file.read_text())
+    *parents, last = path.split(".")
+    place = params
+    for name in parents:
+        place = place.setdefault(name, {})
+    place[last] = value
+    params["evaluations"] = {"i00": params["evaluations"]["i00"], **params["iterations"]}
+    file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def lock(folder: Path) -> dict[str, Any]:
+    """The stages of dvc.lock."""
+    return yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The md5 of every artifact, by path."""
+    return {out["path"]: out["md5"] for stage in lock(folder).values() for out in stage.get("outs", [])}

@@ -55,7 +55,8 @@ class TrackingFailed(AutodidactError, RuntimeError):
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What a sync did. `experiment` and `run` are MLflow's ids, None where there was nothing to look up."""
+    """What a sync did. `experiment`, `run` (the evolution's) and `iterations` are MLflow's ids; None where there is
+    nothing yet, no `iterations` where nothing had to be looked up."""
 
     uri: str
     name: str
@@ -63,6 +64,7 @@ class SyncResult:
     updated: int = 0
     experiment: str | None = None
     run: str | None = None
+    iterations: tuple[str, ...] = ()
 
 
 @dataclass
@@ -211,7 +213,11 @@ def sync(root: Path, full: bool = False) -> SyncResult:
         if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
             raise
         raise TrackingFailed(_advice(uri, error)) from error
-    return SyncResult(uri, name, tree.created, len(tree.touched) - tree.created, tree.experiment, run)
+    children = sorted(
+        (r for r in tree.runs if r.tags.get(PARENT) == run and "stage" not in r.tags), key=lambda r: r.name
+    )
+    ids = tuple(child.id for child in children)
+    return SyncResult(uri, name, tree.created, len(tree.touched) - tree.created, tree.experiment, run, ids)
 
 
 # --- the database ----------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """`make ui`: brings MLflow up to date with the artifacts and serves its pages on 127.0.0.1 until Ctrl-C.
 
-Prints the addresses of the two views that answer most questions: the iterations of every evolution as
-rows to tick and compare, and the evolutions drawn over their iterations. With `MLFLOW_TRACKING_URI` set to
+Prints the addresses of the views that answer most questions: all runs as a tree, the evolutions drawn over
+their iterations, and the iterations of the present evolution side by side. With `MLFLOW_TRACKING_URI` set to
 a server, that server has the pages, and only its address is printed.
 """
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,16 +22,21 @@ from flows import state, track
 from tasks.core.errors import AutodidactError
 
 HOST = "127.0.0.1"
+VIEW = "workflowType=machine_learning"  # without it the UI shows the pages for chat applications
 PATIENCE = 120.0  # seconds until the pages must answer
 
 
-def address(base: str, experiment: str | None, level: str, charts: bool) -> str:
-    """The page of the runs of one level, as rows or as charts."""
-    if experiment is None:
-        return base
-    query = quote(f"tags.level = '{level}'" + (" and tags.superseded = 'false'" if level == "evolution" else ""))
-    mode = "CHART" if charts else "TABLE"
-    return f"{base}/#/experiments/{experiment}/runs?searchFilter={query}&compareRunsMode={mode}"
+def addresses(base: str, result: track.SyncResult) -> dict[str, str]:
+    """What can be looked at -> its page; only the first page while there is no evolution."""
+    found = {"MLflow": f"{base}/#/experiments"}
+    if result.experiment is not None and result.run is not None:
+        runs = f"{base}/#/experiments/{result.experiment}/runs?{VIEW}"
+        evolutions = quote("tags.level = 'evolution' and tags.superseded = 'false'")
+        ids, experiments = quote(json.dumps(result.iterations)), quote(json.dumps([result.experiment]))
+        found["evolutions, iterations, stages"] = runs
+        found["evolutions over their iterations"] = f"{runs}&searchFilter={evolutions}&compareRunsMode=CHART"
+        found["this evolution's iterations"] = f"{base}/#/compare-runs?runs={ids}&experiments={experiments}&{VIEW}"
+    return found
 
 
 def free_port(wanted: int) -> int:
@@ -60,14 +67,14 @@ def serve(root: Path, port: int) -> int:
     environment = {**os.environ, **state.QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends this process ends the server too
     try:
         if not _answers(chosen, server):
             print(f"MLflow's pages did not start; see {log}", file=sys.stderr)
             return 1
-        base = f"http://{HOST}:{chosen}"
-        print(f"MLflow:               {base}  (Ctrl-C ends it)")
-        print(f"compare iterations:   {address(base, result.experiment, 'iteration', charts=False)}")
-        print(f"curves by iteration:  {address(base, result.experiment, 'evolution', charts=True)}", flush=True)
+        for what, page in addresses(f"http://{HOST}:{chosen}", result).items():
+            print(f"{what}:\n  {page}")
+        print("Ctrl-C ends it", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0

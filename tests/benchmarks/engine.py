@@ -95,13 +95,13 @@ def engine_run(engine: Any, prompts: list[str], sampling: Sampling) -> int:
     return sum(reply.tokens for replies in engine.generate(prompts, sampling) for reply in replies)
 
 
-def plain_run(engine: Any, prompts: list[str], sampling: Sampling, batch: int) -> int:
+def plain_run(engine: Any, model: Any, prompts: list[str], sampling: Sampling, batch: int) -> int:
     """New tokens of the same requests through `model.generate`, `batch` rows at a time."""
     tokenizer, rows, total = engine.tokenizer, [p for p in prompts for _ in range(sampling.n)], 0
     for start in range(0, len(rows), batch):
         asked = tokenizer(rows[start : start + batch], return_tensors="pt", padding=True, add_special_tokens=False)
         ids, mask = asked["input_ids"], asked["attention_mask"]
-        output = engine.model.generate(
+        output = model.generate(
             input_ids=ids, attention_mask=mask, do_sample=True, temperature=sampling.temperature, top_k=0,
             top_p=sampling.top_p, max_new_tokens=sampling.max_new_tokens, pad_token_id=tokenizer.pad_token_id,
         )[:, ids.shape[1] :]  # fmt: skip
@@ -131,8 +131,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         engine: Any = engines.load("transformers", Path(folder), "float32", chosen.threads, chosen.batch_size)
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
         for name, (prompts, sampling) in workloads(chosen.scale).items():
-            ours, plain = (partial(run, engine, prompts, sampling) for run in (engine_run, plain_run))
+            ours = partial(engine_run, engine, prompts, sampling)
+            plain = partial(plain_run, engine, model, prompts, sampling)
             sizes = [size for size in BATCHES if size < 2 * len(prompts) * sampling.n] or list(BATCHES[:1])
             ours()
             first = {size: speed(partial(plain, batch=size))[0] for size in sizes}

@@ -69,6 +69,19 @@ def write_lock(root: Path) -> None:
         YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, file)
 
 
+def edit(root: Path, **changes: Any) -> None:
+    """Changes values in params.yaml by their dotted names, dots written as two underscores."""
+    given = params.load(root)
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        place = given
+        for part in path:
+            place = place[part]
+        place[last] = value
+    with (root / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(given, file)
+
+
 def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
     """A record of a finished execution, stored."""
     stage, key = split(name)
@@ -86,7 +99,7 @@ def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
         "params": params.section(given, stage, key),
         "figures": {"tokens_per_second": 1000.0},
         "curves": [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)] if stage == "train" else [],
-        "tags": {"recipe": "self_evolution", "evolution": history.evolution_id(given)},
+        "tags": {"recipe": given["recipe"], "evolution": history.evolution_id(given)},
         "inputs": {},
         "outputs": {p: digests.of_path(root / p) for p in what.outs},
         "error": None,
@@ -203,9 +216,11 @@ def stage_count(root: Path) -> int:
 
 def test_the_tree_is_that_of_the_artifacts(recorded: Path) -> None:
     (evolution,) = runs(recorded, level="evolution")
-    assert evolution.info.run_name == f"self_evolution-s0-{evolution.data.tags['evolution'][:6]}"
+    given = params.load(recorded)
+    digest = evolution.data.tags["evolution"][:6]
+    assert evolution.info.run_name == f"{given['recipe']}-s{given['seed']}-{digest}"
     assert history_of(recorded, evolution, "accuracy") == [(0, 0.25), (1, 0.5), (2, 0.625), (3, 0.75)]
-    assert evolution.data.params["sample.iid.n"] == str(params.load(recorded)["sample"]["iid"]["n"])
+    assert evolution.data.params["sample.iid.n"] == str(given["sample"]["iid"]["n"])
     iterations = runs(recorded, level="iteration")
     assert [run.info.run_name for run in iterations] == ["i00", "i01", "i02", "i03"]
     assert {run.data.tags["mlflow.parentRunId"] for run in iterations} == {evolution.info.run_id}
@@ -241,10 +256,8 @@ def test_calling_twice_creates_nothing_and_appending_an_iteration_stays_in_the_e
     for full in (False, True, False):
         result = track.sync(repository, full=full)
         assert (result.created, result.updated) == (0, 0)
-    text = (repository / "params.yaml").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("  i03:"))
-    more = line.replace("i02", "i03").replace("  i03: {", "  i04: {")
-    (repository / "params.yaml").write_text(text.replace(line, f"{line}\n{more}"))
+    last = params.load(repository)["iterations"]["i03"]
+    edit(repository, iterations__i04=last, evaluations__i04=last)
     assert "i04" in params.load(repository)["iterations"]
     assert track.sync(repository).created == 0
     assert len(runs(repository, level="evolution")) == 1
@@ -305,8 +318,7 @@ def test_a_changed_result_leaves_the_old_curve_and_draws_a_new_one(repository: P
 
 
 def test_other_values_are_another_evolution_that_shares_what_is_still_current(repository: Path) -> None:
-    text = (repository / "params.yaml").read_text()
-    (repository / "params.yaml").write_text(text.replace("per_prompt: 3, rounds", "per_prompt: 2, rounds"))
+    edit(repository, refine__revise__temperature=0.123)
     track.sync(repository)
     evolutions = runs(repository, level="evolution")
     assert len({run.data.tags["evolution"] for run in evolutions}) == 2
@@ -343,8 +355,7 @@ def test_a_run_left_open_by_an_earlier_evolution_is_closed(repository: Path) -> 
     record(repository, "train@i01", id="first", status="running", pid=os.getpid(), seconds=None)
     track.sync(repository)
     record(repository, "train@i01", id="first", status="running", seconds=None)
-    text = (repository / "params.yaml").read_text()
-    (repository / "params.yaml").write_text(text.replace("seed: 0", "seed: 1"))
+    edit(repository, seed=12345)
     track.sync(repository)
     (run,) = [run for run in runs(repository) if run.data.tags.get("record") == "first"]
     assert run.info.status == "KILLED"

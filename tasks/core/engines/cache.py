@@ -43,11 +43,22 @@ class Rows(Protocol):
     def leave(self, finished: NDArray[np.bool_]) -> Indices: ...
 
 
-def make(model: PreTrainedModel, size: int, new_tokens: int) -> Rows:
-    """Room for `size` rows of up to `new_tokens` new tokens, in the way that suits the model."""
-    probe = DynamicCache(config=model.config)
-    full = bool(probe.layers) and all(type(layer) is DynamicLayer for layer in probe.layers)
-    return Slots(model, size, new_tokens) if full and model._supports_attention_backend else Padded(model)
+def make(model: PreTrainedModel, size: int, new_tokens: int, old: Rows | None = None) -> Rows:
+    """Room for `size` rows of up to `new_tokens` new tokens, in the way that suits the model.
+
+    `old`, the rows of an earlier call that ended well, lends its memory if it is large enough.
+    """
+    if isinstance(old, Slots) and old.size >= size:
+        old.clear(new_tokens)
+        return old
+    return Slots(model, size, new_tokens) if slotted(model) else Padded(model)
+
+
+def slotted(model: PreTrainedModel) -> bool:
+    """Whether every layer attends to all tokens before, by dot products alone."""
+    layers = DynamicCache(config=model.config).layers
+    known = model._supports_attention_backend and model.config._attn_implementation == "sdpa"
+    return bool(layers) and known and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def runs(lengths: Sequence[int], budget: int, kinds: int) -> Iterator[slice]:
@@ -91,24 +102,27 @@ class _SlotLayer(CacheLayerMixin):
         self.blocks: list[Tensor] = []  # keys and values, each `[slots, heads, columns, width]`
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        for states in (key_states, value_states):
-            _, heads, length, width = states.shape
-            self.blocks.append(states.new_zeros((self.size, heads, length + self.spare, width)))
+        self.blocks = [self._block(states, key_states.shape[2] + self.spare) for states in (key_states, value_states)]
         self.is_initialized = True
+
+    def _block(self, like: Tensor, columns: int) -> Tensor:
+        _, heads, _, width = like.shape
+        return like.new_zeros((self.size, heads, columns, width))
 
     def reserve(self, columns: int) -> None:
         """Room for at least `columns` tokens a row."""
         have = self.blocks[0].shape[2]
         if columns > have:
-            more = max(columns, have * 3 // 2) - have
-            self.blocks = [torch.nn.functional.pad(block, (0, 0, 0, more)) for block in self.blocks]
+            for index, block in enumerate(self.blocks):
+                self.blocks[index] = self._block(block, max(columns, have * 3 // 2))
+                self.blocks[index][:, :, :have] = block
 
     def fill(self, start: int, owners: Tensor, key_states: Tensor, value_states: Tensor) -> None:
         """Writes prompts' keys and values `[prompts, heads, length, width]` into the slots from `start`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         length = key_states.shape[2]
-        self.reserve(length)
+        self.reserve(length + self.spare)
         for block, states in zip(self.blocks, (key_states, value_states), strict=True):
             block[start : start + len(owners), :, :length] = states[owners]
 
@@ -144,11 +158,17 @@ class Slots:
     refills = True
 
     def __init__(self, model: PreTrainedModel, size: int, new_tokens: int) -> None:
-        self.model, self.device = model, model.device
+        self.model, self.device, self.size = model, model.device, size
         self.cursor = _Cursor()
         count = len(DynamicCache(config=model.config).layers)
         self.layers = [_SlotLayer(self.cursor, size, min(new_tokens, COLUMNS)) for _ in range(count)]
         self.cache = Cache(layers=list(self.layers))
+
+    def clear(self, new_tokens: int) -> None:
+        """Forgets all rows; the next may have `new_tokens` new tokens."""
+        self._set_lengths(self.cursor.lengths[:0])
+        for layer in self.layers:
+            layer.spare = min(new_tokens, COLUMNS)
 
     def enter(self, prompts: Sequence[Sequence[int]], owners: Indices) -> Tensor:
         logits = []
@@ -177,7 +197,7 @@ class Slots:
         if self.cursor.column is not None:
             seen = torch.arange(self.cursor.longest + 1, device=self.device) <= self.cursor.column[:, None]
             mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-            mask.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
+            mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
             extra = {"attention_mask": mask[:, None, None], "position_ids": self.cursor.column[:, None]}
         output = self.model(
             input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True, logits_to_keep=1, **extra

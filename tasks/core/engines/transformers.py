@@ -62,6 +62,7 @@ class TransformersEngine:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, threads: int, batch_size: int
     ) -> None:
         self.model, self.tokenizer, self.threads, self.batch_size = model, tokenizer, threads, batch_size
+        self.memory: cache.Rows | None = None
         self.ends = _end_tokens(model, tokenizer)
         self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or (1 << 62)
 
@@ -114,7 +115,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Gives the memory back; the engine cannot be used afterwards."""
-        del self.model
+        del self.model, self.memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -124,7 +125,8 @@ class TransformersEngine:
         """New tokens and the sum of their log-probabilities for each of `rows` (prompt, draw), sorted by prompt."""
         size = min(self.batch_size, len(rows))
         live = _Live(size, sampling.max_new_tokens)
-        batch = cache.make(self.model, size, sampling.max_new_tokens) if rows else None
+        batch = cache.make(self.model, size, sampling.max_new_tokens, self.memory) if rows else None
+        self.memory = None  # not lent on if this call fails: what is no number would spread
         few = size // 2 if self.model.device.type == "cuda" else min(size // 2, REFILL_ROWS)
         done: list[tuple[list[int], float]] = [([], 0.0)] * len(rows)
         waiting = 0
@@ -152,6 +154,7 @@ class TransformersEngine:
                     new = live.new[slot, : live.length[slot]].tolist()
                     done[live.row[slot]] = (new, float(live.logprob[slot]))
                 live.keep(batch.leave(finished))
+        self.memory = batch
         return done
 
     def _extend(self, live: "_Live", start: int, logits: torch.Tensor, sampling: Sampling) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """The transformers engine on tiny random models: against `generate`, full forward passes and exact distributions."""
 
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,17 @@ def sampling(n: int = 4, temperature: float = 1.0, top_p: float = 1.0, new: int 
     return Sampling(n, temperature, top_p, new, seed)
 
 
+@lru_cache
+def reference(folder: str) -> Any:
+    """The model of the folder as transformers runs it."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
 def logprobs(engine: Any, prompt: str, tokens: list[int]) -> list[float]:
     """Log-probability of each token after the prompt, from one full pass over one row."""
     asked = engine.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        table = engine.model(torch.tensor([asked + tokens])).logits[0].log_softmax(-1)
+        table = reference(engine.model.name_or_path)(torch.tensor([asked + tokens])).logits[0].log_softmax(-1)
     return [float(table[len(asked) - 1 + place, token]) for place, token in enumerate(tokens)]
 
 
@@ -86,7 +93,7 @@ def same(one: list[list[Completion]], other: list[list[Completion]]) -> bool:
 def plain(engine: Any, prompt: str, new: int) -> list[int]:
     """Greedy tokens of `model.generate`."""
     asked = engine.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-    output = engine.model.generate(
+    output = reference(engine.model.name_or_path).generate(
         input_ids=asked["input_ids"], attention_mask=asked["attention_mask"], do_sample=False, max_new_tokens=new
     )
     return output[0, asked["input_ids"].shape[1] :].tolist()
@@ -213,6 +220,21 @@ def test_memory_grows_with_long_replies(qwen: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cache, "COLUMNS", 1)
     monkeypatch.setattr(cache, "PREFILL_TOKENS", 4)
     assert same(engine.generate(PROMPTS, sampling(new=40)), expected)
+
+
+def test_memory_is_lent_from_call_to_call(qwen: Path) -> None:
+    engine: Any = engines.load("transformers", qwen, "float32", 1, 16)
+    long = engine.generate(PROMPTS, sampling(new=40))
+    memory = engine.memory
+    short = engine.generate(PROMPTS[:3], sampling(n=2, new=3))
+    assert engine.memory is memory
+    assert engine.generate(PROMPTS, sampling(new=40)) == long
+    fresh = engines.load("transformers", qwen, "float32", 1, 16)
+    assert same(fresh.generate(PROMPTS[:3], sampling(n=2, new=3)), short)
+
+
+def test_the_kinds_of_rows(folder: Path, engine: Any) -> None:
+    assert cache.slotted(engine.model) == (folder.name[:-1] != "mistral")
 
 
 def test_bfloat16(qwen: Path) -> None:

@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 repro: env  ## base model, three iterations, report
 	@python -m flows.check
 	@dvc repro
-	@python -m flows.track
+	-@python -m flows.track  # MLflow may be out of reach: the artifacts are there all the same
 	@python -m flows.summary
 
 test: env lint  ## the whole test suite

@@ -60,7 +60,10 @@ def command(root: Path, targets: Sequence[str], force: bool) -> int:
         print(f"{len(done)} stages brought up to date in {time.monotonic() - began:.1f} s", flush=True)
         from flows import summary, track
 
-        track.sync(root)
+        try:
+            track.sync(root)
+        except track.TrackingFailed as error:  # what was computed is there all the same
+            print(error, file=sys.stderr)
         summary.show(root)
     except AutodidactError as error:
         print(error, file=sys.stderr)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from flows import clock, outputs, server, state
+from flows import clock, history, outputs, server, state
 from flows.declared import Declared, declared
 from flows.progress import Progress
 from tasks.core import digests
@@ -141,6 +141,7 @@ class Runner:
             stage=stage,
             key=key,
             row=params.row(self.params, key) if key else {},
+            iterations=tuple(self.params.get("evaluations", {})),
             options=params.options(self.params, stage, key),
             seed=params.seed(self.params, stage, key),
             labels=bool(self.params["labels"]),
@@ -172,7 +173,7 @@ class Runner:
             "process_started": _process_start(),
             "started": began,
             "params": params.section(self.params, context.stage, context.key),
-            "tags": {"recipe": str(self.params["recipe"])},
+            "tags": {"recipe": str(self.params["recipe"]), "evolution": history.evolution_id(self.params)},
             "figures": {},
             "curves": [],
             "inputs": dict(inputs),

@@ -50,17 +50,17 @@ def parse(section: Mapping[str, Any]) -> ReportOptions:
 
 def run(context: Context) -> None:
     """Writes the three files. Raises `MissingArtifact` without any evaluation, `BadInput` for a damaged one."""
-    rows = read(context.read("data/evaluations"))
+    rows = read(context.read("data/evaluations"), context.iterations)
     context.write("data/report/iterations.csv").write_text(table(rows), encoding="utf-8")
     context.write("data/report/report.md").write_text(markdown(rows), encoding="utf-8")
     context.write("data/report/accuracy.svg").write_bytes(chart(rows))
     context.log(iterations=len(rows))
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations in the order of their iterations' numbers; `iteration` is text, every figure a number or None."""
+def read(folder: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The evaluations of the iterations in params.yaml; a file that an earlier recipe left for another is passed over; `iteration` is text, every figure a number or None."""
     rows = []
-    for path in sorted(folder.glob("*.json")):
+    for path in (folder / f"{key}.json" for key in sorted(keys) if (folder / f"{key}.json").is_file()):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -44,6 +44,7 @@ class Context:
     scratch: Path  # resumable work: shards, training checkpoints; safe to delete
     open_model: "Callable[[Pointer], Asker]"
     progress: Progress = lambda what, done, total: None
+    iterations: tuple[str, ...] = ()  # all that are evaluated: i00 and those in params.yaml
     figures: dict[str, float] = field(default_factory=dict)  # logged to MLflow
     curves: list[dict[str, float]] = field(default_factory=list)  # one mapping per training step logged
     tags: dict[str, str] = field(default_factory=dict)

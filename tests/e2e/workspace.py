@@ -40,7 +40,8 @@ def run(folder: Path, *command: str, code: int = 0) -> str:
     """Output of a command, both streams; fails unless it exits with `code`."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
     environment.update(
-        PATH=f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}", GIT_CEILING_DIRECTORIES=str(folder.parent)
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+        GIT_CEILING_DIRECTORIES=str(folder.parent),
     )
     done = subprocess.run(
         command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

@@ -116,7 +116,13 @@ def test_sections_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(BadInput, match=r"prepare\.options: unknown key 'labeled'; did you mean 'labelled'"):
         prepare.parse({"family": "countdown", "source": "x", "options": COUNTDOWN | {"labeled": 3}})
     with pytest.raises(BadInput, match=r"prepare\.options\.corpus: unknown key 'usages'"):
-        prepare.parse({"family": "countdown", "source": "x", "options": COUNTDOWN | {"corpus": COUNTDOWN["corpus"] | {"usages": 1}}})
+        prepare.parse(
+            {
+                "family": "countdown",
+                "source": "x",
+                "options": COUNTDOWN | {"corpus": COUNTDOWN["corpus"] | {"usages": 1}},
+            }
+        )
     with pytest.raises(BadInput, match=r"prepare\.options: is missing"):
         prepare.parse({"family": "countdown"})
     with pytest.raises(BadInput, match="no such file"):

@@ -23,7 +23,21 @@ def context(root: Path, evaluations: dict[str, Any]) -> Context:
         text = figures if isinstance(figures, str) else json.dumps({"iteration": key, **figures})
         (folder / f"{key}.json").write_text(text)
     options = report.parse({})
-    return Context("report", None, {}, options, 0, False, {}, root, root / "staging", root, lambda _: None)  # type: ignore[arg-type,return-value]
+    keys = tuple(path.stem for path in (root / "data/evaluations").glob("*.json"))
+    return Context(
+        "report",
+        None,
+        {},
+        options,
+        0,
+        False,
+        {},
+        root,
+        root / "staging",
+        root,
+        lambda _: None,
+        iterations=keys,  # type: ignore[arg-type,return-value]
+    )
 
 
 def test_every_figure_is_in_the_csv_and_null_is_empty(tmp_path: Path) -> None:
@@ -63,7 +77,11 @@ def test_a_family_without_truth_has_a_report_too(tmp_path: Path) -> None:
 
 def test_iterations_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     made = context(tmp_path, {"i100": FIRST, "i99": FIRST, "i02": FIRST})
-    assert [row["iteration"] for row in report.read(made.read("data/evaluations"))] == ["i02", "i99", "i100"]
+    assert [row["iteration"] for row in report.read(made.read("data/evaluations"), ["i99", "i100", "i02"])] == [
+        "i02",
+        "i99",
+        "i100",
+    ]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"iteration": 1}', '{"iteration": "i00", "accuracy": "high"}'])

@@ -57,7 +57,7 @@ def test_invented_prompts_are_parsed_deduplicated_and_kept_off_the_held_out_ones
 
 def test_nothing_usable_says_what_was_wrong(tmp_path):
     model, _ = asker(tmp_path, lambda p, d: "junk")
-    with pytest.raises(StageFailed, match="no usable prompt in 4 replies: {'not an addition': 4}"):
+    with pytest.raises(StageFailed, match=r"no usable prompt in 4 replies: \{.not an addition.: 4\}"):
         block("self_instruct", n=2, shots=1, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8)(
             supply(model=model)
         )

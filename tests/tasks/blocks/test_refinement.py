@@ -15,7 +15,7 @@ def revise(tmp_path, responses, reply, **changed):
     asked = table["messages"].to_list()
     replies = [[Completion(r, 3, 1, -0.1, "stop") for r in several] for several in responses.values()]
     samples = candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
-    model, engine = asker(tmp_path, reply)
+    model, _engine = asker(tmp_path, reply)
     known = bind(critics.BLOCKS, FACTORED, "critique")
     critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
     [bound] = bind(refinement.BLOCKS, {"critique_revise": {**OPTIONS, **changed}}, "refine")

@@ -185,8 +185,13 @@ def chosen(
         place = made["prepare"]["family"]
         keeps = _read(FamilyDefaults, "families", place, "family").keeps
         stays = isinstance(present.get("prepare"), Mapping) and present["prepare"].get("family") == place
-        for key in ("seed", "engine", *(keeps if stays else ())):
+        for key in ("seed", *(("engine", *keeps) if stays else ())):
             made[key] = present.get(key, made[key])
+        if not stays:  # which engine is the user's choice; how much it takes at once follows from the family
+            chosen_engine = {
+                k: v for k, v in present.get("engine", {}).items() if k in ("name", "precision", "threads")
+            }
+            made["engine"] = {**made["engine"], **chosen_engine}
     made["seed"] = made["seed"] if seed is None else seed
     parameters.check(made, recipes=names())
     return made

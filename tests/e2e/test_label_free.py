@@ -1,0 +1,102 @@
+"""No stage of a label-free loop sees the truth: neither the verifier, nor held-out answers, nor held-out results.
+
+The stages run in this process, without DVC and Prefect, in a folder from which everything that only evaluation may
+read has been taken away, and with a verifier that fails."""
+
+import importlib
+import shutil
+
+import polars as pl
+import pytest
+
+from flows import layout
+from flows import recipe as recipes
+from tasks.core import params, tables
+from tasks.core.asking import Opener
+from tasks.core.context import Context
+from tasks.core.errors import LabelsForbidden
+from tasks.families.countdown import Countdown
+
+LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train")
+
+
+def use(root, *names):
+    path = root / params.FILE
+    for name in names:
+        present = params.load(root) if path.is_file() else {}
+        recipes.write(layout.render(recipes.chosen(name, present, None, None, None)), path)
+
+
+def perform(root, stage, key=None):
+    given = params.load(root)
+    row = params.row(given, key) if key else {}
+    opener = Opener(root, given["engine"], root / "scratch")
+    context = Context(
+        stage, key, row, params.options(given, stage, key), params.seed(given, stage, key), given["labels"],
+        given["engine"], root, root, root / "scratch", opener,
+    )  # fmt: skip
+    importlib.import_module(f"tasks.{stage}").run(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def based(tmp_path_factory):
+    """A folder with a base model and its evaluation."""
+    root = tmp_path_factory.mktemp("based")
+    use(root, "self_evolution", "mini")
+    for stage, key in (("prepare", None), ("base", None), ("evaluate", "i00")):
+        perform(root, stage, key)
+    return root
+
+
+def prepared(based, tmp_path, recipe):
+    root = tmp_path / "here"
+    shutil.copytree(based, root)
+    use(root, recipe, "mini")
+    return root
+
+
+@pytest.mark.parametrize("recipe", ["self_evolution", "lmsi", "self_rewarding", "scpo", "unfiltered"])
+def test_a_label_free_iteration_works_without_any_truth(based, tmp_path, monkeypatch, recipe):
+    root = prepared(based, tmp_path, recipe)
+    (root / "data/tasks/heldout.parquet").unlink()
+    (root / "data/tasks/probe.parquet").unlink()
+    shutil.rmtree(root / "data/i00/evaluation")
+    shutil.rmtree(root / "data/evaluations")
+
+    def sealed(*arguments):
+        raise AssertionError("a stage of the loop asked for the truth")
+
+    monkeypatch.setattr(Countdown, "verify", sealed)
+    for stage in LOOP:
+        context = perform(root, stage, "i01")
+        assert not [path for path in context.reads if "heldout" in path or "evaluation" in path]
+    prompts = tables.read(root / "data/i01/prompts.parquet", tables.PROMPTS)
+    assert prompts["answer"].null_count() == prompts.height
+    assert (root / "data/i01/candidate/model.safetensors").is_file()
+
+
+def test_the_oracle_declares_its_labels_and_needs_them(based, tmp_path):
+    root = prepared(based, tmp_path, "oracle")
+    given = (root / "params.yaml").read_text()
+    for stage in LOOP[:2]:
+        perform(root, stage, "i01")
+    assert perform(root, "critique", "i01").labels
+    verdicts = tables.read(root / "data/i01/critiques.parquet", tables.CRITIQUES)
+    assert "verifier" in set(verdicts["critic"])
+    (root / "params.yaml").write_text(given.replace("labels: true", "labels: false"))
+    with pytest.raises(LabelsForbidden):
+        perform(root, "critique", "i01")
+
+
+def test_promotion_does_not_read_held_out_results(based, tmp_path):
+    root = prepared(based, tmp_path, "unfiltered")
+    for stage in (*LOOP, "evaluate", "promote"):
+        context = perform(root, stage, "i01")
+    assert not [path for path in context.reads if "metrics.json" in path or "predictions" in path]
+    before = (root / "data/i01/policy.json").read_bytes()
+    for key in ("i00", "i01"):
+        (root / "data" / key / "evaluation/metrics.json").unlink()
+        pl.DataFrame().write_parquet(root / "data" / key / "evaluation/predictions.parquet")
+    perform(root, "promote", "i01")
+    assert (root / "data/i01/policy.json").read_bytes() == before

@@ -1,0 +1,62 @@
+"""Every recipe end to end, in one process, at miniature size; countdown's share one base through DVC's run cache."""
+
+import json
+
+import polars as pl
+import pytest
+
+from tasks.core import tables
+from tests.e2e.workspace import digests, lock, run, workspace
+
+KEYS = ("i01", "i02", "i03")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def evolved(tmp_path, cache, recipe):
+    folder = workspace(tmp_path / "here", cache, recipe)
+    output = run(folder, "python", "-m", "flows.evolve")
+    assert "i03" in output
+    assert len(lock(folder)) == 28
+    return folder
+
+
+def dataset(folder, key, name, schema):
+    return tables.read(folder / "data" / key / "dataset" / f"{name}.parquet", schema)
+
+
+@pytest.mark.parametrize("recipe", ["lmsi", "unfiltered", "oracle"])
+def test_recipes_that_train_on_answers(tmp_path, cache, recipe):
+    folder = evolved(tmp_path, cache, recipe)
+    for key in KEYS:
+        rows = dataset(folder, key, "sft", tables.SFT)
+        assert set(rows.filter(pl.col("part") == "own")["iteration"]) <= set(KEYS)
+        assert key in set(rows["iteration"])
+    initial = digests(folder)["data/i00/candidate"]
+    assert initial not in {digests(folder)[f"data/{key}/candidate"] for key in KEYS}
+
+
+@pytest.mark.parametrize("recipe", ["self_rewarding", "scpo"])
+def test_recipes_that_train_on_pairs(tmp_path, cache, recipe):
+    folder = evolved(tmp_path, cache, recipe)
+    for key in KEYS:
+        pairs = dataset(folder, key, "pairs", tables.PAIRS)
+        assert pairs.height
+        assert pairs["margin"].min() > 0
+        if recipe == "scpo":
+            assert pairs["weight"].to_list() == pairs["margin"].to_list()
+        lineage = json.loads((folder / "data" / key / "candidate/lineage.json").read_text())
+        assert lineage["reference"]["digest"]
+
+
+def test_self_improving_transformers_grows_by_one_digit(tmp_path, cache):
+    folder = evolved(tmp_path, cache, "self_improving_transformers")
+    lengths = [
+        set(tables.read(folder / "data" / key / "prompts.parquet", tables.PROMPTS)["difficulty"]) for key in KEYS
+    ]
+    assert lengths == [{9}, {10}, {11}]
+    parts = set(dataset(folder, "i03", "sft", tables.SFT)["part"])
+    assert parts == {"own", "earlier", "solve"}

@@ -3,40 +3,17 @@
 The stages run in this process, without DVC and Prefect, in a folder from which everything that only evaluation may
 read has been taken away, and with a verifier that fails."""
 
-import importlib
 import shutil
 
 import polars as pl
 import pytest
 
-from flows import layout
-from flows import recipe as recipes
-from tasks.core import params, tables
-from tasks.core.asking import Opener
-from tasks.core.context import Context
+from tasks.core import tables
 from tasks.core.errors import LabelsForbidden
 from tasks.families.countdown import Countdown
+from tests.e2e.inprocess import perform, use
 
 LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train")
-
-
-def use(root, *names):
-    path = root / params.FILE
-    for name in names:
-        present = params.load(root) if path.is_file() else {}
-        recipes.write(layout.render(recipes.chosen(name, present, None, None, None)), path)
-
-
-def perform(root, stage, key=None):
-    given = params.load(root)
-    row = params.row(given, key) if key else {}
-    opener = Opener(root, given["engine"], root / "scratch")
-    context = Context(
-        stage, key, row, params.options(given, stage, key), params.seed(given, stage, key), given["labels"],
-        given["engine"], root, root, root / "scratch", opener,
-    )  # fmt: skip
-    importlib.import_module(f"tasks.{stage}").run(context)
-    return context
 
 
 @pytest.fixture(scope="module")

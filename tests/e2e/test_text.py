@@ -1,0 +1,66 @@
+"""One iteration on word problems from a user's file, with a model built and trained here."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.core import tables
+from tests.e2e.inprocess import perform, use
+
+GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k/train.jsonl"
+STAGES = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
+BASE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def iterate(root, source, fields, vocabulary, tokens):
+    """Base and one iteration of `lmsi` with `keep_all` in place of the vote, which a model this small never wins."""
+    use(root, "lmsi", family="text")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    prepare, base = params["prepare"], params["base"]
+    prepare["source"] = str(source)
+    prepare["options"] |= {**fields, "heldout": 6, "probe": 4, "labelled": 60, "limit": 120}
+    base |= {"pretrained": None, "tokenizer": {"vocabulary_size": vocabulary}}
+    base["architecture"] |= {**BASE, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 1024}
+    base["sft"] |= {"steps": 30, "warmup_steps": 3, "mixture": {"solve": 16}, "threads": 1}
+    params["engine"] |= {"threads": 1}
+    params["synthesize"]["pool"]["n"] = 12
+    params["sample"]["iid"] |= {"n": 3, "max_new_tokens": tokens}
+    params["filter"] = {"keep_all": {}, "deduplicate": {}, "positives": {}}
+    params["train"]["sft"] |= {"steps": 4, "warmup_steps": 1, "mixture": {"own": 8}, "threads": 1}
+    params["evaluate"] |= {"samples": 2, "max_new_tokens": tokens, "critics": {}, "best_of": None, "refine": None}
+    params["iterations"] = {"i01": params["iterations"]["i01"]}
+    params["evaluations"] = {"i00": {"evaluate": {}}, **params["iterations"]}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for stage, key in (("prepare", None), ("base", None), ("evaluate", "i00")):
+        perform(root, stage, key)
+    for stage in STAGES:
+        perform(root, stage, "i01")
+    samples = tables.read(root / "data/i01/samples.parquet", tables.CANDIDATES)
+    assert samples.height == 36
+    rows = tables.read(root / "data/i01/dataset/sft.parquet", tables.SFT)
+    assert set(rows["candidate_id"]) <= set(samples["candidate_id"])
+    metrics = json.loads((root / "data/i01/evaluation/metrics.json").read_text())
+    assert 0 <= metrics["accuracy"] <= 1
+    assert json.loads((root / "data/i01/policy.json").read_text())["gate_metric"] == "accuracy"
+    return samples
+
+
+def test_a_users_file_of_word_problems(tmp_path):
+    rows = [
+        {
+            "id": i,
+            "problem": f"Ann has {i} nuts and finds {i % 7} more. How many nuts?",
+            "solution": f"#### {i + i % 7}",
+        }
+        for i in range(200)
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    iterate(tmp_path, "mine.jsonl", {"prompt_field": "problem", "answer_field": "solution"}, 400, 24)
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason="GSM8K is not part of this repository, and not beside it here")
+def test_gsm8k(tmp_path):
+    samples = iterate(tmp_path, GSM8K, {"prompt_field": "question", "answer_field": "answer"}, 2000, 64)
+    assert all("assistant" not in text for text in samples["response"])

@@ -1,0 +1,54 @@
+"""Answers reach the loop only where labels are declared; held-out problems never do."""
+
+import json
+
+import polars as pl
+import pytest
+
+from tasks import prepare, synthesize
+from tasks.core import tables
+from tests.support import context, policy
+
+OPTIONS = {
+    "prompt_field": "q",
+    "answer_field": "a",
+    "extraction": "numeric",
+    "duplicates": "refuse",
+    "limit": None,
+    "heldout": 4,
+    "probe": 3,
+    "labelled": 2,
+}
+
+
+@pytest.fixture
+def repository(tmp_path):
+    rows = [json.dumps({"q": f"What is {i} plus {i}?", "a": f"#### {2 * i}"}) for i in range(30)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    section = {"family": "text", "source": "prompts.jsonl", "options": OPTIONS}
+    prepare.run(context(tmp_path, "prepare", None, prepare.parse(section)))
+    policy(tmp_path, "i00")
+    tables.write(tables.empty(tables.PROMPTS), tmp_path / "data/i00/prompts.parquet", tables.PROMPTS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_answers_only_with_labels(repository, labels):
+    options = synthesize.parse({"pool": {"block": "fixed_unlabeled", "n": 10}})
+    synthesize.run(context(repository, "synthesize", "i01", options, labels=labels))
+    prompts = tables.read(repository / "data/i01/prompts.parquet", tables.PROMPTS)
+    assert prompts.height == 10
+    assert prompts["answer"].null_count() == (0 if labels else 10)
+    held_out = tables.read(repository / "data/tasks/heldout.parquet", tables.PROMPTS)
+    assert held_out["answer"].null_count() == 0
+    assert set(prompts["prompt_id"]).isdisjoint(held_out["prompt_id"])
+
+
+def test_the_next_iteration_takes_the_next_prompts(repository):
+    options = synthesize.parse({"pool": {"block": "fixed_unlabeled", "n": 10}})
+    synthesize.run(context(repository, "synthesize", "i01", options))
+    policy(repository, "i01")
+    row = {"previous": "i01", "initial": "i01", "reference": "i01", "judge": "i01"}
+    synthesize.run(context(repository, "synthesize", "i02", options, row=row))
+    first, second = (pl.read_parquet(repository / f"data/{key}/prompts.parquet")["prompt_id"] for key in ("i01", "i02"))
+    assert set(first).isdisjoint(second)

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
-def workspace(folder: Path, cache: Path, recipe: str = "self_evolution") -> Path:
+def workspace(folder: Path, cache: Path, recipe: str = "self_evolution", size: str | None = "mini") -> Path:
     """A git repository with the project's code, at miniature size, with a DVC cache that may be shared."""
     folder.mkdir(parents=True)
     for name in ("flows", "tasks"):
@@ -27,13 +27,14 @@ def workspace(folder: Path, cache: Path, recipe: str = "self_evolution") -> Path
     run(folder, "dvc", "init", "-q")
     run(folder, "dvc", "config", "core.analytics", "false")
     run(folder, "dvc", "cache", "dir", str(cache))
-    use(folder, recipe)
+    use(folder, recipe, size)
     return folder
 
 
-def use(folder: Path, recipe: str) -> None:
-    run(folder, "python", "-m", "flows.recipe", "use", recipe)
-    run(folder, "python", "-m", "flows.recipe", "use", "mini")
+def use(folder: Path, recipe: str, size: str | None = "mini") -> None:
+    """Writes params.yaml for a recipe, and a size on top of it."""
+    for name in filter(None, (recipe, size)):
+        run(folder, "python", "-m", "flows.recipe", "use", name)
 
 
 def run(folder: Path, *command: str, code: int = 0) -> str:

@@ -1,6 +1,6 @@
 # Each target works as the first command ever given: it makes the environment if it is not there.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	@echo "  torch is there; now the rest"
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@[ -d .dvc ] || dvc init --quiet $$(git rev-parse --git-dir >/dev/null 2>&1 || echo --no-scm)
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true  # unpacked from an archive
 	@touch $(READY)
 	@echo "Environment ready; 'source $(VENV)/bin/activate' puts dvc, python and mlflow on your PATH"
 

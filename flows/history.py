@@ -15,6 +15,7 @@ Nothing here imports MLflow, DVC or torch, and nothing here writes.
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -237,3 +238,10 @@ def _order(execution: Execution) -> tuple[float, float, str]:
     known = execution.stage in parameters.STAGES
     place = parameters.STAGES.index(execution.stage) if known else len(parameters.STAGES)
     return parameters.number(execution.iteration) if execution.iteration else float("inf"), place, execution.name
+
+
+def commit(root: Path) -> str:
+    """The commit that is checked out, "unknown" outside git."""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return found.stdout.strip() if found.returncode == 0 else "unknown"

@@ -173,7 +173,11 @@ class Runner:
             "process_started": _process_start(),
             "started": began,
             "params": params.section(self.params, context.stage, context.key),
-            "tags": {"recipe": str(self.params["recipe"]), "evolution": history.evolution_id(self.params)},
+            "tags": {
+                "recipe": str(self.params["recipe"]),
+                "evolution": history.evolution_id(self.params),
+                "git.commit": history.commit(self.root),
+            },
             "figures": {},
             "curves": [],
             "inputs": dict(inputs),

@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -241,7 +240,7 @@ def _connect(root: Path, uri: str, tags: dict[str, str]) -> Tree:
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(number)
     query = f"tags.evolution = '{tags['evolution']}'"
-    tree = Tree(client, number, {**tags, "git.commit": _commit(root)}, now=round(time.time() * 1000))
+    tree = Tree(client, number, {**tags, "git.commit": history.commit(root)}, now=round(time.time() * 1000))
     tree.runs = [_read(run) for run in client.search_runs([number], query, max_results=50_000)]
     models = client.search_logged_models([number], filter_string=query, max_results=500) if tree.runs else []
     for model in models:
@@ -301,13 +300,6 @@ def _advice(uri: str, error: Exception) -> str:
         f"MLflow was not updated ({uri}: {reason}); artifacts and dvc.lock are untouched. "
         "Close what holds the database, or delete it, then run `python -m flows.track`"
     )
-
-
-def _commit(root: Path) -> str:
-    """The commit that is checked out, "unknown" outside git."""
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
 @cache

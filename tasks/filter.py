@@ -44,19 +44,19 @@ def run(context: Context) -> None:
     )
     for bound in context.options:
         state = bound(state)
-    new_rows = state.sft.filter(pl.col("iteration") == context.key).height
+    new = state.sft.filter((pl.col("iteration") == context.key) & (pl.col("part") == "own"))
     new_pairs = state.pairs.filter(pl.col("iteration") == context.key).height
     context.log(
         candidates=candidates.height,
         kept=state.kept.height,
         dropped=state.dropped.height,
-        new_rows=new_rows,
+        new_rows=new.height,
         rows=state.sft.height,
         new_pairs=new_pairs,
         pairs=state.pairs.height,
-        prompts_with_rows=state.sft.filter(pl.col("iteration") == context.key)["prompt_id"].n_unique(),
+        prompts_with_rows=new["prompt_id"].n_unique(),
     )
-    if context.options and not new_rows and not new_pairs:
+    if context.options and new.is_empty() and not new_pairs:
         lines = selection.reasons(state.dropped) or ["there was no candidate to begin with"]
         raise EmptyDataset(
             f"{context.name}: none of {candidates.height} candidates is left to train on: {'; '.join(lines)}. "

@@ -12,7 +12,8 @@ Writes, in `data/tasks/`:
     heldout.parquet       PROMPTS with answers, for `evaluate` alone
     fingerprints.parquet  FINGERPRINTS of probe and held-out problems, so that stages can avoid them
 
-A problem is in one of pool, probe, held-out set and corpus: what would be twice is refused by fingerprint.
+A problem is in one of pool, probe and held-out set: what would be twice is refused by fingerprint. (The corpus is
+made from problems that a family keeps apart from these three.)
 Runs again when `prepare` in params.yaml, the seed, the file that `prepare.source` names or a family's code
 or templates change.
 """

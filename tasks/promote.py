@@ -12,7 +12,7 @@ Reads the probe-set results of this and of the previous iteration, never held-ou
 
 The gate: candidate_score >= previous_score - tolerance. The previous policy may be older than the previous
 candidate, which was then refused; so its score is taken from its own record, and from the previous probe
-results only where it has none (the base). Where `metric` is null, because the family has no truth, the
+results only where it has none (the base). Where the metric was not measured, because the family has no truth, the
 gate is the first of the label-free figures in `LABEL_FREE` that both have.
 """
 

@@ -36,7 +36,12 @@ def run(context: Context) -> None:
     start, anchor = _open(context, initial), _open(context, reference)
     folder = context.write(context.data("candidate/lineage.json")).parent
     rows: dict[str, dict[str, int]] = {}
-    between = context.scratch / "training" / "between" / digests.of_value([str(context.staging), context.key])
+    between = (
+        context.scratch
+        / "training"
+        / "between"
+        / digests.of_value([digests.of_path(dataset), initial.digest, reference.digest, context.seed])
+    )
     for number, bound in enumerate(context.options):
         last = number == len(context.options) - 1
         job = training.Job(
@@ -74,6 +79,6 @@ def _open(context: Context, pointer: Pointer) -> Path:
     if models.digest(folder) != pointer.digest:
         raise BadInput(
             f"model {pointer.path} has changed since it was promoted (its digest is not {pointer.digest}); "
-            "restore it with `dvc checkout`, or rerun the stage that made it"
+            "restore it with `dvc checkout`, or, for a pretrained model that was replaced, run `dvc repro -f base`"
         )
     return folder

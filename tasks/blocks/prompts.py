@@ -74,12 +74,10 @@ def _next(supply: Supply, pool: pl.DataFrame, n: int, kind: str = "") -> pl.Data
         raise BadInput(
             f"synthesize.{supply.name}: asks for {n} prompts{kind}, the pool has {pool.height}; lower `n` or make a larger pool in `prepare`"
         )
-    used = (
-        pool.with_row_index("place")
-        .join(supply.previous.select("prompt_id"), on="prompt_id", how="semi")["place"]
-        .max()
-    )
-    start = 0 if used is None else int(str(used)) + 1
+    before = supply.previous.filter(pl.col("source") == supply.name).select("prompt_id")
+    used = set(pool.with_row_index("place").join(before, on="prompt_id", how="semi")["place"])
+    ends = [place for place in used if (place + 1) % pool.height not in used]  # one, unless the pool was edited
+    start = (min(ends) + 1) % pool.height if ends else 0
     rows = pool.slice(start, n)
     if rows.height < n:
         rows = pl.concat([rows, pool.head(n - rows.height)])

@@ -45,6 +45,7 @@ def critique_revise(
 
     Returns the refinements of all rounds (CANDIDATES) and their critiques (CRITIQUES)."""
     questions = prompts.select("prompt_id", question="messages")
+    alone = [critic for critic in critics if critic.block is not judging.vote]  # a vote is among the samples only
     found, judged = [tables.empty(tables.CANDIDATES)], [tables.empty(tables.CRITIQUES)]
     for turn in range(1, options.rounds + 1):
         opinions = judging.aggregate(critiques, options.critic).filter(~pl.col("verdict").fill_null(True))
@@ -77,7 +78,7 @@ def critique_revise(
             model.generate(templates, sampling, name),
             rows["candidate_id"].to_list(),
         )
-        critiques = judging.critique(critics, candidates, prompts, family, judge, seed, labels_for, labels)
+        critiques = judging.critique(alone, candidates, prompts, family, judge, seed, labels_for, labels)
         found.append(candidates)
         judged.append(critiques)
     return pl.concat(found), pl.concat(judged)

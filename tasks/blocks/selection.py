@@ -278,22 +278,23 @@ def _row_id(question: object, *responses: str) -> str:
 
 
 class Accumulate(Options):
-    newest_share: float | None  # null: earlier rows count like new ones; else they form a part of their own
+    apart: bool  # false: earlier rows count like new ones; true: they are a part of the training mixture of their own
 
 
 def accumulate(state: Selection, options: Accumulate) -> Selection:
-    """Adds the own rows and pairs of earlier iterations. With `newest_share` set, older rows get the part `earlier`,
+    """Adds the own rows and pairs of earlier iterations. With `apart`, older rows get the part `earlier`,
     so that the training mixture can hold the newest iteration at a fixed share; in the first iteration, which has
     none, the new rows stand in for them."""
     older = state.earlier_sft.filter(pl.col("part").is_in(["own", "earlier"])).unique(
         "row_id", keep="first", maintain_order=True
     )
-    if options.newest_share is not None:
+    old_pairs = state.earlier_pairs.join(state.pairs, on="row_id", how="anti")
+    state = replace(state, pairs=pl.concat([state.pairs, old_pairs]))
+    if options.apart:
         older = (state.sft if older.is_empty() else older).with_columns(part=pl.lit("earlier"))
         return replace(state, sft=pl.concat([state.sft, older]))
     older = older.join(state.sft, on="row_id", how="anti")
-    old_pairs = state.earlier_pairs.join(state.pairs, on="row_id", how="anti")
-    return replace(state, sft=pl.concat([state.sft, older]), pairs=pl.concat([state.pairs, old_pairs]))
+    return replace(state, sft=pl.concat([state.sft, older]))
 
 
 class Replay(Options):

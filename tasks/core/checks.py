@@ -212,7 +212,7 @@ def _parts(filters: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[
     rows = set(entries["replay"]["parts"]) if "replay" in entries else set()
     if "positives" in entries:
         rows.add("own")
-        if "accumulate" in entries and entries["accumulate"].get("newest_share") is not None:
+        if "accumulate" in entries and entries["accumulate"].get("apart"):
             rows.add("earlier")
     for name, entry in training.items():
         block = _block(name, entry)

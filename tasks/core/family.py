@@ -9,7 +9,7 @@ the template's delimiters; where it cannot be quoted safely the method returns N
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -111,6 +111,3 @@ class Family(Protocol):
 
     # --- truth: only through tasks.core.labels -----------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool: ...
-
-
-FamilyOptions = Mapping[str, Any]

@@ -25,10 +25,12 @@ def test_iterations_walk_through_the_pool_and_wrap():
     first = take(supply())
     second = take(supply(first))
     third = take(supply(second))
+    fourth = take(supply(third))
     ids = POOL["prompt_id"].to_list()
     assert first["prompt_id"].to_list() == ids[:4]
     assert second["prompt_id"].to_list() == ids[4:8]
     assert third["prompt_id"].to_list() == [*ids[8:], *ids[:2]]
+    assert fourth["prompt_id"].to_list() == ids[2:6]
 
 
 def test_a_pool_that_is_too_small_is_refused():

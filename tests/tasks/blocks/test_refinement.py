@@ -16,7 +16,7 @@ def revise(tmp_path, responses, reply, **changed):
     replies = [[Completion(r, 3, 1, -0.1, "stop") for r in several] for several in responses.values()]
     samples = candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
     model, _engine = asker(tmp_path, reply)
-    known = bind(critics.BLOCKS, FACTORED, "critique")
+    known = bind(critics.BLOCKS, {**FACTORED, "vote": {}}, "critique")
     critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
     [bound] = bind(refinement.BLOCKS, {"critique_revise": {**OPTIONS, **changed}}, "refine")
     new, judged = bound.block(
@@ -39,6 +39,7 @@ def test_only_what_was_refused_is_refined_round_after_round(tmp_path):
     assert first["parent_id"] == refused
     assert second["parent_id"] == first["candidate_id"]
     assert "I get 5" in first["messages"][0]["content"]
+    assert set(judged["critic"]) == {"factored"}  # nobody votes on a lone refinement
     verdicts = dict(judged.select("candidate_id", "verdict").iter_rows())
     assert (verdicts[first["candidate_id"]], verdicts[second["candidate_id"]]) == (False, True)
 

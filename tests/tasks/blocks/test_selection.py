@@ -142,15 +142,15 @@ def test_accumulate_and_replay():
     corpus = tables.frame([sft_row("a", "solve"), sft_row("b", "fact")], tables.SFT)
     scores = [[("4", True, 1.0)]]
     both = {"accepted": {"critic": "c"}, "positives": {}}
-    last = run(state(scores, earlier, corpus), **both, accumulate={"newest_share": None}, replay={"parts": ["solve"]})
+    last = run(state(scores, earlier, corpus), **both, accumulate={"apart": False}, replay={"parts": ["solve"]})
     assert sorted(last.sft.select("part", "iteration").rows(), key=str) == [
         ("own", "i01"),
         ("own", "i02"),
         ("solve", None),
     ]
-    shared = run(state(scores, earlier, corpus), **both, accumulate={"newest_share": 0.5})
+    shared = run(state(scores, earlier, corpus), **both, accumulate={"apart": True})
     assert sorted(shared.sft.select("part", "iteration").rows()) == [("earlier", "i01"), ("own", "i02")]
-    first = run(state(scores, None, corpus), **both, accumulate={"newest_share": 0.5})
+    first = run(state(scores, None, corpus), **both, accumulate={"apart": True})
     assert sorted(first.sft["part"].to_list()) == ["earlier", "own"]
     with pytest.raises(UnknownName, match="did you mean 'fact'"):
         run(state(scores, earlier, corpus), **both, replay={"parts": ["facts"]})

@@ -1,0 +1,148 @@
+"""What lies under data/, read column by column: tables, JSON records and which model is which.
+
+`Artifacts` notes every file that was looked for and is not there, so that a half-finished or partly pulled
+repository can be asked, and the answer says what it does not know. Nothing here writes or needs torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from flows import state
+from tasks.core import models, tables
+from tasks.core import params as parameters
+from tasks.core.errors import TableMismatch
+
+Record = dict[str, Any]
+
+SCHEMAS = {  # an iteration's tables, below data/iNN/
+    "prompts": tables.PROMPTS,
+    "samples": tables.CANDIDATES,
+    "critiques": tables.CRITIQUES,
+    "refinements": tables.CANDIDATES,
+    "refinement_critiques": tables.CRITIQUES,
+    "dataset/sft": tables.SFT,
+    "dataset/pairs": tables.PAIRS,
+    "dataset/dropped": tables.DROPPED,
+    "evaluation/predictions": tables.PREDICTIONS,
+}
+TASK_SCHEMAS = {  # below data/tasks/
+    "prompts": tables.PROMPTS,
+    "probe": tables.PROMPTS,
+    "heldout": tables.PROMPTS,
+    "corpus": tables.SFT,
+}
+HASH_LIMIT = 2**26  # bytes; larger model folders go by their recorded digest, unless nothing else is left to look at
+
+
+@dataclass
+class Artifacts:
+    """The artifacts of the repository at `root`. `missing`: files that were asked for and are not there."""
+
+    root: Path
+    missing: list[str] = field(default_factory=list)
+    _digests: dict[str, str | None] = field(default_factory=dict)
+    _records: dict[str, Record] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The iterations that have a folder, in order."""
+        folders = (self.root / "data").glob("i*")
+        found = [path.name for path in folders if path.is_dir() and parameters.KEY.fullmatch(path.name)]
+        return sorted(found, key=parameters.number)
+
+    @property
+    def loop(self) -> list[str]:
+        """The iterations after the base."""
+        return [key for key in self.keys if key != parameters.BASE]
+
+    def table(self, key: str, name: str, where: pl.Expr, columns: Sequence[str] = ()) -> pl.DataFrame:
+        """Rows of an iteration's table; without `columns` all of them. Raises `TableMismatch`."""
+        return self._rows(f"data/{key}/{name}.parquet", SCHEMAS[name], where, columns)
+
+    def task(self, name: str, where: pl.Expr, columns: Sequence[str] = ()) -> pl.DataFrame:
+        """Rows of a table of data/tasks/."""
+        return self._rows(f"data/tasks/{name}.parquet", TASK_SCHEMAS[name], where, columns)
+
+    def _rows(self, path: str, schema: pl.Schema, where: pl.Expr, columns: Sequence[str]) -> pl.DataFrame:
+        wanted = list(columns) or list(schema)
+        if not (self.root / path).is_file():
+            self._miss(path)
+            return tables.empty(schema).select(wanted)
+        try:
+            scan = pl.scan_parquet(self.root / path)
+            tables.check(pl.DataFrame(schema=scan.collect_schema()), schema, path)
+            return scan.filter(where).select(wanted).collect()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise TableMismatch(f"{path} cannot be read ({error}); restore it with `dvc checkout`") from error
+
+    def record(self, key: str, name: str) -> Record:
+        """An iteration's JSON record, {} where it is not there or holds none."""
+        path = f"data/{key}/{name}.json"
+        if path not in self._records:
+            found = state.read_json(self.root / path)
+            if found is None:
+                self._miss(path)
+            self._records[path] = found or {}
+        return self._records[path]
+
+    def _miss(self, path: str) -> None:
+        if path not in self.missing:
+            self.missing.append(path)
+
+    # --- models ------------------------------------------------------------------------------------
+    def model(self, key: str) -> Record:
+        """The model that an iteration made, and what became of it; null where no artifact says so."""
+        lineage = {} if key == parameters.BASE else self.record(key, "candidate/lineage")
+        policy = self.record(key, "policy")
+        judged = {} if key == parameters.BASE else self.record(key, "critics")
+        return {
+            "iteration": key,
+            "path": f"data/{key}/candidate",
+            "digest": self.digest(key),
+            "initial": lineage.get("initial"),
+            "reference": lineage.get("reference"),
+            "judge": judged.get("judge"),
+            "critics": judged.get("critics"),
+            "dataset": lineage.get("dataset"),
+            "drawn": lineage.get("rows"),  # block -> part -> rows there were to draw from
+            "promoted": policy.get("promoted"),
+            "reason": policy.get("reason"),
+        }
+
+    def digest(self, key: str, limit: float = HASH_LIMIT) -> str | None:
+        """Digest of an iteration's candidate: of its files up to `limit` bytes, else as an artifact recorded it."""
+        path = f"data/{key}/candidate"
+        if self._digests.get(path) is None:
+            folder = self.root / path
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            recorded = [digest for digest, place in self.pointers if place == path]
+            self._digests[path] = recorded[-1] if recorded else None
+            if size and (size <= limit or self.points(key)):
+                self._digests[path] = models.digest(folder)
+        return self._digests[path]
+
+    def points(self, key: str) -> bool:
+        """Whether an iteration's candidate only points at a model that was there before."""
+        return (self.root / "data" / key / "candidate" / models.POINTER).is_file()
+
+    @cached_property
+    def pointers(self) -> list[tuple[str, str]]:
+        """(digest, path) of every model that a policy, a lineage or a judge's record names, by iteration."""
+        return list(dict.fromkeys((pointer["digest"], pointer["path"]) for _, _, pointer in self.named()))
+
+    def named(self) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+        """(iteration, role, pointer): initial, reference, judge, and policy for what the next iteration starts from."""
+        for key in self.keys:
+            roles = {"policy": self.record(key, "policy")}
+            if key != parameters.BASE:
+                lineage = self.record(key, "candidate/lineage")
+                roles |= {role: lineage.get(role) or {} for role in ("initial", "reference")}
+                roles["judge"] = self.record(key, "critics").get("judge") or {}
+            for role, pointer in roles.items():
+                if "digest" in pointer and "path" in pointer:
+                    yield key, role, pointer

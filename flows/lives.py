@@ -1,0 +1,316 @@
+"""The life of a prompt, a candidate, a dataset row or a model, as one record of plain values.
+
+`life(root, id)` finds what the id, or an unambiguous beginning of it, belongs to, and follows it both ways:
+from the prompt over samples, critiques and refinements to the filter's verdict, the dataset rows and the
+models that were trained on them; from a model to its initial and reference model, its data and its gate.
+All parts of a life hang on one prompt, so each table is filtered by that prompt and read no further.
+Only files below data/ are read; the record's `missing` lists those that were looked for and are not there.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from flows.artifacts import SCHEMAS, Artifacts, Record
+from tasks.core import params as parameters
+from tasks.core import tables
+from tasks.core.errors import BadInput, MissingArtifact
+
+SHORTEST = 6  # characters of an id that are enough to ask by
+SETS = {"prompts": "pool", "probe": "probe set", "heldout": "held-out set"}  # of data/tasks/
+NAMED = {  # column of an iteration's table -> what its ids belong to
+    "prompts": {"prompt_id": "prompt"},
+    "samples": {"candidate_id": "candidate", "prompt_id": "prompt", "model": "model"},
+    "critiques": {"candidate_id": "candidate", "model": "model"},
+    "refinements": {"candidate_id": "candidate", "model": "model"},
+    "refinement_critiques": {"candidate_id": "candidate", "model": "model"},
+    "dataset/sft": {"row_id": "row", "candidate_id": "candidate", "prompt_id": "prompt"},
+    "dataset/pairs": {"row_id": "row", "chosen_id": "candidate", "rejected_id": "candidate", "prompt_id": "prompt"},
+}
+ABOUT = [c for c in tables.CANDIDATES if c != "messages"]  # a candidate's own columns
+
+
+def life(root: Path, given: str) -> Record:
+    """The record of whatever the id belongs to; `kind` is prompt, candidate, row or model. Raises `BadInput` for an
+    id that is too short, unknown or ambiguous, `MissingArtifact` where there are no artifacts."""
+    artifacts = Artifacts(root)
+    if not (root / "data" / "tasks").is_dir() and not artifacts.keys:
+        raise MissingArtifact(f"{root / 'data'} holds no artifacts; `dvc repro` makes them, `dvc pull` fetches them")
+    kind, full = find(artifacts, given)
+    record = {"prompt": _prompt, "candidate": _candidate, "row": _row, "model": _model}[kind](artifacts, full)
+    return {"kind": kind, "id": full, **record, "missing": artifacts.missing}
+
+
+# --- finding -----------------------------------------------------------------------------------------
+
+
+def find(artifacts: Artifacts, given: str) -> tuple[str, str]:
+    """Kind and full id. Raises `BadInput`."""
+    start = given.strip().lower()
+    if len(start) < SHORTEST or not re.fullmatch(r"[0-9a-f]+", start):
+        raise BadInput(f"'{given}' is no id: at least {SHORTEST} of an id's hexadecimal digits are needed")
+    found = set(_matches(artifacts, start))
+    if not found:  # a model too large to be read without need
+        digests = [artifacts.digest(key, float("inf")) for key in artifacts.keys]
+        found = {("model", digest) for digest in digests if digest and digest.startswith(start)}
+    exact = {(kind, full) for kind, full in found if full == start}
+    found = exact or found
+    if len(found) > 1:
+        some = ", ".join(f"{kind} {full}" for kind, full in sorted(found)[:5])
+        raise BadInput(f"'{given}' is the beginning of {len(found)} ids ({some}); give more of it")
+    if not found:
+        away = f"; not there: {', '.join(artifacts.missing)}" if artifacts.missing else ""
+        raise BadInput(f"'{given}' is no prompt, candidate, dataset row or model under {artifacts.root / 'data'}{away}")
+    return found.pop()
+
+
+def _matches(artifacts: Artifacts, start: str) -> Iterator[tuple[str, str]]:
+    def ids(table: pl.DataFrame, kind: str) -> Iterator[tuple[str, str]]:
+        yield from ((kind, full) for full in table.to_series().unique())
+
+    for name in SETS:
+        yield from ids(artifacts.task(name, pl.col("prompt_id").str.starts_with(start), ["prompt_id"]), "prompt")
+    yield from ids(artifacts.task("corpus", pl.col("row_id").str.starts_with(start), ["row_id"]), "row")
+    for key in artifacts.loop:
+        for name, columns in NAMED.items():
+            for column, kind in columns.items():
+                yield from ids(artifacts.table(key, name, pl.col(column).str.starts_with(start), [column]), kind)
+    digests = [digest for digest, _ in artifacts.pointers] + [artifacts.digest(key) for key in artifacts.keys]
+    yield from (("model", digest) for digest in digests if digest and digest.startswith(start))
+
+
+# --- prompts and candidates ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thread:
+    """All that hangs on one prompt. `candidates`: iteration -> id -> record; `rows`: dataset rows made of it."""
+
+    prompt: Record
+    candidates: dict[str, dict[str, Record]]
+    rows: list[Record]
+
+    def tree(self, key: str, candidate: str) -> Record:
+        """A candidate with its refinements, and theirs."""
+        others = self.candidates[key]
+        after = [name for name, other in others.items() if other["parent_id"] == candidate and name != candidate]
+        return {**others[candidate], "refinements": [self.tree(key, name) for name in after]}
+
+    def roots(self, key: str) -> list[Record]:
+        """The samples of an iteration as trees, and refinements whose parent is not there."""
+        others = self.candidates[key]
+        return [self.tree(key, name) for name, other in others.items() if other["parent_id"] not in others]
+
+    def ancestors(self, key: str, candidate: str) -> list[Record]:
+        """What a refinement was made from, first the sample."""
+        found: list[Record] = []
+        above = self.candidates[key].get(self.candidates[key][candidate]["parent_id"])
+        while above is not None and above not in found:
+            found.insert(0, above)
+            above = self.candidates[key].get(above["parent_id"])
+        return found
+
+
+def thread(artifacts: Artifacts, prompt: str | None, also: Iterable[str] = ()) -> Thread:
+    """Everything about a prompt; `also`: candidates to look for even where no table of candidates has them."""
+    mine = pl.col("prompt_id") == prompt if prompt else pl.lit(False)
+    made = rows(artifacts, mine)
+    found: dict[str, dict[str, Record]] = {}
+    for key in artifacts.loop:
+        known: dict[str, Record] = {}
+        for name in ("samples", "refinements"):
+            chosen = artifacts.table(key, name, mine, ABOUT).sort("turn", "source", "draw", "candidate_id")
+            known |= {row["candidate_id"]: row for row in chosen.iter_rows(named=True)}
+        opinions = pl.col("candidate_id").is_in([*known, *also])
+        critiques = pl.concat(
+            [artifacts.table(key, name, opinions).sort("critic", "draw") for name in ("critiques", "refinement_critiques")]
+        )  # fmt: skip
+        for candidate in critiques["candidate_id"].unique(maintain_order=True):
+            known.setdefault(candidate, dict.fromkeys(ABOUT) | {"candidate_id": candidate, "prompt_id": prompt})
+        dropped = artifacts.table(key, "dataset/dropped", mine)
+        filtered = all(
+            (artifacts.root / f"data/{key}/dataset/{n}.parquet").is_file() for n in ("sft", "pairs", "dropped")
+        )
+        for candidate, about in known.items():
+            about["critiques"] = critiques.filter(pl.col("candidate_id") == candidate).drop("candidate_id").to_dicts()
+            kept = [row["row_id"] for row in made if row["iteration"] == key and candidate in candidates_of(row)]
+            about["fate"] = _fate(dropped, candidate, prompt, kept, filtered)
+        if known:
+            found[key] = known
+    return Thread(_about_prompt(artifacts, prompt) if prompt else {}, found, made)
+
+
+def _fate(dropped: pl.DataFrame, candidate: str, prompt: str | None, kept: list[str], filtered: bool) -> Record:
+    """`kept` (null: nobody can say), `rows` made of it, and `why`: by which block it went, for what reason."""
+    why = [
+        f"{block}: {reason}" + ("" if row == candidate else " (the whole prompt)")
+        for row, block, reason in dropped.select("row_id", "block", "reason").iter_rows()
+        if row in (candidate, prompt)
+    ]
+    if not filtered and not kept and not why:
+        return {"kept": None, "rows": [], "why": ["the iteration's dataset is not there"]}
+    return {"kept": bool(kept), "rows": kept, "why": why or ([] if kept else ["passed every filter, in no row"])}
+
+
+def _about_prompt(artifacts: Artifacts, prompt: str) -> Record:
+    """The prompt itself: text, where it comes from, and what was made of it."""
+    mine = pl.col("prompt_id") == prompt
+    seen = [(label, artifacts.task(name, mine)) for name, label in SETS.items()]
+    seen += [(key, artifacts.table(key, "prompts", mine)) for key in artifacts.loop]
+    entries = [(label, row) for label, table in seen for row in table.iter_rows(named=True)]
+    about = dict(entries[-1][1]) if entries else dict.fromkeys(tables.PROMPTS) | {"prompt_id": prompt}
+    about["answer"] = next((row["answer"] for _, row in entries if row["answer"] is not None), None)
+    about["parent_ids"] = sorted({parent for _, row in entries for parent in row["parent_ids"] or []})
+    about["sources"] = [{"where": label, "block": row["source"]} for label, row in entries]
+    child = pl.col("parent_ids").list.contains(prompt)
+    children = [artifacts.table(key, "prompts", child, ["prompt_id"])["prompt_id"] for key in artifacts.loop]
+    about["children"] = sorted({name for several in children for name in several})
+    del about["source"]
+    if any(label == SETS["heldout"] for label, _ in entries):
+        columns = ["kind", "draw", "response", "answer", "correct", "verdict"]
+        predicted = [(key, artifacts.table(key, "evaluation/predictions", mine, columns)) for key in artifacts.keys]
+        about["predictions"] = [{"iteration": key, **row} for key, table in predicted for row in table.to_dicts()]
+    return about
+
+
+def _prompt(artifacts: Artifacts, prompt: str) -> Record:
+    found = thread(artifacts, prompt)
+    trees = {key: found.roots(key) for key in found.candidates}
+    return {
+        "prompt": found.prompt,
+        "ancestors": {},
+        "candidates": trees,
+        "rows": found.rows,
+        "models": _trained(artifacts, found.rows),
+    }
+
+
+def _candidate(artifacts: Artifacts, candidate: str) -> Record:
+    found = thread(artifacts, _prompt_of(artifacts, candidate), [candidate])
+    mine = [row for row in found.rows if candidate in candidates_of(row)]
+    return {
+        "prompt": found.prompt,
+        "ancestors": {key: found.ancestors(key, candidate) for key, c in found.candidates.items() if candidate in c},
+        "candidates": {key: [found.tree(key, candidate)] for key, c in found.candidates.items() if candidate in c},
+        "rows": mine,
+        "models": _trained(artifacts, mine),
+    }
+
+
+def _prompt_of(artifacts: Artifacts, candidate: str) -> str | None:
+    """The prompt that a candidate answers; null where only critiques of it are left."""
+    for key in artifacts.loop:
+        for name in ("samples", "refinements", "dataset/sft", "dataset/pairs"):
+            columns = [c for c, kind in NAMED[name].items() if kind == "candidate"]
+            where = pl.any_horizontal([pl.col(column) == candidate for column in columns])
+            if (found := artifacts.table(key, name, where, ["prompt_id"])["prompt_id"]).len():
+                return str(found[0])
+        noted = artifacts.table(key, "dataset/dropped", pl.col("row_id") == candidate, ["prompt_id"])["prompt_id"]
+        if noted.len():
+            return str(noted[0])
+    return None
+
+
+# --- dataset rows ----------------------------------------------------------------------------------------
+
+
+def candidates_of(row: Record) -> list[str]:
+    """The candidates that a dataset row was made of."""
+    return [row[name] for name in ("candidate_id", "chosen_id", "rejected_id") if row.get(name)]
+
+
+def rows(artifacts: Artifacts, where: pl.Expr, messages: bool = False) -> list[Record]:
+    """Dataset rows, once each, with `table` (sft or pairs) and `datasets`: the iterations whose dataset has the row,
+    as which part, and whether that iteration's training drew from it (null: nobody can say)."""
+    found: dict[tuple[str, ...], Record] = {}
+    for key in artifacts.loop:
+        for table in ("sft", "pairs"):
+            schema = SCHEMAS[f"dataset/{table}"]
+            columns = [name for name, kind in schema.items() if messages or not kind.is_nested()]
+            for row in artifacts.table(key, f"dataset/{table}", where, columns).iter_rows(named=True):
+                part = row.pop("part")
+                same = (table, row["row_id"], *candidates_of(row), str(row["iteration"]))
+                entry = found.setdefault(same, {"table": table, **row, "datasets": []})
+                drawn = artifacts.record(key, "candidate/lineage").get("rows")
+                uses = (
+                    None if drawn is None else any((part if table == "sft" else "pairs") in p for p in drawn.values())
+                )
+                entry["datasets"].append({"iteration": key, "part": part, "drawn": uses})
+    return list(found.values())
+
+
+def _row(artifacts: Artifacts, row: str) -> Record:
+    found = rows(artifacts, pl.col("row_id") == row, messages=True)
+    corpus = artifacts.task("corpus", pl.col("row_id") == row).to_dicts()
+    if corpus and not any(entry["iteration"] is None for entry in found):
+        found.append({"table": "sft", **corpus[0], "datasets": []})
+    for entry in found:
+        if entry["iteration"] is None:  # of the seed corpus, which the base model was trained on
+            part = corpus[0]["part"] if corpus else entry["datasets"][0]["part"]
+            if not artifacts.points(parameters.BASE):
+                entry["datasets"].insert(0, {"iteration": parameters.BASE, "part": part, "drawn": None})
+    prompt = next((entry["prompt_id"] for entry in found if entry["prompt_id"]), None)
+    parents = {candidate for entry in found for candidate in candidates_of(entry)}
+    thread_ = thread(artifacts, prompt, parents) if prompt or parents else Thread({}, {}, [])
+    return {
+        "rows": found,
+        "prompt": thread_.prompt,
+        "ancestors": {},
+        "candidates": {
+            key: [thread_.tree(key, name) for name in known if name in parents]
+            for key, known in thread_.candidates.items()
+            if parents & known.keys() and key in {entry["iteration"] for entry in found}
+        },
+        "models": _trained(artifacts, found),
+    }
+
+
+# --- models ------------------------------------------------------------------------------------------
+
+
+def _trained(artifacts: Artifacts, made: Iterable[Record]) -> list[Record]:
+    """The models whose training data had one of the rows."""
+    keys = {place["iteration"] for row in made for place in row["datasets"]}
+    return [artifacts.model(key) for key in artifacts.keys if key in keys]
+
+
+def _model(artifacts: Artifacts, digest: str) -> Record:
+    """The iterations whose candidate it is, with data and held-out accuracy, and what it was used for."""
+    own = []
+    for key in artifacts.keys:
+        if artifacts.digest(key) == digest:
+            figures = artifacts.record(key, "evaluation/metrics")
+            measured = {name: figures.get(name) for name in ("accuracy", "accuracy_low", "accuracy_high")}
+            own.append({**artifacts.model(key), "data": _parts(artifacts, key), "heldout": measured})
+    wrote: dict[str, dict[str, int]] = {}
+    for key in artifacts.loop:
+        counts = {
+            name: artifacts.table(key, name, pl.col("model") == digest, ["model"]).height
+            for name in ("samples", "critiques", "refinements", "refinement_critiques")
+        }
+        if any(counts.values()):
+            wrote[key] = counts
+    return {
+        "paths": sorted({path for known, path in artifacts.pointers if known == digest} | {m["path"] for m in own}),
+        "models": own,
+        "used": [{"iteration": key, "role": role} for key, role, p in artifacts.named() if p["digest"] == digest],
+        "wrote": wrote,
+    }
+
+
+def _parts(artifacts: Artifacts, key: str) -> list[Record]:
+    """Rows of an iteration's training data by table, part and the iteration that made them; the base's are the corpus."""
+    everything = pl.lit(True)
+    if key == parameters.BASE:
+        unused = artifacts.points(key)  # a pretrained base has learned nothing from the corpus
+        found = {} if unused else {"corpus": artifacts.task("corpus", everything, ["part", "iteration"])}
+    else:
+        found = {t: artifacts.table(key, f"dataset/{t}", everything, ["part", "iteration"]) for t in ("sft", "pairs")}
+    return [
+        {"table": name, **row}
+        for name, table in found.items()
+        for row in table.group_by("part", "iteration").agg(rows=pl.len()).sort("part", "iteration").to_dicts()
+    ]

@@ -124,13 +124,15 @@ def thread(artifacts: Artifacts, prompt: str | None, also: Iterable[str] = ()) -
         for name in ("samples", "refinements"):
             chosen = artifacts.table(key, name, mine, ABOUT).sort("turn", "source", "draw", "candidate_id")
             known |= {row["candidate_id"]: row for row in chosen.iter_rows(named=True)}
-        opinions = pl.col("candidate_id").is_in([*known, *also])
+        dropped = artifacts.table(key, "dataset/dropped", mine)
+        named = [row for row in dropped["row_id"] if row != prompt]  # candidates, should their table not be there
+        named += [name for row in made if row["iteration"] == key for name in candidates_of(row)]
+        opinions = pl.col("candidate_id").is_in([*known, *named, *also])
         critiques = pl.concat(
             [artifacts.table(key, name, opinions).sort("critic", "draw") for name in ("critiques", "refinement_critiques")]
         )  # fmt: skip
-        for candidate in critiques["candidate_id"].unique(maintain_order=True):
+        for candidate in [*named, *critiques["candidate_id"].unique(maintain_order=True)]:
             known.setdefault(candidate, dict.fromkeys(ABOUT) | {"candidate_id": candidate, "prompt_id": prompt})
-        dropped = artifacts.table(key, "dataset/dropped", mine)
         filtered = all(
             (artifacts.root / f"data/{key}/dataset/{n}.parquet").is_file() for n in ("sft", "pairs", "dropped")
         )
@@ -158,11 +160,12 @@ def _fate(dropped: pl.DataFrame, candidate: str, prompt: str | None, kept: list[
 def _about_prompt(artifacts: Artifacts, prompt: str) -> Record:
     """The prompt itself: text, where it comes from, and what was made of it."""
     mine = pl.col("prompt_id") == prompt
-    seen = [(label, artifacts.task(name, mine)) for name, label in SETS.items()]
+    public = [name for name in tables.PROMPTS if name != "answer"]  # the truth of held-out prompts stays where it is
+    seen = [(label, artifacts.task(name, mine, public)) for name, label in SETS.items()]
     seen += [(key, artifacts.table(key, "prompts", mine)) for key in artifacts.loop]
     entries = [(label, row) for label, table in seen for row in table.iter_rows(named=True)]
     about = dict(entries[-1][1]) if entries else dict.fromkeys(tables.PROMPTS) | {"prompt_id": prompt}
-    about["answer"] = next((row["answer"] for _, row in entries if row["answer"] is not None), None)
+    about["answer"] = next((row["answer"] for _, row in entries if row.get("answer") is not None), None)
     about["parent_ids"] = sorted({parent for _, row in entries for parent in row["parent_ids"] or []})
     about["sources"] = [{"where": label, "block": row["source"]} for label, row in entries]
     child = pl.col("parent_ids").list.contains(prompt)

@@ -38,7 +38,7 @@ class Page:
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, depth: int, text: str, style: str = "") -> None:
-        self.lines.append((f"{'  ' * depth}{printable(text)}", style))
+        self.lines.append((f"{'  ' * depth}{printable(text)}".rstrip(), style))
 
     def text(self, depth: int, label: str, text: str | None, style: str = "") -> None:
         """A text after its label: on the same line, or on lines of its own where it has several."""
@@ -102,7 +102,8 @@ def page(record: Record, everything: bool) -> Page:
 
 
 def _prompt(made: Page, prompt: Record, named: bool) -> None:
-    made.add(0, f"prompt {prompt['prompt_id']}" if named else "prompt", "bold")
+    if named:
+        made.add(0, f"prompt {prompt['prompt_id']}", "bold")
     if prompt["messages"] is None:
         made.add(1, "its text is not there")
     for message in prompt["messages"] or []:

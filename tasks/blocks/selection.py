@@ -151,6 +151,22 @@ def length(state: Selection, options: Length) -> Selection:
     return state.narrow("length", state.kept.select("candidate_id", reason=reason))
 
 
+class RelativeLength(Options):
+    longest: float = Field(gt=0, le=1)  # quantile of the lengths that counts as the longest
+    below: int = Field(ge=0)  # tokens that a response may be shorter than that
+
+
+def relative_length(state: Selection, options: RelativeLength) -> Selection:
+    """Drops responses shorter than the longest ones to prompts of the same difficulty, by more than `below` tokens: a
+    model that is asked for more than it was trained on mostly stops too early (the length filter of Self-Improving
+    Transformers, which takes the longest of the batch; a quantile forgives a few that ran on)."""
+    lengths = state.kept.join(state.prompts.select("prompt_id", "difficulty"), on="prompt_id", how="left")
+    longest = pl.col("tokens").quantile(options.longest, "lower").over("difficulty")
+    short = pl.col("tokens") < longest - options.below
+    reason = pl.when(short).then(pl.lit("shorter than the longest of its difficulty"))
+    return state.narrow("relative_length", lengths.select("candidate_id", reason=reason))
+
+
 def keep_all(state: Selection, options: NoOptions) -> Selection:
     """Keeps everything: unfiltered self-training, the lower bound that a filter must beat."""
     return state
@@ -318,6 +334,7 @@ PHASES: dict[str, dict[str, Block]] = {
         "majority": majority,
         "well_formed": well_formed,
         "length": length,
+        "relative_length": relative_length,
         "keep_all": keep_all,
     },
     "limit": {"deduplicate": deduplicate, "cap": cap},

@@ -6,14 +6,14 @@ imports neither torch nor DVC.
 """
 
 import os
-import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import recipe
+from flows import declared, recipe
 from tasks.core import params as parameters
 from tasks.core.errors import AutodidactError, BadInput
 
@@ -45,36 +45,18 @@ def check(root: Path) -> str:
 def count_stages(root: Path, params: Mapping[str, Any]) -> int:
     """How many stages dvc.yaml makes of these params. Raises `BadInput` where it is missing, or a stage of
     the project is not there once per iteration (an empty `foreach` passes DVC unseen)."""
-    path = root / "dvc.yaml"
-    if not path.is_file():
-        raise BadInput(f"{path} is not there; run this in the repository's root, or restore it with git")
-    table = parameters.parse(path.read_text(encoding="utf-8"), "dvc.yaml").get("stages")
-    if not isinstance(table, Mapping):
-        raise BadInput("dvc.yaml: has no mapping `stages`; restore it with git")
-    made = {name: _instances(entry, params) for name, entry in table.items()}
+    made = Counter(name.partition("@")[0] for name in declared.names(root, params))
+    rows = params.get("iterations")
     problems = []
     for stage in parameters.STAGES:
         expected = 1
         if stage in parameters.LOOP:
-            rows = params.get("iterations")
             expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
-        if made.get(stage, 0) != expected:
-            problems.append(
-                f"dvc.yaml: stage {stage} is there {made.get(stage, 0)} times, the iterations want {expected}"
-            )
+        if made[stage] != expected:
+            problems.append(f"dvc.yaml: stage {stage} is there {made[stage]} times, the iterations want {expected}")
     if problems:
         raise BadInput("\n".join(problems))
-    return sum(made.values())
-
-
-def _instances(entry: Any, params: Mapping[str, Any]) -> int:
-    """1, or the rows that the entry's `foreach: ${table}` runs over; DVC passes over keys that are no text."""
-    over = entry.get("foreach") if isinstance(entry, Mapping) else None
-    if over is None:
-        return 1
-    name = re.fullmatch(r"\$\{(\w+)\}", over) if isinstance(over, str) else None
-    rows = params.get(name.group(1)) if name else over
-    return sum(isinstance(key, str) for key in rows) if isinstance(rows, Mapping | list) else 0
+    return made.total()
 
 
 def _disk(root: Path) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import BadInput, unknown_name
+from tasks.core.params import parse
 
 TEMPLATE = re.compile(r"\$\{\s*([^}]+?)\s*\}")
 
@@ -28,15 +29,15 @@ class Declared:
 
 def graph(root: Path) -> dict[str, Any]:
     """The `stages` of dvc.yaml as written. Raises `BadInput`."""
-    import yaml
-
     path = root / "dvc.yaml"
+    if not path.is_file():
+        raise BadInput(f"{path} is not there; run this in the repository's root, or restore it with git")
     try:
-        stages = (yaml.safe_load(path.read_text()) or {}).get("stages")
-    except (FileNotFoundError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {error}; run from the repository's root") from error
-    if not isinstance(stages, dict):
-        raise BadInput(f"{path} declares no stages")
+        stages = parse(path.read_text(encoding="utf-8"), "dvc.yaml").get("stages")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"dvc.yaml is not UTF-8 text (byte {error.start}); restore it with git") from error
+    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+        raise BadInput("dvc.yaml: has no mapping `stages` of mappings; restore it with git")
     return stages
 
 
@@ -85,7 +86,10 @@ def lookup(params: Mapping[str, Any], dotted: str, where: str) -> Any:
 def _items(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
     each = entry["foreach"]
     found = TEMPLATE.fullmatch(each) if isinstance(each, str) else None
-    return lookup(params, found.group(1), "foreach") if found else each
+    items = lookup(params, found.group(1), "foreach") if found else each
+    if not isinstance(items, Mapping | list):
+        raise BadInput(f"dvc.yaml: foreach {each!r} runs over {items!r}, which is neither a mapping nor a list")
+    return items
 
 
 def _keys(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str | None]:

@@ -24,6 +24,7 @@ import typer
 from pydantic import Field
 
 from flows import layout
+from tasks.core import families
 from tasks.core import params as parameters
 from tasks.core.blocks import Options, validate
 from tasks.core.errors import AutodidactError, BadInput, unknown_name
@@ -96,6 +97,7 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
     recipe = read(name)
     family = family or recipe.family
     defaults = _read(FamilyDefaults, "families", family, "family")
+    _refuse_unusable(recipe, name, family, defaults.blocks)
     sections = parameters.merged(defaults.params, recipe.params)
     made: dict[str, Any] = {"recipe": name, "seed": 0, "labels": recipe.labels, "engine": sections["engine"]}
     for stage in parameters.STAGES:
@@ -108,6 +110,21 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
                 section = section | _filled({"refine": section["refine"]}, defaults.blocks)
         made[stage] = section
     return with_iterations(made, iterations or recipe.iterations)
+
+
+def _refuse_unusable(recipe: Recipe, name: str, family: str, blocks: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Raises `BadInput` where the method needs a skill that the family does not have, and no other block stands in."""
+    unusable = families.unusable(family)
+    for stage in parameters.WITH_BLOCKS:
+        for entry_name, entry in recipe.params.get(stage, {}).items():
+            wanted = str(entry.get("block", entry_name))
+            defaults = blocks.get(wanted, {})
+            instead = str(defaults.get("block", wanted)) if defaults is not None else None
+            if instead in unusable:
+                raise BadInput(
+                    f"recipe {name} is not for family {family}: its {stage} needs {wanted}, and {unusable[instead]}; "
+                    f"leave --family out ({recipe.family} is the recipe's own), or use another recipe"
+                )
 
 
 def _filled(

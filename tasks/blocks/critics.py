@@ -25,6 +25,7 @@ from tasks.core.family import Family, Messages, Verdict
 from tasks.core.seeds import derive
 
 MALFORMED = Verdict(parsed=False, why="malformed response")
+UNFINISHED = Verdict(parsed=False, why="unfinished reply")  # "Score: 1" may have become "Score: 10"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,14 @@ def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
             tokens.append([0])
             continue
         several = next(replies)
-        verdicts.append([judging.family.parse_critique(question, response, reply.text) for reply in several])
+        verdicts.append(
+            [
+                judging.family.parse_critique(question, response, reply.text)
+                if reply.finish_reason == "stop"
+                else UNFINISHED
+                for reply in several
+            ]
+        )
         tokens.append([reply.tokens for reply in several])
     return _table(judging, verdicts, tokens)
 

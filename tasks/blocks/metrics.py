@@ -234,7 +234,7 @@ def summary(predictions: pl.DataFrame, samples: int) -> dict[str, Number]:
     greedy, drawn = of_kind(predictions, "greedy"), of_kind(predictions, "sample")
     right = accuracy(greedy)
     low, high = wilson(int(greedy["correct"].sum()), greedy.height) if right is not None else (None, None)
-    ks = sorted({8, samples} | {1 << power for power in range(samples.bit_length())})
+    ks = sorted({8, *counts(samples)})
     accepted = [verdict for verdict in drawn["verdict"] if verdict is not None]
     figures: dict[str, Number] = {"accuracy": right, "accuracy_low": low, "accuracy_high": high}
     figures |= {f"pass_at_{k}": pass_at_k(drawn, k) for k in ks}
@@ -254,6 +254,30 @@ def summary(predictions: pl.DataFrame, samples: int) -> dict[str, Number]:
         "response_tokens": mean(float(tokens) for tokens in drawn["tokens"]),
     }
     return rounded(figures | accuracy_by_difficulty(greedy))
+
+
+def counts(samples: int) -> list[int]:
+    """The k of pass@k and its kin that `samples` samples a prompt can give."""
+    return sorted({samples, *(1 << power for power in range(samples.bit_length()))})
+
+
+def names(samples: int, difficulties: Iterable[int], critic: bool, verdicts: bool, refined: bool) -> list[str]:
+    """The figures of `summary` that will have a value where the truth is known. `critic`: whether there is one;
+    `verdicts`: whether it gives verdicts; `refined`: whether what it refuses is refined."""
+    several = [k for k in counts(samples) if k > 1]
+    found = ["accuracy", "accuracy_low", "accuracy_high", "distinct_answers", "most_common_answer_share"]
+    found += ["unanswered", "vote_share", "calibration_error", "response_tokens"]
+    found += [f"accuracy_difficulty_{level}" for level in difficulties]
+    found += [f"pass_at_{k}" for k in counts(samples)] + [f"maj_at_{k}" for k in several]
+    if critic:
+        found += ["critique_auroc", *(f"best_of_{k}" for k in several)]
+    if verdicts:
+        found += ["critique_precision", "critique_recall", "critique_specificity", "critique_accuracy"]
+        found += ["acceptance", "balance", "verification_gap", "verification_gap_relative"]
+    if refined:
+        found += ["refine_wrong_to_right", "refine_right_to_wrong", "refine_unchanged"]
+        found += ["refine_share", "refine_accuracy"]
+    return found
 
 
 def guards(predictions: pl.DataFrame, critiques: pl.DataFrame) -> dict[str, Number]:

@@ -45,8 +45,12 @@ def options_class(block: Block) -> type[Options]:
 
 
 def bind(blocks: Mapping[str, Block], section: Mapping[str, Any], where: str) -> list[Bound]:
-    """The section's entries, by name. Raises `BadInput` or `UnknownName` with the nearest valid name;
-    pydantic's ValidationError for options, which `tasks.core.params` turns into one message."""
+    """The section's entries, by name. Raises `BadInput` for entries, names and options that cannot be, and
+    `UnknownName` with the nearest valid name."""
+    for name in section:
+        if not isinstance(name, str):
+            kind = type(name).__name__
+            raise BadInput(f"{where}.{name}: given the {kind} {name!r} as a name; a name is text, put it in quotes")
     bound = []
     for name, entry in sorted(section.items()):
         if not isinstance(entry, Mapping):

@@ -1,9 +1,8 @@
 """Whether params.yaml can work: all its problems, as lines for one message.
 
 Each line has the place, what was given, what is allowed, and the nearest valid name. Sections are checked
-by the `parse` of their stage, as they stand and once more with every override; then what must fit between
-sections (critics by name, the parts that training mixes, labels), and the user's files and model. Imports
-the stages' modules and no torch.
+by the `parse` of their stage, as they stand and once more with every override; then whether they fit one
+another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules and no torch.
 """
 
 import math
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tasks.core import families, fitting
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, unknown_name
@@ -41,10 +41,12 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
                 "base.pretrained: given null, and prepare.options.labelled is 0, so there is no seed corpus to train "
                 "a base model on; name a pretrained model, or give the labels of some rows"
             )
+        problems.extend(fitting.base(params))
+        problems.extend(fitting.unusable("evaluate", section(params, "evaluate", BASE), params))
         for key in keys:
-            problems.extend(_across(params, key))
+            problems.extend(fitting.between_sections(params, key))
     if root is not None:
-        _check_files(problems, params, root)
+        _check_files(problems, params, root, keys)
     return list(dict.fromkeys(line for problem in problems for line in problem.splitlines()))
 
 
@@ -182,60 +184,24 @@ def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, key
             problems.extend(f"{name}.{key}: {line}" for line in lines)
 
 
-# --- what must fit between sections ----------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------------------
 
 
-def _across(params: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Problems between this iteration's sections, each of which is sound by itself."""
-    critics = section(params, "critique", key)
-    if not params["labels"]:
-        for name, entry in critics.items():
-            if _block(name, entry) == "verifier":
-                yield (
-                    f"critique.{name}: block verifier reads the truth, but {FILE} says `labels: false`; use a "
-                    "label-free critic, or a recipe that declares labels (`python -m flows.recipe use oracle`)"
-                )
-    for stage in ("refine", "filter"):
-        for name, entry in section(params, stage, key).items():
-            if "critic" in entry and entry["critic"] not in critics:
-                yield str(unknown_name("critic", str(entry["critic"]), critics, f"{stage}.{name}.critic"))
-    yield from _parts(section(params, "filter", key), section(params, "train", key))
-
-
-def _block(name: str, entry: Mapping[str, Any]) -> str:
-    return str(entry.get("block", name))
-
-
-def _parts(filters: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
-    """What train mixes must be what filter makes."""
-    entries = {_block(name, entry): entry for name, entry in filters.items()}
-    rows = set(entries["replay"]["parts"]) if "replay" in entries else set()
-    if "positives" in entries:
-        rows.add("own")
-        if "accumulate" in entries and entries["accumulate"].get("apart"):
-            rows.add("earlier")
-    for name, entry in training.items():
-        block = _block(name, entry)
-        if block == "dpo" and not any(made.startswith("pairs_") for made in entries):
-            yield f"train.{name}: dpo trains on pairs, and no block of filter makes any; add one (pairs_best_worst)"
-        wanted = entry.get("mixture") if block == "sft" else entry.get("replay")
-        for part, share in (wanted or {}).items():
-            if share and part not in rows:
-                place = f"train.{name}.{'mixture' if block == 'sft' else 'replay'}"
-                hint = "" if part not in ("own", "earlier") else "; `positives` makes own, `accumulate` earlier"
-                yield f"{unknown_name('part', str(part), rows, f'{place} (what filter makes)')}{hint}"
-        if block == "sft" and (unnamed := sorted(rows - set(wanted or {}))):
-            yield f"train.{name}.mixture: filter makes {', '.join(unnamed)} too; say how many rows a step takes, or 0"
-
-
-def _check_files(problems: list[str], params: Mapping[str, Any], root: Path) -> None:
-    """The user's files and pretrained model, where the sections that name them are sound."""
+def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> None:
+    """The user's files and pretrained model, where the sections that name them are sound, and what the pool holds."""
     prepare = params.get("prepare")
     if isinstance(prepare, Mapping) and not any(problem.startswith("prepare") for problem in problems):
-        from tasks.core.families import check_inputs, with_source
-
-        options = with_source(prepare["family"], prepare["options"], prepare["source"])
-        _try(problems, check_inputs, prepare["family"], options, root)
+        family, source = prepare["family"], prepare["source"]
+        if not (root / source).exists():
+            problems.append(
+                f"prepare.source: given {source!r}, but {root / source}: there is no such file; name the file that the "
+                "problems come from (`python -m flows.recipe list`: a recipe writes that of its family)"
+            )
+        else:
+            given = families.with_source(family, prepare["options"], source)
+            pool = _try(problems, families.check_inputs, family, given, root)
+            if not problems and pool is not None:
+                problems.extend(fitting.supply(params, keys, pool))
     base = params.get("base")
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
     if isinstance(pretrained, str):

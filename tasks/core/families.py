@@ -1,8 +1,9 @@
 """Finds the task family: from params.yaml before a run, from `data/tasks/family.json` inside it.
 
 Stages other than `prepare` never look at `prepare`'s section; they read the name and options that
-`prepare` wrote beside the data. A family is a module with `Options`, `create(options)`, and
-`check_inputs(family, root)`, which refuses files and sizes that cannot work without doing the work.
+`prepare` wrote beside the data. A family is a module with `Options`, `create(options)`, and what is known
+before any work: `check_inputs(family, root)`, which refuses files and sizes that cannot work and counts the
+pool, `parts(options)` of its corpus, `difficulties(options)`, and `UNUSABLE`, blocks that it has no skill for.
 """
 
 import importlib
@@ -26,8 +27,8 @@ FILE = "data/tasks/family.json"
 
 def create(name: str, options: Mapping[str, Any]) -> Family:
     """The family with checked options. Raises `UnknownName` with the nearest family, or `BadInput`."""
-    module = _module(name)
-    return module.create(blocks.validate(module.Options, dict(options), "prepare.options"))
+    family: Family = _module(name).create(_checked(name, options))
+    return family
 
 
 def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -36,9 +37,29 @@ def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str,
     return {**options, **({"path": source} if reads_file else {})}
 
 
-def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> None:
-    """Refuses, with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
-    _module(name).check_inputs(create(name, options), str(root))
+def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int]:
+    """How many prompts of each difficulty the pool will have. Refuses, with `BadInput`, prompt files and sizes
+    that `prepare` would refuse. Seconds at most."""
+    counts: dict[int, int] = _module(name).check_inputs(create(name, options), str(root))
+    return counts
+
+
+def parts(name: str, options: Mapping[str, Any]) -> list[str]:
+    """The parts (skills) that the family's corpus will have. Raises `BadInput` for options that are none."""
+    found: list[str] = _module(name).parts(_checked(name, options))
+    return found
+
+
+def difficulties(name: str, options: Mapping[str, Any]) -> list[int]:
+    """The difficulties that its evaluated prompts may have. Raises `BadInput` for options that are none."""
+    found: list[int] = _module(name).difficulties(_checked(name, options))
+    return found
+
+
+def unusable(name: str) -> dict[str, str]:
+    """Blocks that the family cannot work with, each with the reason. Raises `UnknownName`."""
+    found: dict[str, str] = _module(name).UNUSABLE
+    return found
 
 
 def templates(name: str) -> str | None:
@@ -58,6 +79,10 @@ def load(root: Path) -> Family:
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{FILE} is no family record ({error}); restore it with `dvc checkout`") from error
     return create(name, options)
+
+
+def _checked(name: str, options: Mapping[str, Any]) -> Any:
+    return blocks.validate(_module(name).Options, dict(options), "prepare.options")
 
 
 def _module(name: str) -> ModuleType:

@@ -206,13 +206,17 @@ def load_tokenizer(folder: Path) -> Any:
 
 def digest(folder: Path) -> str:
     """Digest of a model: names and contents of its files; the recorded digest, if the folder is a pointer."""
-    record = _json(folder / POINTER)
-    return str(record["digest"]) if record else digests.of_path(folder)
+    pointer = _pointer(folder)
+    return pointer.digest if pointer else digests.of_path(folder)
 
 
 def resolve(root: Path, pointer: Pointer) -> Path:
     """The folder that holds the model. `pointer.path`: relative to `root`, absolute, or a hub name that the
-    local Hugging Face cache holds. Raises `MissingArtifact`."""
+    local Hugging Face cache holds. Raises `MissingArtifact`, and `BadInput` for a pointer that leads nowhere."""
+    return _followed(root, pointer, ())
+
+
+def _followed(root: Path, pointer: Pointer, before: tuple[Path, ...]) -> Path:
     folder = root / Path(pointer.path).expanduser()
     if not folder.is_dir():
         cached = _cached(pointer.path)
@@ -222,8 +226,21 @@ def resolve(root: Path, pointer: Pointer) -> Path:
                 f" `hf download {pointer.path}` fetches a model from the hub"
             )
         return cached
-    record = _json(folder / POINTER)
-    return resolve(root, Pointer(record["path"], record["digest"])) if record else folder
+    if folder.resolve() in before:
+        raise BadInput(f"{folder / POINTER} leads back to itself; its path must name a folder with a model")
+    further = _pointer(folder)
+    return _followed(root, further, (*before, folder.resolve())) if further else folder
+
+
+def _pointer(folder: Path) -> Pointer | None:
+    """The folder's pointer, None where it has none. Raises `BadInput` for a file that is no pointer."""
+    path = folder / POINTER
+    if not path.is_file():
+        return None
+    record = _json(path)
+    if not (isinstance(record.get("path"), str) and isinstance(record.get("digest"), str)):
+        raise BadInput(f'{path} is no pointer to a model: given {record}; it holds two texts, {{"path", "digest"}}')
+    return Pointer(record["path"], record["digest"])
 
 
 def write_pointer(folder: Path, pointer: Pointer) -> None:
@@ -253,6 +270,7 @@ def validate_folder(path: Path) -> None:
     config = read_config(path)
     if not isinstance(config.get("model_type"), str):
         raise BadInput(f"{path} is no model folder: it has no config.json with a model_type")
+    architectures.check_model_type(config["model_type"], str(path / "config.json"))
     if not any(path.glob("*.safetensors")):
         raise BadInput(f"{path} is no model folder: it has no *.safetensors; other weight formats are not loaded")
     tokenizer = path / "tokenizer_config.json"

@@ -154,11 +154,10 @@ def options(params: Mapping[str, Any], stage: str, key: str | None) -> Any:
 
 def engine(params: Mapping[str, Any]) -> Engine:
     """The validated `engine` section. Raises `BadInput`."""
-    from tasks.core.engines import ENGINES
+    from tasks.core.engines import check_name
 
     checked: Engine = validate(Engine, params["engine"], "engine")
-    if checked.name not in ENGINES:
-        raise unknown_name("engine", checked.name, ENGINES, "engine.name")
+    check_name(checked.name, "engine.name")
     return checked
 
 

@@ -19,9 +19,11 @@ none of the templates' own words.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import comb
 from typing import NamedTuple
 
 from pydantic import Field
@@ -34,6 +36,9 @@ OPERATORS = ("+", "-", "*")
 NONE_LEFT, NOT_AVAILABLE = ".", "x"
 SIGNS = ("=", "->", ":", "?", "!", NONE_LEFT, NOT_AVAILABLE)
 WORDS = ("solve", "check", "refine", "fact", "left", "invent", "ok", "bad", "yes", "no")
+UNUSABLE: dict[str, str] = {}  # blocks that this family cannot work with, and why
+RESULTS = {2: 3, 3: 27, 4: 486}  # results of so many numbers, at most: pairs times operators at every step
+MOST_PUZZLES = 2_000_000  # all of them are listed, in memory and within seconds
 
 
 class CorpusSizes(blocks.Options):
@@ -323,11 +328,29 @@ def create(options: Options) -> Countdown:
             f"prepare.options: heldout_share {options.heldout_share} and labelled_share {options.labelled_share} "
             "leave no unlabelled prompts; their sum must be below 1"
         )
+    given = comb(options.largest + options.numbers - 1, options.numbers)
+    puzzles = given * min(options.bound + 1, RESULTS[options.numbers])
+    if puzzles > MOST_PUZZLES:
+        raise BadInput(
+            f"prepare.options: {options.numbers} numbers up to largest {options.largest} within bound {options.bound} "
+            f"make up to {puzzles:,} puzzles, and all of them are listed, {MOST_PUZZLES:,} at most; lower largest or numbers"
+        )
     return Countdown(options)
 
 
-def check_inputs(family: Countdown, root: str) -> None:
-    """Refuses sizes that the puzzles cannot fill; reads no file."""
+def parts(options: Options) -> list[str]:
+    """The parts of the corpus; those of size 0 are not there."""
+    return ["solve", "fact", *(name for name, size in options.corpus if size)]
+
+
+def difficulties(options: Options) -> list[int]:
+    """All that `difficulty` can give."""
+    return [1, 2, 3]
+
+
+def check_inputs(family: Countdown, root: str) -> dict[int, int]:
+    """How many prompts of each difficulty the pool will have. Refuses sizes that the puzzles cannot fill; reads no file."""
     from tasks.families import countdown_corpus
 
-    countdown_corpus.split(family.options)
+    pool = countdown_corpus.split(family.options)[2]
+    return dict(Counter(family.difficulty(user(solve_text(puzzle_text(*puzzle)))) for puzzle in pool))

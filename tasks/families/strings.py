@@ -24,6 +24,15 @@ from tasks.core.errors import BadInput
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
 
 NO_CRITIC = "strings has no critique skill"
+NO_REFINEMENT = "strings has no refinement skill"
+NO_INVENTING = "strings has no skill to invent prompts"
+UNUSABLE = {  # blocks that this family cannot work with, and why
+    "factored_critique": NO_CRITIC,
+    "nl_critique": NO_CRITIC,
+    "judge_pointwise": NO_CRITIC,
+    "critique_revise": NO_REFINEMENT,
+    "self_instruct": NO_INVENTING,
+}
 Length = Annotated[int, Field(ge=1, le=200)]
 
 
@@ -130,9 +139,7 @@ class Strings:
         return None
 
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
-        raise BadInput(
-            "strings has no skill to invent prompts; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize"
-        )
+        raise BadInput(f"{NO_INVENTING}; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize")
 
     def parse_invented(self, reply: str) -> Invented:
         return Invented(None, "strings has no skill to invent")
@@ -172,5 +179,17 @@ def _refuse_crowded(options: Options, length: int, wanted: int, which: str) -> N
         )
 
 
-def check_inputs(family: Strings, root: str) -> None:
-    """Nothing to look at: `create` has checked the sizes, and there are no files."""
+def parts(options: Options) -> list[str]:
+    """The parts of the corpus."""
+    return ["solve"]
+
+
+def difficulties(options: Options) -> list[int]:
+    """All that are evaluated."""
+    return list(options.evaluated_lengths)
+
+
+def check_inputs(family: Strings, root: str) -> dict[int, int]:
+    """How many prompts of each difficulty the pool will have; `create` has checked the sizes, and there are no files."""
+    options = family.options
+    return dict.fromkeys(range(options.base_lengths[1] + 1, options.max_length + 1), options.pool)

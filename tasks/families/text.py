@@ -14,6 +14,7 @@ so it can neither end the quotation nor begin a new turn. A critique is an addit
 import random
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -34,6 +35,7 @@ ACCEPTED = 4  # points from which the verdict is yes
 INVENTED_WORDS = (3, 150)  # shortest and longest prompt that a model may write, as in Self-Instruct
 LONG, LONGER = 30, 60  # words of a prompt from which its difficulty is 2 and 3
 NO_QUESTIONS = "text has no sub-questions"
+UNUSABLE = {"factored_critique": NO_QUESTIONS}  # blocks that this family cannot work with, and why
 
 
 class Options(blocks.Options):
@@ -121,8 +123,7 @@ class Text:
 
     def difficulty(self, messages: Messages) -> int:
         """By the question's length, all that a prompt shows: 1 below 30 words, 2 below 60, 3."""
-        words = len(self.question(messages).split())
-        return 1 if words < LONG else 2 if words < LONGER else 3
+        return _level(self.question(messages))
 
     def fingerprint(self, messages: Messages) -> str:
         return fingerprint(self.question(messages))
@@ -134,16 +135,17 @@ class Text:
         return _user(self._render("critique.j2", question=self.question(messages), response=response))
 
     def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
-        """`Score: 0` to `Score: 5`, once outside quotations and not in the candidate's own words; accepted from 4."""
-        found = re.findall(r"(?im)^.*?\bscore\b.*$", _unquoted(reply))
-        scores = [line.strip() for line in found if re.search(r"(?i)\bscore\W{0,4}:", line)]
+        """A line `Score: 0` to `Score: 5`, the only score stated outside quotations, and none that the candidate or its
+        prompt states too, because the judge may be repeating that one; accepted from 4."""
+        scores = [line.strip() for line in _unquoted(reply).split("\n") if _STATED.search(_plain(line))]
         if len(scores) != 1:
             return Verdict(False, why="no line 'Score: POINTS'" if not scores else "several lines with a score")
-        match = re.fullmatch(r"(?i)\**score:\**[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?\**\.?", scores[0])
+        match = _SCORE.fullmatch(scores[0])
         if match is None:
             return Verdict(False, why="the score is not a whole number from 0 to 5")
-        if scores[0].casefold() in {line.strip().casefold() for line in response.splitlines()}:
-            return Verdict(False, why="the candidate contains the same score line")
+        judged = _plain("\n".join([*(message["content"] for message in messages), response]))
+        if match.group(1) in _PLANTED.findall(judged):
+            return Verdict(False, why="the candidate or its prompt contains the same score")
         points = int(match.group(1))
         return Verdict(True, points >= ACCEPTED, points / POINTS, reply.strip())
 
@@ -176,6 +178,11 @@ class Text:
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
         """Equal canonical answers; False where there is no gold answer or none in the response."""
         return answer is not None and self.extract(messages, response) == self.extract(messages, answer)
+
+
+def _level(question: str) -> int:
+    words = len(question.split())
+    return 1 if words < LONG else 2 if words < LONGER else 3
 
 
 def _user(content: str) -> Messages:
@@ -237,6 +244,20 @@ def _boxed(text: str) -> str | None:
     return None
 
 
+# --- scores ----------------------------------------------------------------------------------------
+_SCORE = re.compile(r"(?ia)\**score:\**[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?\**\.?")  # what is read, as it stands
+_STATED = re.compile(r"(?i)(?<![^\W_])score[\W_]{0,8}?[:=\d]")  # what counts as stating one, in plain text
+_PLANTED = re.compile(r"(?i)score[\W_]{0,4}[:=][\W_]{0,4}0*([0-9]+)")
+
+
+def _plain(text: str) -> str:
+    """Look-alike forms as ordinary ones, digits of all scripts as 0 to 9, and nothing invisible."""
+    if text.isascii():
+        return text
+    shown = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in shown)
+
+
 # --- quoting ---------------------------------------------------------------------------------------
 def _defused(text: str) -> str:
     """The text with a space inside every sign that some chat template reads as a turn or the end of text."""
@@ -254,9 +275,9 @@ def _unquoted(reply: str) -> str:
     """The reply without fenced blocks (an open one reaches to the end) and without lines that begin with `>`."""
     kept, fence = [], ""
     for line in reply.splitlines():
-        opening = re.match(r"\s*(`{3,})", line)
+        opening = re.match(r"\s*(`{3,}|~{3,})", line)
         if fence:
-            if opening and len(opening[1]) >= len(fence) and not line.strip().strip("`"):
+            if opening and opening[1].startswith(fence) and not line.strip().strip(fence[0]):
                 fence = ""
         elif opening:
             fence = opening[1]
@@ -330,6 +351,16 @@ def create(options: Options) -> Text:
     return family
 
 
-def check_inputs(family: Text, root: str) -> None:
-    """Reads the file and refuses what `prepare` would refuse."""
-    split(family, root)
+def parts(options: Options) -> list[str]:
+    """The parts of the corpus: none without labelled rows."""
+    return ["solve"] if options.labelled else []
+
+
+def difficulties(options: Options) -> list[int]:
+    """All that `difficulty` can give."""
+    return [1, 2, 3]
+
+
+def check_inputs(family: Text, root: str) -> dict[int, int]:
+    """How many prompts of each difficulty the pool will have. Reads the file and refuses what `prepare` would refuse."""
+    return dict(Counter(_level(row.prompt) for row in split(family, root)[0]["pool"]))

@@ -25,6 +25,10 @@ def load(root):
     import yaml
     return yaml.safe_load((root / "params.yaml").read_text())
 
+def parse(text, name):
+    import yaml
+    return yaml.safe_load(text)
+
 def check(params, root=None, recipes=None):
     if "grow" not in params or params["grow"].get("by", 0) < 0:
         raise BadInput("grow.by: given -1; at least 0")

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 def repository(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     (tmp_path / "params.yaml").write_text(layout.render(recipe.compose("self_evolution")))
+    (tmp_path / "tasks/families").mkdir(parents=True)
+    for name in ("countdown_corpus.py", "strings.py"):
+        (tmp_path / "tasks/families" / name).touch()
     return tmp_path
 
 
@@ -44,14 +47,14 @@ def test_all_problems_at_once_and_nothing_written(repository: Path) -> None:
     edit(repository / "params.yaml", "temperature: 1.3", "temprature: 1.3")
     edit(repository / "params.yaml", "previous: i01", "previous: i09")
     edit(repository / "dvc.yaml", "  report:\n", "  reports:\n")
-    before = {path.name: path.read_bytes() for path in repository.iterdir()}
+    before = {path: path.read_bytes() for path in repository.rglob("*.*")}
     code, out, errors = run(repository)
     assert (code, out) == (2, "")
     assert "sample.iid: unknown key 'temprature'; did you mean 'temperature'?" in errors
     assert "iterations.i02.previous: unknown earlier iteration 'i09'" in errors
     assert "dvc.yaml: stage report is there 0 times, the iterations want 1" in errors
     assert "Traceback" not in errors
-    assert {path.name: path.read_bytes() for path in repository.iterdir()} == before
+    assert {path: path.read_bytes() for path in repository.rglob("*.*")} == before
 
 
 def test_check_imports_no_heavy_library(repository: Path) -> None:
@@ -75,7 +78,23 @@ def test_check_imports_no_heavy_library(repository: Path) -> None:
         (lambda r: edit(r / "params.yaml", "  i01: {", "  1: {"), "iterations.1: given the int 1"),
         (
             lambda r: edit(r / "dvc.yaml", "foreach: ${iterations}", "foreach: ${iteration}"),
-            "stage synthesize is there 0",
+            "foreach: dvc.yaml needs 'iteration', which params.yaml does not have",
+        ),
+        (lambda r: edit(r / "dvc.yaml", "foreach: ${iterations}", "foreach: []"), "stage synthesize is there 0"),
+        (lambda r: edit(r / "dvc.yaml", "foreach: ${iterations}", "foreach: ${seed}"), "runs over 0, which is neither"),
+        (lambda r: (r / "dvc.yaml").write_text("stages: {prepare: 3}\n"), "dvc.yaml: has no mapping `stages`"),
+        (lambda r: (r / "dvc.yaml").write_text("stages: {\n"), "dvc.yaml, line 2: is not YAML"),
+        (
+            lambda r: edit(r / "params.yaml", "  iid: {", "  3: {"),
+            "sample.3: given the int 3 as a name; a name is text",
+        ),
+        (
+            lambda r: (r / "tasks/families/countdown_corpus.py").unlink(),
+            "prepare.source: given 'tasks/families/countdown_corpus.py'",
+        ),
+        (
+            lambda r: edit(r / "params.yaml", "fixed_unlabeled, n: 2200", "fixed_unlabeled, n: 22000"),
+            "synthesize.pool: i01 asks for 22000 prompts, but the pool has 6",
         ),
         (
             lambda r: edit(r / "params.yaml", "recipe: self_evolution", "recipe: self_evolved"),
@@ -88,6 +107,25 @@ def test_refused(repository: Path, break_it: Callable[[Path], None], expected: s
     with pytest.raises(BadInput) as caught:
         check.check(repository)
     assert expected in str(caught.value)
+
+
+def test_one_problem_is_told_once(repository: Path) -> None:
+    edit(repository / "params.yaml", "fixed_unlabeled, n: 2200", "fixed_unlabeled, n: 22000")
+    code, out, errors = run(repository)
+    assert (code, out, len(errors.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.parametrize(("number", "sound"), [(8, True), (9, False)])
+def test_a_curriculum_ends_where_the_pool_does(repository: Path, number: int, sound: bool) -> None:
+    params = recipe.compose("self_improving_transformers", iterations=number)
+    (repository / "params.yaml").write_text(layout.render(params))
+    if sound:
+        assert "i01 to i08" in check.check(repository)
+        return
+    with pytest.raises(BadInput) as caught:
+        check.check(repository)
+    assert "synthesize.longer: i09 asks for 3000 prompts of difficulty 17, but the pool has 0" in str(caught.value)
+    assert "difficulties 9 to 16" in str(caught.value)
 
 
 def test_a_full_or_closed_disk(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +149,10 @@ def prompts(number: int, first: str = '{"prompt": "How many legs has a cat?"}') 
         (prompts(900, '{"question": "x"}'), "prompt"),
         (prompts(900, '{"prompt": "What is 3 plus 9?"}'), "3 plus 9"),
         (prompts(900, "{"), "prompts.jsonl"),
+        (prompts(700), "synthesize.pool: i01 asks for 500 prompts, but the pool has 401"),
         (prompts(900), None),
     ],
-    ids=["missing", "empty", "no such field", "duplicate", "no JSON", "sound"],
+    ids=["missing", "empty", "no such field", "duplicate", "no JSON", "small pool", "sound"],
 )
 def test_the_users_prompts(repository: Path, text: str | None, expected: str | None) -> None:
     params = recipe.compose("lmsi", "text")

@@ -189,3 +189,13 @@ def test_exit_codes_of_the_real_command(repository: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("unknown recipe 'scop'; did you mean 'scpo'?")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["self_evolution", "self_rewarding", "oracle"])
+def test_a_method_that_the_family_has_no_skill_for(repository: Path, name: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        use(name, "--family", "strings")
+    assert str(caught.value).startswith(f"recipe {name} is not for family strings: its critique needs ")
+    assert "strings has no critique skill; leave --family out" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (repository / "params.yaml").exists()

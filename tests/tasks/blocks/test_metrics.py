@@ -159,3 +159,22 @@ def test_summary_names_and_bounds_hold_for_any_predictions() -> None:
     assert figures == metrics.summary(pl.concat([greedy, samples(*given)]), 8)
     assert figures["pass_at_1"] <= figures["pass_at_2"] <= figures["pass_at_4"] <= figures["pass_at_8"]
     assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
+
+
+@pytest.mark.parametrize("samples", [1, 3, 8, 12])
+def test_names_are_what_the_summary_gives(samples):
+    rows = [
+        {"prompt_id": prompt, "kind": kind, "draw": draw, "response": "r", "answer": "a", "correct": draw % 2 == 0,
+         "verdict": draw % 2 == 0, "score": 0.5, "tokens": 3, "difficulty": 2}
+        for prompt in ("p", "q")
+        for kind, number in (("greedy", 1), ("sample", samples), ("refined", 1))
+        for draw in range(number)
+    ]  # fmt: skip
+    given = metrics.summary(pl.DataFrame(rows).select(list(tables.PREDICTIONS)), samples)
+    names = metrics.names(samples, [2], True, True, True)
+    assert len(names) == len(set(names))
+    assert set(names) <= set(given)
+    assert {name for name, value in given.items() if value is not None} <= set(names)
+    assert {name for name in given if name not in names} == (
+        {"pass_at_8", "maj_at_8", "best_of_8"} if samples < 8 else set()
+    )

@@ -139,6 +139,23 @@ def test_pointers_are_followed_and_missing_models_named(folder, tmp_path):
         models.resolve(tmp_path, Pointer("no-such/model-at-all", ""))
 
 
+@pytest.mark.parametrize("text", ['{"foo": 1}', '{"path": 3, "digest": "d"}', '{"path": "x"}', "{}"])
+def test_a_pointer_that_is_none(tmp_path, text):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "pointer.json").write_text(text)
+    with pytest.raises(BadInput, match="is no pointer to a model"):
+        models.resolve(tmp_path, Pointer("m", ""))
+    with pytest.raises(BadInput, match="is no pointer to a model"):
+        models.digest(tmp_path / "m")
+
+
+def test_a_pointer_that_leads_back_to_itself(tmp_path):
+    models.write_pointer(tmp_path / "a", Pointer("b", "d"))
+    models.write_pointer(tmp_path / "b", Pointer("a", "d"))
+    with pytest.raises(BadInput, match="leads back to itself"):
+        models.resolve(tmp_path, Pointer("a", ""))
+
+
 @pytest.mark.parametrize(
     ("remove", "message"),
     [
@@ -187,3 +204,32 @@ def test_architectures_are_checked():
         architectures.check({}, "base.architecture")
     for name in ("llama", "smollm3", "qwen2", "gpt2"):
         architectures.check({"model_type": name}, "base.architecture")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"),
+    [
+        ("hidden_size", 64, True),
+        ("hidden_size", "64", False),
+        ("hidden_size", 64.0, False),
+        ("hidden_size", 0, False),
+        ("num_key_value_heads", None, True),
+        ("num_key_value_heads", -1, False),
+        ("max_window_layers", 0, True),
+        ("chunk_size_feed_forward", 0, True),
+        ("rope_parameters", {"rope_theta": 10000.0}, True),
+        ("attention_dropout", 0, True),
+        ("layer_types", ["full_attention"], True),
+        ("layer_types", "full_attention", False),
+        ("tie_word_embeddings", 1, False),
+    ],
+)
+def test_values_of_an_architecture_are_checked(key, value, fits):
+    from tasks.core import architectures
+
+    given = {"model_type": "qwen3", key: value}
+    if fits:
+        architectures.check(given, "base.architecture")
+    else:
+        with pytest.raises(BadInput, match=f"base.architecture.{key}: given"):
+            architectures.check(given, "base.architecture")

@@ -12,6 +12,7 @@ from tasks.core import params as parameters
 from tasks.core.errors import BadInput, UnknownName
 
 ROOT = Path(__file__).parents[3]
+OPTIONS = recipe.compose("self_evolution")["prepare"]["options"]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,34 @@ def test_the_committed_file_passes_every_check() -> None:
         ("train.sft.mixture.solv", 3, "unknown part 'solv'; did you mean 'solve'?"),
         ("train.sft.mixture.earlier", 3, "`accumulate` earlier"),
         ("train.sft.learning_rate", 0, "train.sft.learning_rate: given 0"),
+        ("train.sft.warmup_steps", 151, "train.sft.warmup_steps: given 151, but there are 150 steps"),
+        ("base.sft.warmup_steps", 1301, "base.sft.warmup_steps: given 1301, but there are 1300 steps"),
+        (
+            "base.sft.mixture.usge",
+            3,
+            "base.sft.mixture (what the corpus has): unknown part 'usge'; did you mean 'usage'?",
+        ),
+        (
+            "base.sft.mixture",
+            {"solve": 4},
+            "base.sft.mixture: the corpus has critique, fact, invent, refine, usage too",
+        ),
+        ("prepare.options.corpus.invent", 0, "unknown part 'invent'"),
+        (
+            "filter.replay.parts",
+            ["solv"],
+            "filter.replay.parts (what the corpus has): unknown part 'solv'; did you mean",
+        ),
+        ("base.architecture.hidden_size", "x", "base.architecture.hidden_size: given 'x'; transformers wants int"),
+        ("base.architecture.hidden_size", -4, "base.architecture.hidden_size: given -4; a size is at least 1"),
+        ("base.architecture.num_hidden_layers", 0, "num_hidden_layers: given 0; a size is at least 1"),
+        ("base.architecture.num_hidden_layers", True, "num_hidden_layers: given True; transformers wants int"),
+        ("base.architecture.tie_word_embeddings", "no", "tie_word_embeddings: given 'no'; transformers wants bool"),
+        ("promote.metric", "pass_at_16", "promote.metric (what evaluate measures): unknown metric 'pass_at_16'"),
+        ("promote.metric", "accuracy_difficulty_4", "did you mean 'accuracy_difficulty_"),
+        ("promote.metric", "acuracy", "did you mean 'accuracy'?"),
+        ("prepare.options", {**OPTIONS, "numbers": 4, "largest": 60}, "make up to 36,335,565 puzzles"),
+        ("critique.3", {}, "critique.3: given the int 3 as a name"),
         ("critique.truth", {"block": "verifier"}, "critique.truth: block verifier reads the truth"),
         ("iterations", {}, "iterations: given {}"),
         ("iterations.i02.previous", "i07", "iterations.i02.previous: unknown earlier iteration 'i07'"),
@@ -96,7 +125,10 @@ def test_refused_with_place_and_advice(params: dict[str, Any], path: str, value:
         params["iterations"]["../x"] = params["iterations"]["i01"]
         assert "iterations.../x: is no iteration's key" in refusal(params)
         return
-    put(params, path, value)
+    if path == "critique.3":
+        params["critique"][3] = value
+    else:
+        put(params, path, value)
     assert expected in refusal(params)
 
 
@@ -128,6 +160,8 @@ def test_one_message_lists_all_problems(params: dict[str, Any]) -> None:
 
 def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
     params["base"]["pretrained"] = "models/mine"
+    (tmp_path / "tasks/families").mkdir(parents=True)
+    (tmp_path / "tasks/families/countdown_corpus.py").touch()
     for file, text, expected in [
         (None, "", "models/mine is not there"),
         ("README.md", "", "mine is no model folder: it has no config.json"),
@@ -142,6 +176,66 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
             parameters.check(params, tmp_path)
     (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("")
     parameters.check(params, tmp_path)
+    (tmp_path / "models" / "mine" / "config.json").write_text('{"model_type": "qwen33"}')
+    with pytest.raises(BadInput, match=r"config.json: transformers has no .* 'qwen33'; did you mean qwen3"):
+        parameters.check(params, tmp_path)
+    (tmp_path / "models" / "mine" / "pointer.json").write_text('{"foo": 1}')
+    with pytest.raises(BadInput, match=r"pointer.json is no pointer to a model"):
+        parameters.check(params, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("critics", "filters", "expected"),
+    [
+        ({"judge": "judge_pointwise"}, {"accepted": {"critic": "judge"}}, "nothing would be accepted"),
+        ({"nl": "nl_critique"}, {"majority": {"critic": "nl", "at_least": 0.3}}, "but majority counts votes"),
+        (
+            {"nl": "nl_critique"},
+            {"pairs_vote_margin": {"critic": "nl", "at_least": 0.3, "per_prompt": 1}},
+            "but pairs_vote_margin counts votes",
+        ),
+        ({"judge": "judge_pointwise"}, {"threshold": {"critic": "judge", "at_least": 0.3}}, None),
+        ({"vote": "vote"}, {"majority": {"critic": "vote", "at_least": 0.3}}, None),
+        ({"vote": "vote"}, {"accepted": {"critic": "vote"}}, None),
+    ],
+)
+def test_a_critic_must_say_what_a_filter_asks_for(
+    params: dict[str, Any], critics: dict[str, str], filters: dict[str, Any], expected: str | None
+) -> None:
+    drawn = {"draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8}
+    for name, block in critics.items():
+        params["critique"][name] = {"block": block, **({} if block == "vote" else drawn)}
+    del params["filter"]["accepted"]
+    params["filter"] |= filters
+    if expected is None:
+        parameters.check(params)
+    else:
+        assert expected in refusal(params)
+
+
+def test_two_replays_add_up(params: dict[str, Any]) -> None:
+    params["filter"]["replay"]["parts"] = ["solve", "critique", "refine"]
+    params["filter"]["more"] = {"block": "replay", "parts": ["fact", "usage", "invent"]}
+    parameters.check(params)
+
+
+def test_more_samples_measure_more(params: dict[str, Any]) -> None:
+    params["promote"]["metric"] = "pass_at_16"
+    params["evaluate"]["samples"] = 16
+    parameters.check(params)
+    params["iterations"]["i02"]["evaluate"] = {"samples": 8}
+    assert "promote.metric (what evaluate measures in i02): unknown metric 'pass_at_16'" in refusal(params)
+    params = recipe.compose("self_evolution")
+    params["promote"]["metric"] = "refine_accuracy"
+    params["evaluate"]["refine"] = None
+    assert "unknown metric 'refine_accuracy'" in refusal(params)
+
+
+def test_blocks_that_a_family_has_no_skill_for() -> None:
+    params = recipe.compose("self_improving_transformers")
+    params["critique"] = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}
+    told = "critique.factored: block factored_critique cannot work with family strings: strings has no critique skill"
+    assert told in refusal(params)
 
 
 def test_pairs_for_dpo_must_come_from_somewhere() -> None:

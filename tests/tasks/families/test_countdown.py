@@ -280,3 +280,16 @@ def test_the_split_does_not_depend_on_the_seed_and_the_corpus_does():
 def test_sizes_that_cannot_work_are_refused(change, message):
     with pytest.raises(BadInput, match=message):
         countdown.check_inputs(countdown.create(countdown.Options.model_validate(OPTIONS | change)), ".")
+
+
+def test_what_is_known_before_any_work():
+    data = FAMILY.build(random.Random(0), ".")
+    assert countdown.check_inputs(FAMILY, ".") == Counter(row["difficulty"] for row in data.pool)
+    assert set(countdown.parts(FAMILY.options)) == {row["part"] for row in data.corpus}
+    assert {row["difficulty"] for row in data.heldout} <= set(countdown.difficulties(FAMILY.options))
+
+
+@pytest.mark.parametrize("change", [{"numbers": 4, "largest": 99, "bound": 99}, {"largest": 99, "bound": 999}])
+def test_more_puzzles_than_can_be_listed_are_refused(change):
+    with pytest.raises(BadInput, match="puzzles, and all of them are listed"):
+        countdown.create(countdown.Options.model_validate(OPTIONS | change))

@@ -90,3 +90,9 @@ def test_options_that_cannot_work_are_refused(change, message):
 def test_there_is_no_skill_to_invent():
     with pytest.raises(BadInput, match="difficulty_curriculum"):
         FAMILY.invent_messages([])
+
+
+def test_what_is_known_before_any_work(tmp_path):
+    assert families.parts("strings", OPTIONS) == ["solve"]
+    assert families.difficulties("strings", OPTIONS) == [4, 8, 12]
+    assert families.check_inputs("strings", OPTIONS, tmp_path) == {9: 20, 10: 20, 11: 20, 12: 20}

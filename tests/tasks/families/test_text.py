@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections import Counter
 
 import polars as pl
 import pytest
@@ -286,3 +287,13 @@ def test_difficulty_and_fingerprint_see_the_question_alone():
     assert FAMILY.fingerprint(prompt("How much is 2, and 2?")) == FAMILY.fingerprint(prompt("how much  is 2 and 2"))
     with pytest.raises(BadInput, match="was not made by"):
         FAMILY.question([{"role": "user", "content": "anything"}])
+
+
+def test_what_is_known_before_any_work(tmp_path):
+    write(tmp_path, [*ROWS, {"question": "word " * 40, "answer": "3"}])
+    data = FAMILY.build(random.Random(0), str(tmp_path))
+    counts = families.check_inputs("text", OPTIONS, tmp_path)
+    assert counts == Counter(row["difficulty"] for row in data.pool)
+    assert sum(counts.values()) == 21 - 9
+    assert families.parts("text", OPTIONS) == ["solve"]
+    assert families.parts("text", OPTIONS | {"labelled": 0}) == []

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import declared, recipe
+from flows import declared, exits, recipe
 from tasks.core import params as parameters
-from tasks.core.errors import AutodidactError, BadInput
+from tasks.core.errors import BadInput
 
 NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of that
 
@@ -69,15 +69,5 @@ def _disk(root: Path) -> list[str]:
     return problems
 
 
-def main() -> int:
-    """Exit code 0 or 2."""
-    try:
-        print(check(Path.cwd()))
-    except AutodidactError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exits.code(lambda: print(check(Path.cwd()))))

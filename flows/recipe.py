@@ -23,11 +23,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import Field
 
-from flows import layout
+from flows import exits, layout
 from tasks.core import families
 from tasks.core import params as parameters
 from tasks.core.blocks import Options, validate
-from tasks.core.errors import AutodidactError, BadInput, unknown_name
+from tasks.core.errors import BadInput, unknown_name
 
 FOLDER = Path(__file__).parent / "recipes"
 SHOWN = 40  # changed values printed by `use`
@@ -281,15 +281,5 @@ def use(
         print(f"  and {len(found) - SHOWN} more")
 
 
-def main() -> int:
-    """Runs the command; bad input ends in a message and exit code 2."""
-    try:
-        app()
-    except AutodidactError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exits.code(app))

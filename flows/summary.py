@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import history, state
+from flows import exits, history, state
 from tasks.core import params as parameters
-from tasks.core.errors import AutodidactError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,15 +103,5 @@ def _percent(value: Any) -> str:
     return f"{100 * value:.1f}" if isinstance(value, int | float) else "-"
 
 
-def main() -> int:
-    """Exit code 0, or 2 for bad input."""
-    try:
-        show(Path.cwd())
-    except AutodidactError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exits.code(lambda: show(Path.cwd())))

@@ -20,9 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import lives
+from flows import exits, lives
 from flows.artifacts import Record
-from tasks.core.errors import AutodidactError
 
 SHOWN = 20  # entries of a list
 LETTERS = 400  # of a text
@@ -263,15 +262,5 @@ def command(
         show(record, everything)
 
 
-def main() -> int:
-    """Exit code 0, or 2 for bad input."""
-    try:
-        typer.run(command)
-    except AutodidactError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exits.code(lambda: typer.run(command)))

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from filelock import FileLock
 
-from flows import history, state
+from flows import exits, history, state
 from flows.projection import PARENT, project
 from tasks.core import digests
 from tasks.core import params as parameters
@@ -324,15 +324,5 @@ def command() -> None:
     print(report(sync(Path.cwd(), full=True)))
 
 
-def main() -> int:
-    """Exit code 0, 1 where the database could not be used, 2 for bad input."""
-    try:
-        typer.run(command)
-    except AutodidactError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exits.code(lambda: typer.run(command)))

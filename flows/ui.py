@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import typer
 
-from flows import state, track
+from flows import exits, state, track
 from tasks.core.errors import AutodidactError
 
 HOST = "127.0.0.1"
@@ -99,15 +99,5 @@ def command(port: Annotated[int, typer.Option(help="another one is taken if it i
     raise typer.Exit(serve(Path.cwd(), port))
 
 
-def main() -> int:
-    """Exit code 0, 1 where MLflow cannot be used, 2 for bad input."""
-    try:
-        typer.run(command)
-    except AutodidactError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exits.code(lambda: typer.run(command)))

@@ -34,9 +34,6 @@ class Adding:
     def extract(self, messages: Messages, response: str) -> str | None:
         return response.strip() if response.strip().isdigit() else None
 
-    def well_formed(self, messages: Messages, response: str) -> bool:
-        return self.extract(messages, response) is not None
-
     def difficulty(self, messages: Messages) -> int:
         return len(messages[0]["content"])
 
@@ -52,7 +49,7 @@ class Adding:
         return Verdict(True, reply == "yes", float(reply == "yes"), reply)
 
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
-        if not self.well_formed(messages, response):
+        if self.extract(messages, response) is None:
             return None
         return [Question(user("sum " + messages[0]["content"].split(" ", 1)[1]), response.strip())]
 

@@ -70,11 +70,8 @@ class Family(Protocol):
         ...
 
     def extract(self, messages: Messages, response: str) -> str | None:
-        """Canonical answer for votes and duplicates, None where the response has none."""
-        ...
-
-    def well_formed(self, messages: Messages, response: str) -> bool:
-        """Whether the response obeys the family's grammar; says nothing about truth."""
+        """Canonical answer for votes, None where the response does not obey the family's grammar. Says nothing about
+        truth: it must not compare with what the prompt asks for."""
         ...
 
     def difficulty(self, messages: Messages) -> int: ...

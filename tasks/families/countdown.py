@@ -183,9 +183,6 @@ class Countdown:
             ordered.append(Step(a, step.operator, b, step.result))
         return steps_text(ordered)
 
-    def well_formed(self, messages: Messages, response: str) -> bool:
-        return self.steps(response) is not None
-
     def difficulty(self, messages: Messages) -> int:
         """What the prompt alone shows: 1 the target is at most the largest number, 2 at most the sum, 3 above
         the sum, so that it takes a product."""

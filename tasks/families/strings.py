@@ -7,7 +7,7 @@ only longer ones, so that a curriculum of one digit an iteration meets nothing t
 (Lee and others 2025, "Self-Improving Transformers Overcome Easy-to-Hard and Length Generalization
 Challenges"). There is one skill: no critique, no refinement, no inventing.
 
-`well_formed` asks only that the reply is one or more digits: it looks neither at which digits nor at how
+`extract` asks only that the reply is one or more digits: it looks neither at which digits nor at how
 many, so it is no label in disguise.
 """
 
@@ -110,10 +110,6 @@ class Strings:
     def extract(self, messages: Messages, response: str) -> str | None:
         words = response.split()
         return " ".join(words) if self._is_string(words) else None
-
-    def well_formed(self, messages: Messages, response: str) -> bool:
-        """One or more digits and nothing else."""
-        return self._is_string(response.split())
 
     def difficulty(self, messages: Messages) -> int:
         """How many digits."""

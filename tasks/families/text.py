@@ -117,10 +117,6 @@ class Text:
     def extract(self, messages: Messages, response: str) -> str | None:
         return number_in(response) if self.numeric else " ".join(response.casefold().split()) or None
 
-    def well_formed(self, messages: Messages, response: str) -> bool:
-        """Has an answer: a number where numbers are asked for, else any text."""
-        return self.extract(messages, response) is not None
-
     def difficulty(self, messages: Messages) -> int:
         """By the question's length, all that a prompt shows: 1 below 30 words, 2 below 60, 3."""
         return _level(self.question(messages))

@@ -156,8 +156,7 @@ def test_questions_hide_the_claims_and_the_weights_decide():
 @settings(max_examples=300, deadline=None)
 @given(HOSTILE, HOSTILE)
 def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
-    formed = FAMILY.well_formed(SOLVE, text)
-    assert (FAMILY.extract(SOLVE, text) is not None) == formed
+    formed = FAMILY.extract(SOLVE, text) is not None
     assert (FAMILY.questions(SOLVE, text) is not None) == formed
     quoted = FAMILY.critique_messages(SOLVE, text)
     assert (quoted is not None) == formed

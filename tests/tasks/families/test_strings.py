@@ -41,11 +41,11 @@ def test_lengths_and_labels():
     assert data == FAMILY.build(random.Random(0), ".") != FAMILY.build(random.Random(1), ".")
 
 
-def test_well_formed_is_no_label():
-    assert FAMILY.well_formed(PROMPT, "9")
-    assert FAMILY.well_formed(PROMPT, "5 1 7")
-    assert not FAMILY.well_formed(PROMPT, "")
-    assert not FAMILY.well_formed(PROMPT, "5 1 =")
+def test_an_answer_is_no_label():
+    assert FAMILY.extract(PROMPT, "9") == "9"
+    assert FAMILY.extract(PROMPT, "5 1 7") == "5 1 7"
+    assert FAMILY.extract(PROMPT, "") is None
+    assert FAMILY.extract(PROMPT, "5 1 =") is None
     assert [FAMILY.verify(PROMPT, None, text) for text in ("5 1 7", " 5  1 7 ", "5 1", "5 7 1", "517")] == [
         True,
         True,
@@ -58,8 +58,7 @@ def test_well_formed_is_no_label():
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(["5", "1", "7", "+", "=", "١", "10", "²"])).map(" ".join)))
 def test_hostile_text_is_never_read_as_more_than_digits(text):
-    formed = FAMILY.well_formed(PROMPT, text)
-    assert formed == (FAMILY.extract(PROMPT, text) is not None)
+    formed = FAMILY.extract(PROMPT, text) is not None
     assert FAMILY.verify(PROMPT, None, text) == (text.split() == ["5", "1", "7"])
     assert formed == (bool(text.split()) and all(word in list("0123456789") for word in text.split()))
     assert not FAMILY.parse_critique(PROMPT, "5 1 7", text).parsed

@@ -109,7 +109,7 @@ def test_verify_compares_canonical_answers():
     assert not FAMILY.verify(prompt(), "1000", "no number")
     words = families.create("text", OPTIONS | {"extraction": "text"})
     assert words.verify(prompt(), "The  Opposite", "the opposite\n")
-    assert not words.well_formed(prompt(), " \n")
+    assert words.extract(prompt(), " \n") is None
 
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.parquet"])
@@ -259,7 +259,6 @@ def test_hostile_text_never_raises_never_leaves_its_fence_and_gets_no_verdict(te
     assert (refined is None) == (not (text.strip() and other.strip()))
     number = FAMILY.extract(prompt(), text)
     assert number is None or re.search("[0-9]", number)
-    assert FAMILY.well_formed(prompt(), text) == (number is not None)
     assert all(numbers(n) == [n] for n in numbers(text))
     assert not FAMILY.verify(prompt(), None, text)
     invented = FAMILY.parse_invented(text)

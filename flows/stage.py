@@ -230,7 +230,11 @@ def prefect_map(jobs: Sequence[Job]) -> None:
     def shard(key: str) -> str:
         if stopped.is_set():
             raise StageFailed("another shard failed")
-        missing[key].run()
+        try:
+            missing[key].run()
+        except BaseException:
+            stopped.set()  # here, before the next shard can start
+            raise
         return key
 
     # The task's argument is the key alone: Prefect walks through whatever it is given, and a job may hold a model.

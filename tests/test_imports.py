@@ -91,7 +91,8 @@ def test_a_library_with_one_home_is_imported_there_only(library: str, homes: set
 
 def test_nothing_heavy_is_imported_when_a_task_module_is() -> None:
     for module, path in MODULES.items():
-        lazily_imported = module == "tasks.core.trainers" or module.startswith("tasks.core.engines.")
+        lazy = ("tasks.core.trainers", "tasks.core.losses")
+        lazily_imported = module in lazy or module.startswith("tasks.core.engines.")
         if module.startswith("tasks") and not lazily_imported:
             heavy = {name for name in imports(path, module, top_level=True) if name.split(".")[0] in HEAVY}
             assert not heavy, f"{module} imports {sorted(heavy)} at its top; import it in the function that needs it"

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
@@ -36,10 +35,10 @@ from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tasks.core import models
-from tasks.core.batches import Batches, Group, Rows, gather, groups
+from tasks.core.batches import Batches, Rows, gather, groups
 from tasks.core.errors import BadInput, StageFailed
+from tasks.core.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
 
-Tensors = dict[str, torch.Tensor]
 COMPLETE = "complete"  # marker of a checkpoint that was written to its end
 
 
@@ -59,64 +58,12 @@ class _Steps(torch.utils.data.Dataset[list[Tensors]]):
         return [tensors(group) for source in self.sources for group in source.step(index)]
 
 
-def tensors(group: Group) -> Tensors:
-    return {key: torch.from_numpy(value) for key, value in group.items()}
-
-
-# --- losses ----------------------------------------------------------------------------------------
-
-
-def dpo_losses(
-    logps: torch.Tensor,
-    reference: torch.Tensor,
-    lengths: torch.Tensor,
-    smoothing: torch.Tensor,
-    kind: str,
-    beta: float,
-    nll: float,
-) -> torch.Tensor:
-    """Loss of every pair, (B,), before its weight. `logps`, `reference`: (2B,) summed log-probabilities, chosen
-    first; `lengths`: (2B,) completion tokens; `smoothing`: (B,)."""
-    pairs = len(smoothing)
-    ratios = logps - reference
-    if kind == "ipo":
-        averaged = ratios / lengths
-        delta = averaged[:pairs] - averaged[pairs:]
-        right, wrong = (delta - 1 / (2 * beta)) ** 2, (-delta - 1 / (2 * beta)) ** 2
-    else:
-        delta = beta * (ratios[:pairs] - ratios[pairs:])
-        right, wrong = -F.logsigmoid(delta), -F.logsigmoid(-delta)
-    losses = (1 - smoothing) * right + smoothing * wrong
-    return losses - nll * logps[:pairs] / lengths[:pairs] if nll else losses
-
-
-def log_probabilities(model: Any, head: "_Head", group: Tensors) -> torch.Tensor:
-    """Log-probability in nats of every completion token of a group, (m,)."""
-    head.positions = group["positions"]
-    try:
-        logits = model(input_ids=group["input_ids"], use_cache=False).logits[0]
-    finally:
-        head.positions = None
-    return -F.cross_entropy(logits.float(), group["targets"], reduction="none")
-
-
-class _Head:
-    """Lets the output head of a model see only the `positions` that are to be predicted."""
-
-    def __init__(self, model: Any):
-        self.positions: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
-
-    def _select(self, module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
-        return None if self.positions is None else (given[0].flatten(0, 1)[self.positions][None],)
-
-
 def reference_logps(folder: Path, rows: Rows, precision: str, progress: Callable[[int, int], None]) -> np.ndarray:
     """Summed log-probability of every row's completion under a model, (rows,) in nats."""
     model = load(folder).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    head = _Head(model)
+    head = Head(model)
     sums = np.zeros(len(rows))
     batches = groups(rows.lengths)
     for done, numbers in enumerate(batches):
@@ -145,7 +92,7 @@ class _Planned:
     def __init__(self, *, sources: Sequence[Batches], rate: Callable[[int], float], **given: Any):
         self._sources, self._rate = sources, rate
         super().__init__(**given)
-        self._head = _Head(self.model)
+        self._head = Head(self.model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         steps = self.args.max_steps

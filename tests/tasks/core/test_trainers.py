@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl import DPOConfig, DPOTrainer
 
-from tasks.core import batches, models, trainers
+from tasks.core import batches, losses, models, trainers
 from tasks.core.errors import StageFailed
 
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def test_the_sft_loss_is_the_weighted_mean_over_completion_tokens(folders):
     logps = by_hand(model, rows)
     trainer = trainers.trainer_for("sft", model, TOKENIZER, folders / "c", [source], OPTIONS, 0)
     for step, members in enumerate(source.plan):
-        loss = sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(step))
+        loss = sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(step))
         above = sum(weights[i] * -logps[i].sum() for i in members)
         below = sum(weights[i] * len(logps[i]) for i in members)
         assert loss.item() == pytest.approx(float(above / below), rel=1e-5)
@@ -87,7 +87,7 @@ def test_a_row_of_weight_zero_changes_no_gradient(folders):
         model = trainers.load(folders / "0")
         source = batches.SftBatches(encode(PROMPTS, replies), np.array(weights), np.array([[0, 1, 2]]), 1.0)
         trainer = trainers.trainer_for("sft", model, TOKENIZER, folders / "c", [source], OPTIONS, 0)
-        sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(0)).backward()
+        sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(0)).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     assert torch.allclose(
@@ -101,7 +101,7 @@ def test_dpo_losses_by_hand():
     lengths = torch.tensor([2.0, 4.0])
 
     def loss(kind, smoothing, nll):
-        return float(trainers.dpo_losses(logps, reference, lengths, torch.tensor([smoothing]), kind, 0.5, nll))
+        return float(losses.dpo_losses(logps, reference, lengths, torch.tensor([smoothing]), kind, 0.5, nll))
 
     # ratios +1 and -2, so d = 3, beta * d = 1.5
     right, wrong = math.log1p(math.exp(-1.5)), math.log1p(math.exp(1.5))
@@ -117,8 +117,8 @@ def test_smoothing_of_a_half_does_not_know_chosen_from_rejected():
     logps, reference, lengths = torch.tensor([-2.0, -6.0]), torch.tensor([-3.0, -4.0]), torch.tensor([2.0, 4.0])
     half = torch.tensor([0.5])
     for kind in ("sigmoid", "ipo"):
-        one = trainers.dpo_losses(logps, reference, lengths, half, kind, 0.5, 0.0)
-        other = trainers.dpo_losses(logps.flip(0), reference.flip(0), lengths.flip(0), half, kind, 0.5, 0.0)
+        one = losses.dpo_losses(logps, reference, lengths, half, kind, 0.5, 0.0)
+        other = losses.dpo_losses(logps.flip(0), reference.flip(0), lengths.flip(0), half, kind, 0.5, 0.0)
         assert torch.allclose(one, other)
 
 
@@ -142,7 +142,7 @@ def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
     source = pair_batches(folders, [1.0, 1.0, 1.0])
     model = trainers.load(folders / "0")
     ours = trainers.trainer_for("dpo", model, TOKENIZER, tmp_path, [source], options, 0)
-    loss = sum(ours.compute_loss(model, trainers.tensors(group)) for group in source.step(0))
+    loss = sum(ours.compute_loss(model, losses.tensors(group)) for group in source.step(0))
 
     def row(i):
         begin, end, prompt = (
@@ -178,7 +178,7 @@ def test_pairs_are_weighted_and_a_weight_of_zero_has_no_gradient(folders, tmp_pa
         model = trainers.load(folders / "0")
         source = pair_batches(folders, weights)
         trainer = trainers.trainer_for("dpo", model, TOKENIZER, tmp_path, [source], OPTIONS, 0)
-        loss = sum(trainer.compute_loss(model, trainers.tensors(group)) for group in source.step(0))
+        loss = sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(0))
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 

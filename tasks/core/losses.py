@@ -1,0 +1,64 @@
+"""The losses of training on the level of one group of rows, and what they are computed from.
+
+A group's tensors come from `tasks.core.batches`: rows of like length, padded on the right. `Head` lets a model project
+onto its vocabulary only at the positions that are to be predicted, where most of a small model's time goes.
+Formulas: see `tasks.core.trainers`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tasks.core.batches import Group
+
+Tensors = dict[str, torch.Tensor]
+
+
+def tensors(group: Group) -> Tensors:
+    return {key: torch.from_numpy(value) for key, value in group.items()}
+
+
+def dpo_losses(
+    logps: torch.Tensor,
+    reference: torch.Tensor,
+    lengths: torch.Tensor,
+    smoothing: torch.Tensor,
+    kind: str,
+    beta: float,
+    nll: float,
+) -> torch.Tensor:
+    """Loss of every pair, (B,), before its weight. `logps`, `reference`: (2B,) summed log-probabilities, chosen
+    first; `lengths`: (2B,) completion tokens; `smoothing`: (B,)."""
+    pairs = len(smoothing)
+    ratios = logps - reference
+    if kind == "ipo":
+        averaged = ratios / lengths
+        delta = averaged[:pairs] - averaged[pairs:]
+        right, wrong = (delta - 1 / (2 * beta)) ** 2, (-delta - 1 / (2 * beta)) ** 2
+    else:
+        delta = beta * (ratios[:pairs] - ratios[pairs:])
+        right, wrong = -F.logsigmoid(delta), -F.logsigmoid(-delta)
+    losses = (1 - smoothing) * right + smoothing * wrong
+    return losses - nll * logps[:pairs] / lengths[:pairs] if nll else losses
+
+
+def log_probabilities(model: Any, head: "Head", group: Tensors) -> torch.Tensor:
+    """Log-probability in nats of every completion token of a group, (m,)."""
+    head.positions = group["positions"]
+    try:
+        logits = model(input_ids=group["input_ids"], use_cache=False).logits[0]
+    finally:
+        head.positions = None
+    return -F.cross_entropy(logits.float(), group["targets"], reduction="none")
+
+
+class Head:
+    """Lets the output head of a model see only the `positions` that are to be predicted."""
+
+    def __init__(self, model: Any):
+        self.positions: torch.Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._select)
+
+    def _select(self, module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        return None if self.positions is None else (given[0].flatten(0, 1)[self.positions][None],)

@@ -14,7 +14,7 @@ known. Three workloads, each (prompts x draws, reply lengths):
 `plain` tokenizes, pads on the left and calls `generate` on the repeated prompts batch by batch, in the order
 given; its best batch size is found first. Then engine and plain alternate, and the table gives medians of
 new tokens a second, and the median of the ratios of neighbouring runs. Only tokens up to the end of a reply
-count. Both decode their replies to text. Threads wait passively, for both, unless OMP_WAIT_POLICY says otherwise.
+count. Both decode their replies to text. Threads wait for both as they do in a stage (flows/state.py).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin crawl on a busy machine
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch, as in flows/state.py
 
 import numpy as np
 import torch

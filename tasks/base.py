@@ -2,7 +2,7 @@
 
 Reads `data/tasks/family.json` (vocabulary) and `data/tasks/corpus.parquet` (table SFT). Writes
   data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else
-  data/i00/policy.json      pointer {path, digest} to what i01 may start from
+  data/i00/pointer.json     {path, digest} of what i01 may start from; policy.json says the same with a reason
   data/i00/prompts.parquet, data/i00/dataset/{sft,pairs,dropped}.parquet   empty: i01 extends them
 
 `pretrained` is a folder, relative to the repository or absolute, or the hub name of a model in the local
@@ -71,6 +71,7 @@ def run(context: Context) -> None:
     }
     text = json.dumps(policy, sort_keys=True, indent=2) + "\n"
     context.write(context.data("policy.json", key)).write_text(text, encoding="utf-8")
+    context.point(pointer, key)
     tables.write(tables.empty(tables.PROMPTS), context.write(context.data("prompts.parquet", key)), tables.PROMPTS)
     for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
         tables.write(tables.empty(schema), context.write(context.data(f"dataset/{name}.parquet", key)), schema)

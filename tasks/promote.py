@@ -1,7 +1,8 @@
 """promote: whether the next iteration starts from this candidate or from the policy that was there before.
 
 Reads the probe-set results of this and of the previous iteration, never held-out ones, and the previous
-`policy.json`. Writes `data/iN/policy.json`, a pointer (models are not copied):
+`policy.json`. Writes `data/iN/pointer.json`, the promoted model's path and digest and nothing else, which is what
+the next iteration depends on (models are not copied), and `data/iN/policy.json`, the decision:
   path, digest      the promoted model's folder and content digest
   promoted          whether that is this iteration's candidate
   reason            one sentence for people
@@ -24,7 +25,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks.core.blocks import Options, validate
-from tasks.core.context import Context
+from tasks.core.context import Context, Pointer
 from tasks.core.errors import unknown_name
 
 Figures = Mapping[str, float | None]
@@ -79,6 +80,7 @@ def run(context: Context) -> None:
     context.tags["reason"] = decision["reason"]
     text = json.dumps(record, sort_keys=True, indent=2, allow_nan=False) + "\n"
     context.write(context.data("policy.json")).write_text(text)
+    context.point(Pointer(record["path"], record["digest"]))
 
 
 def gates(probe: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
 """train: the candidate of this iteration, trained on its dataset.
 
-Reads `data/iN/dataset/{sft,pairs}.parquet` (tables SFT, PAIRS) and, through `policy.json` of the row's
+Reads `data/iN/dataset/{sft,pairs}.parquet` (tables SFT, PAIRS) and, through `pointer.json` of the row's
 `initial` and `reference` iterations, two models. Writes `data/iN/candidate/`: a model folder, and in it
 `lineage.json`: the initial and the reference model (path, digest), the dataset's digest, the iteration,
 and how many rows of each part were there to be drawn. Blocks run in the order sft, dpo, by name within a

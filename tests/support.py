@@ -142,7 +142,7 @@ def context(root: Path, stage: str, key: str | None, options: Any, open_model: A
 
 def policy(root: Path, key: str, digest: str = "d" * 32) -> None:
     """Writes a policy pointer."""
-    path = root / "data" / key / "policy.json"
+    path = root / "data" / key / "pointer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"path": f"data/{key}/candidate", "digest": digest}))
 

@@ -74,8 +74,14 @@ class Context:
 
     def pointer(self, key: str) -> Pointer:
         """The policy that iteration `key` promoted."""
-        record = json.loads(self.read(self.data("policy.json", key)).read_text())
+        record = json.loads(self.read(self.data("pointer.json", key)).read_text())
         return Pointer(record["path"], record["digest"])
+
+    def point(self, pointer: Pointer, key: str | None = None) -> None:
+        """Writes which model is the policy now, and nothing else: stages depend on this file, so that what a gate
+        measured and said (`policy.json`) can change without rerunning the next iteration."""
+        text = json.dumps({"path": pointer.path, "digest": pointer.digest}, sort_keys=True, indent=2) + "\n"
+        self.write(self.data("pointer.json", key)).write_text(text, encoding="utf-8")
 
     def model(self, pointer: Pointer) -> "Asker":
         """A model to ask; it is loaded when the first request has no stored reply."""

@@ -120,6 +120,23 @@ def test_an_override_of_train_leaves_everything_before_it_alone(repository):
     assert "Running stage" not in restored  # the run cache has it
 
 
+def test_a_gate_that_decides_the_same_reruns_no_iteration(repository):
+    """Once with another tolerance, as wide for every decision: the gates say it otherwise, the policies stay."""
+    before = digests(repository)
+    edit(repository, "promote.tolerance", 1.0)
+    run(repository, "dvc", "repro")
+    policies = digests(repository)
+    edit(repository, "promote.tolerance", 0.99)
+    assert set(ran(run(repository, "dvc", "repro"))) == {"promote@i01", "promote@i02", "promote@i03"}
+    after = digests(repository)
+    assert {path for path in after if after[path] != policies[path]} == {
+        f"data/{key}/policy.json" for key in ("i01", "i02", "i03")
+    }
+    use(repository, "self_evolution")
+    run(repository, "dvc", "repro")
+    assert digests(repository) == before
+
+
 def test_bad_params_are_refused_with_exit_code_2_and_nothing_is_lost(repository):
     before = digests(repository)
     edit(repository, "sample.iid.temprature", 1.0)

@@ -92,6 +92,18 @@ def test_without_truth_a_label_free_figure_decides_and_is_named(tmp_path: Path) 
     assert "without a gate" in nothing["reason"]
 
 
+def test_only_the_model_is_in_what_the_next_iteration_depends_on(tmp_path: Path) -> None:
+    """A gate that measures more or says it otherwise, and decides the same, reruns nothing."""
+    pointer = "out/data/i02/pointer.json"
+    record, _ = run(tmp_path / "a", probe(0.45), probe(0.4), BASE, tolerance=0.03)
+    other, _ = run(tmp_path / "b", probe(0.46), probe(0.41), BASE, tolerance=0.02)
+    assert record != other
+    assert (tmp_path / "a" / pointer).read_bytes() == (tmp_path / "b" / pointer).read_bytes()
+    assert json.loads((tmp_path / "a" / pointer).read_text()) == {"path": record["path"], "digest": record["digest"]}
+    run(tmp_path / "c", probe(0.1), probe(0.4), BASE)
+    assert json.loads((tmp_path / "c" / pointer).read_text())["path"] == BASE["path"]
+
+
 def test_held_out_results_change_nothing(tmp_path: Path) -> None:
     first, context = run(tmp_path / "a", probe(0.4), probe(0.4), BASE, held_out=0.0)
     second, _ = run(tmp_path / "b", probe(0.4), probe(0.4), BASE, held_out=1.0)

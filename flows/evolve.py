@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from flows import clock, graph, server, state
+from flows import clock, exits, graph, server, state
 from flows.declared import names
 from flows.stage import Runner, silence
 from tasks.core.errors import AutodidactError, unknown_name
@@ -79,7 +79,9 @@ def main(
     force: Annotated[bool, typer.Option("--force", "-f", help="run them even if nothing changed")] = False,
 ) -> None:
     """Run the graph in one process, each model loaded once."""
-    raise typer.Exit(command(Path.cwd(), targets or [], force))
+    code = command(Path.cwd(), targets or [], force)
+    exits.quickly()
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import typer
 
-from flows import state
+from flows import state, warm
 from tasks.core.errors import StageFailed
 
 STARTUP = 120.0  # seconds the server may take to answer for the first time
@@ -37,15 +37,17 @@ IDLE_SERVICES = (  # what nothing here uses: no deployments, no schedules, no au
     "SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "REPOSSESSOR",
     "CLEANUP_RECONCILER", "TRIGGERS", "EVENT_LOGGER", "EVENT_PERSISTER",
 )  # fmt: skip
-_NOTHING: Mapping[str, str] = {}
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def ensure(root: Path) -> str:
+def ensure(root: Path, pid: int | None = None) -> str:
     """The API address of this run's server, which may still be starting (see `wait`); sets `PREFECT_API_URL`.
 
-    Call it before Prefect is imported. Starts server and watchdog where there are none."""
+    Call it before Prefect is imported. Starts server and watchdog where there are none, and under a `dvc` the process
+    that keeps the libraries loaded. `pid`: the process on whose behalf this one works, if not its own."""
+    import psutil
+
     given = os.environ.get("PREFECT_API_URL")
     with _lock(root):
         info = state.read_json(_file(root)) or {}
@@ -53,7 +55,8 @@ def ensure(root: Path) -> str:
             info |= {"url": given, "pid": None, "started": None}
         elif not info.get("pid") or not state.alive(info["pid"], info["started"]):
             info |= _start_server(root)
-        owner = _owner()
+        caller = psutil.Process(pid)
+        owner = _owner(caller)
         owners = [o for o in info.get("owners", []) if o["pid"] != owner.pid and state.alive(o["pid"], o["started"])]
         owners.append({"pid": owner.pid, "started": owner.create_time(), "root": str(root.resolve())})
         info["owners"] = owners
@@ -65,8 +68,26 @@ def ensure(root: Path) -> str:
                 [sys.executable, "-m", "flows.server", "watch", str(root.resolve())], log, root
             )
             state.write_json(_file(root), info)
-    os.environ["PREFECT_API_URL"] = info["url"]
+        os.environ["PREFECT_API_URL"] = info["url"]
+        if warm.wanted() and owner.pid != caller.pid and not _is_warm(info):
+            log = (state.logs_dir(root) / "warm.log").open("ab")
+            command = [sys.executable, "-m", "flows.warm", str(root.resolve())]
+            environment = {**caller.environ(), "PREFECT_API_URL": info["url"]}  # nothing that libraries added to ours
+            info["warm"] = {"pid": _detached(command, log, root, environment), "url": info["url"]}
+            state.write_json(_file(root), info)
     return str(info["url"])
+
+
+def warm_process(root: Path) -> int | None:
+    """The process of this run that has the libraries loaded, or is loading them; None where there is none."""
+    info = state.read_json(_file(root)) or {}
+    if info.get("pid") and not state.alive(info["pid"], info["started"]):
+        return None
+    return int(info["warm"]["pid"]) if _is_warm(info) else None
+
+
+def _is_warm(info: Mapping[str, Any]) -> bool:
+    return "warm" in info and info["warm"]["url"] == info["url"] and state.alive(info["warm"]["pid"])
 
 
 def wait(root: Path, url: str) -> None:
@@ -198,16 +219,16 @@ def _start_server(root: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
     log = (state.logs_dir(root) / "prefect-server.log").open("ab")
-    pid = _detached(command, log, home, environment)
+    pid = _detached(command, log, home, {**os.environ, **environment})
     print(f"Prefect: {address} (follow the run there; the server goes when the run goes)", flush=True)
     return {"url": f"{address}/api", "pid": pid, "started": psutil.Process(pid).create_time()}
 
 
-def _detached(command: list[str], log: IO[bytes], folder: Path, environment: Mapping[str, str] = _NOTHING) -> int:
+def _detached(command: list[str], log: IO[bytes], folder: Path, environment: Mapping[str, str] | None = None) -> int:
     """Starts a process that outlives this one and holds none of its streams; its number."""
     with log:
         return subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **environment}, start_new_session=True,
+            command, cwd=folder, env=environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         ).pid  # fmt: skip
 
@@ -228,12 +249,9 @@ def _stop(pid: int, started: float) -> None:
         return
 
 
-def _owner() -> Any:
-    """The process whose end is the run's end: the nearest `dvc` above this one, else this one."""
-    import psutil
-
-    here = psutil.Process()
-    return next((process for process in here.parents() if _is_dvc(process)), here)
+def _owner(caller: Any) -> Any:
+    """The process whose end is the run's end: the nearest `dvc` above the caller, else the caller."""
+    return next((process for process in caller.parents() if _is_dvc(process)), caller)
 
 
 def _is_dvc(process: Any) -> bool:

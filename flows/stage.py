@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from flows import clock, history, outputs, server, state
+from flows import clock, exits, history, outputs, server, state, warm
 from flows.declared import Declared, declared
 from flows.progress import Progress
 from tasks.core import digests
@@ -104,6 +104,7 @@ class Runner:
     ) -> tuple[dict[str, str], float | None]:
         """Digests of the outputs, and the seconds of work; None for them if an earlier run's outputs are in place."""
         from prefect import flow, task
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
         from prefect.task_runners import ThreadPoolTaskRunner
 
         silence()
@@ -129,7 +130,8 @@ class Runner:
 
         runner: Any = ThreadPoolTaskRunner(max_workers=1)
         whole = flow(name=context.stage, flow_run_name=context.name, task_runner=runner, persist_result=False)(body)
-        found = whole()
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # or each flow waits a second for its end
+            found = whole()
         return found, sum(work) if work else None
 
     def _context(self, stage: str, key: str | None) -> Context:
@@ -260,14 +262,16 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def command(root: Path, stage: str, key: str | None) -> int:
-    """Runs the stage with a server, says on stderr what went wrong; the exit code."""
+def command(root: Path, stage: str, key: str | None = None, pid: int | None = None) -> int:
+    """Runs the stage with a server, says on stderr what went wrong; the exit code.
+
+    `pid`: the process on whose behalf this one works, if not its own."""
     state.quiet(root)
     try:
         runner = Runner(root, files=stage in READ_FILES)
         declared(root, runner.params, stage, key)
-        server.wait(root, server.ensure(root))
-        runner.execute(stage, key, since=_process_start())
+        server.wait(root, server.ensure(root, pid))
+        runner.execute(stage, key, since=_process_start(pid))
     except AutodidactError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -282,7 +286,13 @@ def main(
     key: Annotated[str | None, typer.Argument(help="the iteration, for stages that have one: i01")] = None,
 ) -> None:
     """Run one stage of the graph. `dvc repro STAGE@ITERATION` does this when it is needed, and what it depends on."""
-    raise typer.Exit(command(Path.cwd(), stage, key))
+    root = Path.cwd()
+    state.quiet(root)
+    code = warm.ask(root, [stage, *([key] if key else [])], server.warm_process(root))
+    if code is None:
+        code = command(root, stage, key)
+        exits.quickly()
+    raise typer.Exit(code)
 
 
 def _stored(root: Path) -> dict[str, Any]:
@@ -313,10 +323,10 @@ def _number(value: float) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
 
 
-def _process_start() -> float:
+def _process_start(pid: int | None = None) -> float:
     import psutil
 
-    return psutil.Process().create_time()
+    return psutil.Process(pid).create_time()
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_a_foreign_server_is_used_and_left_alone(started: Any, tmp_path: Path, m
 def test_the_server_goes_with_its_last_owner(started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = [sleeper(), sleeper()]
     for _, owner in owners:
-        monkeypatch.setattr(server, "_owner", lambda owner=owner: owner)
+        monkeypatch.setattr(server, "_owner", lambda caller, owner=owner: owner)
         server.ensure(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL")
     path = state.prefect_dir(tmp_path) / "server.json"

@@ -1,0 +1,246 @@
+"""A process that has the libraries loaded: stages of one `dvc repro` are forked from it instead of loading them again.
+
+DVC runs each stage as a process of its own, and loading Prefect, torch and transformers takes longer than many stages.
+The first stage under a `dvc` starts this one (`flows.server`); later ones hand over their arguments, working folder,
+environment and standard streams through a Unix socket, and a fork of it, which finds the libraries loaded and imports
+this project's code anew, runs the stage. The stage's own process waits, passes signals on and ends with its exit code;
+if it is killed, the fork kills itself.
+
+Only a like process may take over: same interpreter, same installed packages, same environment. Anything else, and
+every failure to reach the socket, means that the stage runs in its own process, as it does without `dvc`, on other
+systems than Linux, or with `AUTODIDACT_WARM=0`.
+
+    python -m flows.warm ROOT    # started by flows.server, never by hand
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from flows import state
+
+# What takes seconds to load. Polars is left to the forks: it starts threads when it is loaded, which a fork would lack.
+LIBRARIES = (
+    "prefect.flow_engine", "prefect.task_engine", "prefect.task_runners",
+    "torch", "transformers.modeling_utils", "transformers.generation.utils", "transformers.models.auto.modeling_auto",
+)  # fmt: skip
+PASSING = {"DVC_STAGE", "DVC_ROOT", "PWD", "OLDPWD", "SHLVL", "_", "PREFECT_API_URL"}  # may differ between stages
+STARTUP = 20.0  # seconds a stage waits for libraries that are being loaded
+LOOK = 2.0  # seconds between two looks at whether the server that this belongs to is still the run's
+KILLED = 128 + signal.SIGKILL
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Command = Callable[[list[str], int], int]  # runs a stage on behalf of a process
+UNLIKE = "unlike"
+
+
+def wanted() -> bool:
+    """Whether stages may be forked here at all."""
+    return sys.platform == "linux" and os.environ.get("AUTODIDACT_WARM", "1") != "0"
+
+
+def ask(root: Path, arguments: list[str], pid: int | None) -> int | None:
+    """The exit code of the stage, run by a fork of the process `pid`; None where it has to be run here."""
+    if not wanted() or pid is None or (connection := _connect(root, pid)) is None:
+        return None
+    request = {
+        "arguments": arguments, "pid": os.getpid(), "folder": str(Path.cwd()),
+        "environment": dict(os.environ), "like": _like(),
+    }  # fmt: skip
+    with connection, connection.makefile("r") as replies:
+        try:
+            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
+            fork = replies.readline()
+        except OSError:
+            return None
+        if not fork:
+            return None
+        with _passing_on(int(fork)):
+            code = replies.readline().strip()
+    if code == UNLIKE:
+        return None
+    if not code:
+        print(f"{' '.join(arguments)}: the process was killed, by a user or for want of memory", file=sys.stderr)
+        return KILLED
+    return int(code)
+
+
+def serve(root: Path, command: Command) -> None:
+    """Loads the libraries, then forks one process per request, until the run's server is another or gone."""
+    state.quiet(root)
+    environment = dict(os.environ)  # before libraries add to it
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the ended forks away
+    with _listening(root) as listener:
+        while _needed(root):
+            with contextlib.suppress(OSError):  # whatever is wrong with a request is its sender's affair
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(LOOK)
+                    _fork(listener, connection, environment, command)
+
+
+def _fork(listener: socket.socket, connection: socket.socket, environment: Mapping[str, str], command: Command) -> None:
+    """Runs one stage in a fork, which tells its exit code and ends; returns in the process that keeps the libraries."""
+    message, streams, *_ = socket.recv_fds(connection, 1 << 20, 3)
+    while message and not message.endswith(b"\n"):
+        message += connection.recv(1 << 20)
+    if not message:
+        return
+    if os.fork():
+        for stream in streams:
+            os.close(stream)
+        return
+    code: int | str = UNLIKE
+    try:
+        listener.close()
+        connection.settimeout(None)
+        connection.sendall(b"%d\n" % os.getpid())
+        request = json.loads(message)
+        if _alike(request, environment):
+            _become(request, streams)
+            threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
+            code = 1
+            code = command(request["arguments"], request["pid"])
+    except BaseException:  # noqa: BLE001 - also what ends a process is only told to the one that asked
+        traceback.print_exc()
+    finally:
+        _end(lambda: connection.sendall(f"{code}\n".encode()))
+
+
+def _alike(request: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    """Whether a fork can stand for the process that asks."""
+    theirs = request["environment"]
+    return (
+        request["like"] == _like()
+        and _lasting(theirs) == _lasting(environment)
+        and theirs.get("PREFECT_API_URL", _api()) == _api()
+    )
+
+
+def _become(request: dict[str, Any], streams: list[int]) -> None:
+    """Takes over what makes a process that of its caller; forgets this project's code, which may have changed."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for name in PASSING - {"PREFECT_API_URL"}:
+        os.environ.pop(name, None)
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.path[0] = request["folder"]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("flows", "tasks")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _end(last: Callable[[], None]) -> NoReturn:
+    """What the interpreter does at its end, but for taking every module apart, which takes seconds with torch."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        last()
+    finally:
+        os._exit(0)
+
+
+def _die_with(connection: socket.socket) -> None:
+    """Ends this process when the one it works for is gone."""
+    connection.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _passing_on(pid: int) -> Iterator[None]:
+    """Signals that reach this process go to `pid`, which then decides how it ends."""
+    before = {number: signal.signal(number, lambda number, _: os.kill(pid, number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _connect(root: Path, pid: int) -> socket.socket | None:
+    deadline = time.monotonic() + STARTUP
+    while state.alive(pid) and time.monotonic() < deadline:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.chdir(state.prefect_dir(root)):  # the path of a socket may have no more than 107 bytes
+                connection.connect(f"warm-{pid}.sock")
+            return connection
+        except OSError:
+            connection.close()
+            time.sleep(0.05)
+    return None
+
+
+@contextlib.contextmanager
+def _listening(root: Path) -> Iterator[socket.socket]:
+    name = f"warm-{os.getpid()}.sock"
+    for old in state.prefect_dir(root).glob("warm-*.sock"):
+        old.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        mask = os.umask(0o177)  # nobody else may have stages run
+        with contextlib.chdir(state.prefect_dir(root)):
+            listener.bind(name)
+        os.umask(mask)
+        listener.listen()
+        listener.settimeout(LOOK)
+        try:
+            yield listener
+        finally:
+            (state.prefect_dir(root) / name).unlink(missing_ok=True)
+
+
+def _needed(root: Path) -> bool:
+    info = state.read_json(state.prefect_dir(root) / "server.json")
+    return info is not None and info.get("warm", {}).get("pid") == os.getpid() and info["url"] == _api()
+
+
+def _like() -> list[Any]:
+    """What a process must share with this one to do its work: the interpreter and the installed packages."""
+    packages = sysconfig.get_path("purelib")
+    return [sys.executable, sys.version, packages, Path(packages).stat().st_mtime_ns]
+
+
+def _api() -> str:
+    """The address that Prefect took over when it was loaded."""
+    return os.environ["PREFECT_API_URL"]
+
+
+def _lasting(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in PASSING}
+
+
+def main(root: Path) -> None:
+    """Serve forks of this process to the stages of ROOT."""
+
+    def run(arguments: list[str], pid: int) -> int:
+        importlib.import_module("flows.clock").install()
+        return int(importlib.import_module("flows.stage").command(Path.cwd(), *arguments, pid=pid))
+
+    serve(root, run)
+
+
+if __name__ == "__main__":
+    typer.run(main)

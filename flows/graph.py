@@ -7,6 +7,7 @@ commit to the cache and write dvc.lock. DVC's locks are held as in `dvc repro`, 
 whose command is not `python -m flows.stage ...` are left to DVC.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,25 @@ def reproduce(root: Path, targets: Sequence[str], force: bool, run: Run, say: Sa
         raise StageFailed(f"DVC: {': '.join(reasons)}") from error
 
 
+def put_back(root: Path, name: str) -> None:
+    """Brings back what DVC removed for a stage that then refused its input: the outputs that dvc.lock names, from DVC's
+    cache. What is not there stays away."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        for stage in repo.stage.collect(name):
+            _put_back(stage)
+
+
+def _put_back(stage: Any) -> None:
+    from dvc.exceptions import DvcException
+
+    for out in stage.outs:
+        if out.hash_info and not out.exists:
+            with contextlib.suppress(DvcException):
+                out.checkout(force=True)
+
+
 def _reproduce(stage: Any, upstream: Any, force: bool, options: dict[str, Any], run: Run, say: Say) -> Any:
     """One stage, as DVC's own `_reproduce_stage` does it; None if it is current."""
     from dvc.repo.reproduce import _reproduce_stage
@@ -77,7 +97,11 @@ def _reproduce(stage: Any, upstream: Any, force: bool, options: dict[str, Any], 
             say(stage.addressing, "restored from DVC's cache")
         except RunCacheNotFoundError:
             stage.save_deps()
-            work(stage)
+            try:
+                work(stage)
+            except BadInput:
+                _put_back(stage)
+                raise
         stage.save()
         stage.commit()
         return stage

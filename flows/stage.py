@@ -7,7 +7,8 @@ flow named after it, as one cached task keyed on the digests of its declared dep
 so that the cache can only agree with DVC. The cached result is a small record of outputs and digests; a hit counts only
 if those bytes are in place, otherwise the task runs again. Under `dvc repro` they never are: DVC has removed them.
 
-Outputs are built in a staging folder, checked against dvc.yaml and renamed into place; a stage that fails leaves none.
+Outputs are built in a staging folder, checked against dvc.yaml and renamed into place; a stage that fails leaves none,
+and one that refuses its input puts back what DVC had removed for it.
 What the execution cost goes into a record (`flows.state`), never into an artifact.
 
 Exit codes: 0 done, 1 the stage failed, 2 bad input.
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from flows import clock, exits, history, outputs, server, state, warm
+from flows import clock, exits, graph, history, outputs, server, state, warm
 from flows.declared import Declared, declared
 from flows.progress import Progress
 from tasks.core import digests
@@ -274,6 +275,8 @@ def command(root: Path, stage: str, key: str | None = None, pid: int | None = No
         runner.execute(stage, key, since=_process_start(pid))
     except AutodidactError as error:
         print(error, file=sys.stderr)
+        if isinstance(error, BadInput) and "DVC_STAGE" in os.environ:
+            graph.put_back(root, os.environ["DVC_STAGE"])
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; nothing of it was kept", file=sys.stderr)

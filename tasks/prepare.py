@@ -1,8 +1,9 @@
 """prepare: the task family's data, from nothing or from the user's files.
 
 Writes, in `data/tasks/`:
-    family.json           {"name", "options", "templates"}: what every later stage creates the family from, and a
-                          digest of its template files, so that an edited template reruns what may have used it
+    family.json           {"name", "options"}: what every later stage creates the family from
+    templates/USE.j2      the prompt templates as they were, which later stages render from, so that an edited one
+                          reruns what uses it and nothing else; a remark for a family whose prompts are code
     corpus.parquet        SFT rows with labels, `part` = skill: what base trains on and later trainings replay
     prompts.parquet       PROMPTS, the unlabelled pool; `answer` is null. Iterations take it in the order of
                           `prompt_id`, which is a hash, so that the order is a fixed shuffle
@@ -60,10 +61,11 @@ def run(context: Context) -> None:
     family = context.options.family
     data = family.build(random.Random(context.seed), str(context.root))
     _refuse_shared(family, {"pool": data.pool, "probe": data.probe, "heldout": data.heldout})
-    templates = families.templates(family.name)
-    record = {"name": family.name, "options": context.options.options, "templates": templates}
+    record = {"name": family.name, "options": context.options.options}
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     context.write("data/tasks/family.json").write_text(text, encoding="utf-8")
+    for name, template in families.templates(family.name).items():
+        context.write(f"{families.TEMPLATES}/{name}").write_text(template, encoding="utf-8")
     tables.write(_corpus(data.corpus), context.write("data/tasks/corpus.parquet"), tables.SFT, ["part", "row_id"])
     for name, rows in {"prompts": data.pool, "probe": data.probe, "heldout": data.heldout}.items():
         table = _prompts(family, rows, keep_answers=name != "prompts")

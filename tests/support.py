@@ -64,7 +64,11 @@ class Adding:
         return user("invent " + " | ".join(e[0]["content"] for e in examples))
 
     def parse_invented(self, reply: str) -> Invented:
-        return Invented(reply) if reply.startswith("add ") else Invented(None, "not an addition")
+        return (
+            Invented([{"role": "user", "content": reply}])
+            if reply.startswith("add ")
+            else Invented(None, "not an addition")
+        )
 
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
         return response.strip() == str(sum(int(n) for n in messages[0]["content"].split()[1:]))

@@ -114,11 +114,11 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
         for reply in several:
             invented = supply.family.parse_invented(reply.text)
             reason = invented.why
-            if invented.content is not None:
-                row = supply.row([{"role": "user", "content": invented.content}], parents)
+            if invented.messages is not None:
+                row = supply.row(invented.messages, parents)
                 if row["prompt_id"] in seen:
                     reason = "repeated"
-                elif supply.family.fingerprint([{"role": "user", "content": invented.content}]) in supply.forbidden:
+                elif supply.family.fingerprint(invented.messages) in supply.forbidden:
                     reason = "held out"
                 elif len(rows) < wanted:
                     seen.add(str(row["prompt_id"]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tasks.core import blocks, digests
+from tasks.core import blocks
 from tasks.core.errors import BadInput, MissingArtifact, unknown_name
 from tasks.core.family import Family
 
@@ -23,11 +23,15 @@ FAMILIES = {
     "text": "tasks.families.text",
 }
 FILE = "data/tasks/family.json"
+TEMPLATES = "data/tasks/templates"
+USES = ("answer.j2", "critique.j2", "refine.j2", "invent.j2")
 
 
-def create(name: str, options: Mapping[str, Any]) -> Family:
-    """The family with checked options. Raises `UnknownName` with the nearest family, or `BadInput`."""
-    family: Family = _module(name).create(_checked(name, options))
+def create(name: str, options: Mapping[str, Any], templates: Path | None = None) -> Family:
+    """The family with checked options. `templates`: folder to read its templates from, instead of the family's own.
+    Raises `UnknownName` with the nearest family, or `BadInput`."""
+    folder = () if templates is None or _templates(name) is None else (templates,)
+    family: Family = _module(name).create(_checked(name, options), *folder)
     return family
 
 
@@ -62,10 +66,12 @@ def unusable(name: str) -> dict[str, str]:
     return found
 
 
-def templates(name: str) -> str | None:
-    """Digest of the template files that a user may edit, None where the family has none."""
-    folder = Path(_module(name).__file__ or "").parent / "templates" / name
-    return digests.of_path(folder) if folder.is_dir() else None
+def templates(name: str) -> dict[str, str]:
+    """The text of the template files that a user may edit; a remark where the family has none."""
+    folder = _templates(name)
+    if folder is None:
+        return dict.fromkeys(USES, f"{{# {name} has no template files: its prompts are code #}}\n")
+    return {use: (folder / use).read_text(encoding="utf-8") for use in USES}
 
 
 def load(root: Path) -> Family:
@@ -78,11 +84,16 @@ def load(root: Path) -> Family:
         name, options = record["name"], dict(record["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{FILE} is no family record ({error}); restore it with `dvc checkout`") from error
-    return create(name, options)
+    return create(name, options, root / TEMPLATES)
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Any:
     return blocks.validate(_module(name).Options, dict(options), "prepare.options")
+
+
+def _templates(name: str) -> Path | None:
+    folder = Path(_module(name).__file__ or "").parent / "templates" / name
+    return folder if folder.is_dir() else None
 
 
 def _module(name: str) -> ModuleType:

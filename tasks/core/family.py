@@ -37,9 +37,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Invented:
-    """A prompt that the model wrote, parsed; `content` None: not usable, and `why` says why."""
+    """A prompt that the model wrote, parsed; `messages` None: not usable, and `why` says why."""
 
-    content: str | None
+    messages: Messages | None
     why: str | None = None
 
 

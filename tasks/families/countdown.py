@@ -286,7 +286,7 @@ class Countdown:
         puzzle = self._puzzle(reply.split())
         if puzzle is None:
             return Invented(None, "not in the grammar")
-        return Invented(solve_text(puzzle_text(*puzzle)))
+        return Invented(user(solve_text(puzzle_text(*puzzle))))
 
     # --- truth -------------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:

@@ -5,7 +5,8 @@ set, probe set, labelled rows (the corpus' part `solve`, completions as the file
 is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
 or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
 
-Templates are the files of `tasks/families/templates/text/`. Text that a model wrote is quoted between
+Templates are the files of `tasks/families/templates/text/`; prepare copies them beside its data, and the other stages
+render those copies. Text that a model wrote is quoted between
 fences longer than any run of backticks in it, and signs that chat templates give a meaning are broken up,
 so it can neither end the quotation nor begin a new turn. A critique is an additive score of five points
 (Self-Rewarding Language Models, Yuan and others 2024); there are no sub-questions, hence no factored critic.
@@ -50,6 +51,7 @@ class Options(blocks.Options):
     heldout: int = Field(ge=1)
     probe: int = Field(ge=1)
     labelled: int = Field(ge=0)  # rows whose answers base may train on
+    system: str | None = Field(default=None, min_length=1)  # system message before every prompt to be answered
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Text:
     """The family (`tasks.core.family.Family`); `options` are the validated ones."""
 
     options: Options
+    templates: Path = TEMPLATES
     name: str = "text"
 
     @property
@@ -92,10 +95,11 @@ class Text:
 
     # --- prompts and answers -----------------------------------------------------------------------
     def _render(self, template: str, **values: object) -> str:
-        return _environment().get_template(template).render(numeric=self.numeric, **values).strip()
+        return _environment(self.templates).get_template(template).render(numeric=self.numeric, **values).strip()
 
     def _prompt(self, question: str) -> Messages:
-        return _user(self._render("answer.j2", question=question.strip()))
+        system = [{"role": "system", "content": self.options.system}] if self.options.system else []
+        return system + _user(self._render("answer.j2", question=question.strip()))
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
@@ -103,7 +107,7 @@ class Text:
         mark = "\x00"
         pieces = self._render("answer.j2", question=mark).split(mark)
         if len(pieces) != 2:
-            raise BadInput(f"{TEMPLATES / 'answer.j2'} must contain {{{{ question }}}} exactly once")
+            raise BadInput(f"{self.templates / 'answer.j2'} must contain {{{{ question }}}} exactly once")
         return pieces[0], pieces[1]
 
     def question(self, messages: Messages) -> str:
@@ -111,7 +115,7 @@ class Text:
         before, after = self._frame
         content = messages[-1]["content"] if messages else ""
         if len(content) < len(before) + len(after) or not (content.startswith(before) and content.endswith(after)):
-            raise BadInput(f"{content[:80]!r} was not made by {TEMPLATES / 'answer.j2'}; run prepare again")
+            raise BadInput(f"{content[:80]!r} was not made by {self.templates / 'answer.j2'}; run prepare again")
         return content[len(before) : len(content) - len(after)]
 
     def extract(self, messages: Messages, response: str) -> str | None:
@@ -168,7 +172,7 @@ class Text:
             return Invented(None, "too short" if words < INVENTED_WORDS[0] else "too long")
         if re.search(r"####|\\boxed|```|\x00", question):
             return Invented(None, "holds an answer or a fence")
-        return Invented(self._prompt(_defused(question))[0]["content"])
+        return Invented(self._prompt(_defused(question)))
 
     # --- truth -------------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
@@ -282,10 +286,10 @@ def _unquoted(reply: str) -> str:
     return "\n".join(kept)
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+@lru_cache(maxsize=2)
+def _environment(templates: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(templates),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # plain text for a model, no markup
         trim_blocks=True,
@@ -340,9 +344,9 @@ def split(family: Text, root: str) -> tuple[dict[str, list[Row]], int]:
     return parts, duplicates
 
 
-def create(options: Options) -> Text:
+def create(options: Options, templates: Path = TEMPLATES) -> Text:
     """The family. Raises `BadInput` for a template that does not show the question once; reads no data."""
-    family = Text(options)
+    family = Text(options, templates)
     family.question(family._prompt("A question"))
     return family
 

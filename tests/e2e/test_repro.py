@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tasks.core import tables
-from tests.e2e.workspace import digests, edit, lock, run, use, workspace
+from tests.e2e.workspace import digests, edit, lock, ran, run, use, workspace
 
 STAGES = 28  # prepare, base, three iterations of eight, evaluate@i00, report
 
@@ -20,11 +20,6 @@ def repository(tmp_path_factory):
     output = run(made, "dvc", "repro")
     (folder / "output.txt").write_text(output)
     return made
-
-
-def ran(output):
-    """Stages that a `dvc repro` really ran."""
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 def test_every_stage_ran_once_and_is_locked(repository):

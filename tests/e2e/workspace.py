@@ -1,9 +1,13 @@
 """A user's working copy of this repository in a temporary folder, and the commands a user gives there."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +41,59 @@ def use(folder: Path, recipe: str, size: str | None = "mini") -> None:
         run(folder, "python", "-m", "flows.recipe", "use", name)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """What a user's shell would have there: no settings of Prefect, MLflow or DVC from outside."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return {**kept, "PATH": path, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+
+
 def run(folder: Path, *command: str, code: int = 0) -> str:
     """Output of a command, both streams; fails unless it exits with `code`."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
-    environment.update(
-        PATH=f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
-        GIT_CEILING_DIRECTORIES=str(folder.parent),
-    )
     done = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     output = done.stdout + done.stderr
     assert done.returncode == code, f"{' '.join(command)} exited {done.returncode}, not {code}:\n{output}"
     return output
+
+
+def ran(output: str) -> list[str]:
+    """Stages that a `dvc repro` really ran, from what it printed."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def requests_made(folder: Path) -> Counter[str]:
+    """How many requests the model has answered so far, by stage; replies that were stored do not count."""
+    made: Counter[str] = Counter()
+    for path in (folder / ".autodidact/records").glob("*.json"):
+        record = json.loads(path.read_text())
+        name = f"{record['stage']}@{record['key']}" if record["key"] else record["stage"]
+        made[name] += int(record["figures"].get("requests_made", 0))
+    return +made
+
+
+@contextmanager
+def kept_server(folder: Path) -> Iterator[None]:
+    """Keeps one Prefect server for several runs: it is gone when the last process of its run is gone."""
+    code = "import sys; from pathlib import Path; from flows import server, state; state.quiet(Path.cwd()); "
+    code += "server.wait(Path.cwd(), server.ensure(Path.cwd())); print(flush=True); sys.stdin.read()"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=environment(folder), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert owner.stdout is not None
+    owner.stdout.readline()
+    try:
+        yield
+    finally:
+        owner.communicate()
 
 
 def edit(folder: Path, path: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""prepare: seven files, equal bytes for equal seeds, no answer in the pool, no problem in two parts."""
+"""prepare: its files, equal bytes for equal seeds, no answer in the pool, no problem in two parts."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from tasks import prepare
 from tasks.core import families, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, UnknownName
+from tasks.families import text
 
 COUNTDOWN = {
     "numbers": 3,
@@ -61,9 +62,10 @@ def prompts(root: Path, name: str) -> pl.DataFrame:
 
 def test_countdown_is_written_and_found_again(tmp_path):
     root, context = ran(tmp_path, "countdown", COUNTDOWN)
-    files = {path.name for path in (root / "data/tasks").iterdir()}
-    assert files == {Path(written).name for written in context.writes}
-    assert len(files) == 7
+    files = {path.relative_to(root).as_posix() for path in (root / "data/tasks").rglob("*") if path.is_file()}
+    assert files == set(context.writes)
+    assert len(files) == 7 + len(families.USES)
+    assert all("countdown has no template files" in text for text in families.templates("countdown").values())
     assert not context.reads
     family = families.load(root)
     assert family.name == "countdown"
@@ -92,7 +94,7 @@ def test_bytes_depend_on_the_seed_and_nothing_else(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / name).mkdir()
         root, _ = ran(tmp_path / name, "countdown", COUNTDOWN, seed)
-        digests.append({path.name: path.read_bytes() for path in (root / "data/tasks").iterdir()})
+        digests.append({path.name: path.read_bytes() for path in (root / "data/tasks").glob("*.*")})
     assert digests[0] == digests[1]
     assert digests[0]["corpus.parquet"] != digests[2]["corpus.parquet"]
     assert digests[0]["heldout.parquet"] == digests[2]["heldout.parquet"]
@@ -108,6 +110,18 @@ def test_labels_of_the_users_prompts_are_kept_apart(tmp_path):
     assert set(labels["prompt_id"]) == set(pool["prompt_id"])
     assert heldout["answer"].null_count() == 0
     assert tables.read(root / "data/tasks/corpus.parquet", tables.SFT)["part"].to_list() == ["solve"] * 4
+
+
+def test_later_stages_render_the_templates_that_prepare_copied(tmp_path):
+    lines = [json.dumps({"q": f"How much is {n} and 1?", "a": f"#### {n + 1}"}) for n in range(20)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    root, _ = ran(tmp_path, "text", TEXT)
+    copies = {use: (root / families.TEMPLATES / use).read_text() for use in families.USES}
+    assert copies == families.templates("text")
+    (root / families.TEMPLATES / "answer.j2").write_text("Now: {{ question }}")
+    family = families.load(root)
+    assert isinstance(family, text.Text)
+    assert family._prompt("Why?") == [{"role": "user", "content": "Now: Why?"}]
 
 
 def test_sections_that_cannot_work_are_refused(tmp_path):

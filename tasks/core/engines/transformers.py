@@ -9,11 +9,14 @@ less with fewer (`tasks.core.engines.cache`). Equal prompts of one call are deco
 Each row has random numbers of its own (`tasks.core.engines.draws`), so a draw depends on the sampling seed,
 the prompt's text and the draw's number alone, up to the last bits of floating point: those may differ with
 the batch's shape, which can only show where a random number falls onto the edge between two tokens.
+
+Where memory does not suffice, the batch is halved and the call repeated, a few times; then it fails.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +31,9 @@ from tasks.core.errors import BadInput, StageFailed
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFILL_ROWS = 32  # on CPU, where more rows than these cost in proportion and unequal lengths waste attention
 SCORE_NUMBERS = 1 << 26  # logits held at once by `score`
+HALVINGS = 4  # of a batch for which memory does not suffice
+
+Result = TypeVar("Result")
 
 
 def load(folder: Path, precision: str, threads: int, batch_size: int) -> "TransformersEngine":
@@ -79,7 +85,9 @@ class TransformersEngine:
         keys = draws.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
         rows = [(index, draw) for index in _longest_first(tokens) for draw in range(count)]
         with torch.inference_mode():
-            decoded = self._decode(tokens, keys, rows, sampling)
+            decoded, self.batch_size = self._halving(
+                lambda size: self._decode(tokens, keys, rows, sampling, size), self.batch_size
+            )
         texts = self._texts([new for new, _ in decoded])
         replies: dict[int, list[Completion]] = {index: [] for index in range(len(unique))}
         for (index, _), (new, logprob), text in zip(rows, decoded, texts, strict=True):
@@ -107,10 +115,14 @@ class TransformersEngine:
         scores: list[list[float]] = [[] for _ in joined]
         vocabulary = self.model.config.get_text_config().vocab_size
         budget = max(1, min(cache.PREFILL_TOKENS, SCORE_NUMBERS // vocabulary))
-        with torch.inference_mode():
+
+        def compute(budget: int) -> None:
             for run in cache.runs([len(joined[index]) for index in order], budget, len(order)):
                 for index, row in zip(order[run], self._score_block(order[run], asked, joined), strict=True):
                     scores[index] = row
+
+        with torch.inference_mode():
+            self._halving(compute, budget)
         return scores
 
     def close(self) -> None:
@@ -119,11 +131,34 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _halving(self, compute: Callable[[int], Result], size: int) -> tuple[Result, int]:
+        """What `compute(size)` gives, and the size at which memory sufficed: the one given, or halved some times.
+
+        Raises `StageFailed` if it never does."""
+        reason: BaseException | None = None
+        for smaller in dict.fromkeys(max(1, size >> halving) for halving in range(HALVINGS + 1)):
+            if reason is not None:
+                print(f"engine: out of memory; going on with batches of {smaller} instead of {size}", file=sys.stderr)
+            try:
+                return compute(smaller), smaller
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                reason = error
+                self.memory = None
+                error.__traceback__ = None  # its frames hold what has to be freed
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        raise StageFailed(
+            f"the engine ran out of memory with batches of {size} and of {smaller}; lower engine.batch_size, or use "
+            f"shorter replies or a smaller model ({str(reason).splitlines()[0] if str(reason) else 'MemoryError'})"
+        )
+
     def _decode(
-        self, tokens: list[list[int]], keys: draws.Keys, rows: list[tuple[int, int]], sampling: Sampling
+        self, tokens: list[list[int]], keys: draws.Keys, rows: list[tuple[int, int]], sampling: Sampling, size: int
     ) -> list[tuple[list[int], float]]:
         """New tokens and the sum of their log-probabilities for each of `rows` (prompt, draw), sorted by prompt."""
-        size = min(self.batch_size, len(rows))
+        size = min(size, len(rows))
         live = _Live(size, sampling.max_new_tokens)
         batch = cache.make(self.model, size, sampling.max_new_tokens, self.memory) if rows else None
         self.memory = None  # not lent on if this call fails: what is no number would spread
@@ -247,6 +282,12 @@ class _Live:
             values = getattr(self, name)
             values[: len(order)] = values[order]
         self.count = len(order)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has a class of its own for GPUs only."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in words
 
 
 def _longest_first(tokens: Sequence[Sequence[int]]) -> list[int]:

@@ -1,3 +1,10 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
 from tasks.core.engine import Sampling
 from tests.support import asker, user
 
@@ -67,3 +74,45 @@ def test_scores_are_stored_too(tmp_path):
     assert scores == [[-0.5] * 3] * 50
     model.score(QUESTIONS, ["1 2"] * 50, "x")
     assert engine.asked == 50
+
+
+ASKING = """
+import sys, time
+from pathlib import Path
+from tasks.core.engine import Sampling
+from tests.support import asker, user
+log = open(sys.argv[1] + "/asked", "a")
+made, engine = asker(Path(sys.argv[1]), lambda prompt, draw: f"{prompt} {draw}", **eval(sys.argv[2]))
+generate = engine.generate
+def counted(prompts, sampling, first_draw=0):
+    print(len(prompts) * sampling.n, file=log, flush=True)
+    time.sleep(0.01)
+    return generate(prompts, sampling, first_draw)
+engine.generate = counted
+replies = made.generate([user(f"question {i}") for i in range(500)], Sampling(12, 1.0, 1.0, 8, 0), "test")
+print(sum(len(several) for several in replies))
+"""
+
+
+def test_kill_9_in_the_middle_of_6000_requests_costs_one_shard(tmp_path):
+    """With the sizes that a user's own model is asked with (flows/recipes/families/text.yaml)."""
+    recipe = Path(__file__).parents[3] / "flows/recipes/families/text.yaml"
+    sizes = {
+        k: v for k, v in yaml.safe_load(recipe.read_text())["params"]["engine"].items() if k.endswith("_per_shard")
+    }
+    command = [sys.executable, "-c", ASKING, str(tmp_path), str(sizes)]
+
+    def asked() -> list[int]:
+        return [int(line) for line in (tmp_path / "asked").read_text().split()] if (tmp_path / "asked").exists() else []
+
+    for moment in (1000, 2500, 4000):
+        killed = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+        while sum(asked()) < moment:
+            time.sleep(0.002)
+        killed.kill()
+        killed.wait()
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "6000"
+    redone = sum(asked()) - 6000
+    assert 0 <= redone <= 3 * max(asked())
+    assert max(asked()) < 0.024 * 6000

@@ -285,3 +285,56 @@ def test_what_cannot_be_loaded(tmp_path: Path, qwen: Path) -> None:
     (tmp_path / "config.json").write_text((qwen / "config.json").read_text())
     with pytest.raises(BadInput, match="no model that transformers can load"):
         engines.load("transformers", tmp_path, "float32", 1, 8)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+    MemoryError(),
+]
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseException) -> list[int]:
+    """Lets the cache hold no more than `rows` rows; the sizes that were asked for."""
+    make, asked = cache.make, []
+
+    def limited(model: Any, size: int, *more: Any) -> Any:
+        asked.append(size)
+        if size > rows:
+            raise error
+        return make(model, size, *more)
+
+    monkeypatch.setattr(cache, "make", limited)
+    return asked
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    expected = engines.load("transformers", qwen, "float32", 1, 16).generate(PROMPTS, sampling())
+    engine = engines.load("transformers", qwen, "float32", 1, 16)
+    asked = short_of_memory(monkeypatch, 5, error)
+    assert same(engine.generate(PROMPTS, sampling()), expected)
+    assert asked == [16, 8, 4]
+    assert "going on with batches of 4 instead of 16" in capsys.readouterr().err
+    engine.generate(PROMPTS, sampling(seed=1))
+    assert asked == [16, 8, 4, 4]  # it does not try the large ones again
+
+
+def test_out_of_memory_for_good_is_said_once_with_what_to_do(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engines.load("transformers", qwen, "float32", 1, 16)
+    asked = short_of_memory(monkeypatch, 0, OUT_OF_MEMORY[0])
+    with pytest.raises(StageFailed, match=r"out of memory with batches of 16 and of 1; lower engine\.batch_size"):
+        engine.generate(PROMPTS, sampling())
+    assert asked == [16, 8, 4, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engines.load("transformers", qwen, "float32", 1, 16)
+    asked = short_of_memory(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        engine.generate(PROMPTS, sampling())
+    assert asked == [16]

@@ -262,9 +262,9 @@ def test_hostile_text_never_raises_never_leaves_its_fence_and_gets_no_verdict(te
     assert all(numbers(n) == [n] for n in numbers(text))
     assert not FAMILY.verify(prompt(), None, text)
     invented = FAMILY.parse_invented(text)
-    assert (invented.content is None) == (invented.why is not None)
-    if invented.content is not None:
-        assert FAMILY.fingerprint([{"role": "user", "content": invented.content}])
+    assert (invented.messages is None) == (invented.why is not None)
+    if invented.messages is not None:
+        assert FAMILY.fingerprint(invented.messages)
     assert not FAMILY.assemble(prompt(), text, [other]).parsed
     assert FAMILY.questions(prompt(), text) is None
 
@@ -273,12 +273,22 @@ def test_inventing():
     asked = FAMILY.invent_messages([prompt("How many are two pears?")])[0]["content"]
     assert "How many are two pears?" in asked
     assert "Think step by step" not in asked
-    content = FAMILY.parse_invented("Problem: How many apples are left?").content
-    assert content
-    assert FAMILY.question([{"role": "user", "content": content}]) == "How many apples are left?"
+    messages = FAMILY.parse_invented("Problem: How many apples are left?").messages
+    assert messages
+    assert FAMILY.question(messages) == "How many apples are left?"
     assert FAMILY.parse_invented("Two words").why == "too short"
     assert FAMILY.parse_invented("word " * 200).why == "too long"
-    assert FAMILY.parse_invented("How many are there? #### 5").content is None
+    assert FAMILY.parse_invented("How many are there? #### 5").messages is None
+
+
+def test_a_system_message_stands_before_every_prompt_to_be_answered_and_nowhere_else():
+    family = families.create("text", OPTIONS | {"system": "You count fruit."})
+    invented = family.parse_invented("How many apples are left?").messages
+    assert invented is not None
+    assert invented == [{"role": "system", "content": "You count fruit."}, *prompt("How many apples are left?")]
+    assert family.question(invented) == "How many apples are left?"
+    assert family.fingerprint(invented) == FAMILY.fingerprint(prompt("How many apples are left?"))
+    assert [m["role"] for m in family.critique_messages(invented, "Three.") or []] == ["user"]
 
 
 def test_difficulty_and_fingerprint_see_the_question_alone():

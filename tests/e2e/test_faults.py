@@ -1,0 +1,134 @@
+"""What breaks around a run, broken on purpose: the disk, files, databases, and a second run beside the first."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.workspace import digests, edit, environment, kept_server, ran, run, workspace
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose cache the tests below share."""
+    place = tmp_path_factory.mktemp("faults")
+    folder = workspace(place / "here", place / "cache")
+    run(folder, "python", "-m", "flows.evolve")
+    return folder
+
+
+@pytest.fixture
+def repository(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to break, with a DVC cache of its own."""
+    folder = tmp_path / "here"
+    shutil.copytree(finished, folder, symlinks=True, ignore=shutil.ignore_patterns("*.sock", "server.json"))
+    shutil.copytree(finished.parent / "cache", tmp_path / "cache")
+    run(folder, "dvc", "cache", "dir", str(tmp_path / "cache"))
+    run(folder, "dvc", "checkout")
+    return folder
+
+
+def forget(folder: Path, stage: str, key: str, *outputs: str) -> None:
+    """Makes the stage run anew: its outputs are gone, and DVC's run cache does not know them."""
+    for output in outputs:
+        path = folder / "data" / key / output
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder.parent / "cache/runs", ignore_errors=True)
+
+
+def test_a_disk_that_is_full(repository: Path) -> None:
+    """No file may grow beyond 4 KiB: the error is the system's own, met wherever the stage writes."""
+    before = digests(repository)
+    shutil.rmtree(repository / ".autodidact/scratch")
+    with kept_server(repository):
+        limited = f"ulimit -f 4; exec {sys.executable} -m flows.stage sample i02"
+        said = run(repository, "bash", "-c", limited, code=1)
+        assert "sample@i02 failed: " in said
+        assert "File too large" in said
+        assert (repository / "data/i02/samples.parquet").is_file()  # what was there is there
+        assert "up to date" in run(repository, "dvc", "status")
+        assert not list((repository / ".autodidact/staging").iterdir())
+        run(repository, sys.executable, "-m", "flows.stage", "sample", "i02")
+    assert "up to date" in run(repository, "dvc", "status")
+    assert digests(repository) == before
+
+
+def test_a_corrupted_object_in_dvcs_cache(repository: Path) -> None:
+    """DVC finds it, and the stage that made it runs again and gives the same bytes."""
+    before = digests(repository)
+    digest = before["data/i02/samples.parquet"]
+    stored = repository.parent / "cache/files/md5" / digest[:2] / digest[2:]
+    stored.chmod(0o644)
+    damaged = bytearray(stored.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    stored.write_bytes(damaged)
+    (repository / "data/i02/samples.parquet").unlink()
+    assert ran(run(repository, "dvc", "repro")) == ["sample@i02"]
+    assert digests(repository) == before
+    assert "up to date" in run(repository, "dvc", "status")
+
+
+@pytest.mark.parametrize("fault", ["deleted", "garbage", "a folder"])
+@pytest.mark.parametrize("database", ["prefect/prefect.db", "mlflow/mlflow.db"])
+def test_a_database_that_is_lost(repository: Path, database: str, fault: str) -> None:
+    """Prefect's and MLflow's databases hold nothing that a run needs."""
+    before = digests(repository)
+    file = repository / ".autodidact" / database
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink()
+    if fault == "garbage":
+        file.write_text("this is no database" * 1000)
+    elif fault == "a folder":
+        file.mkdir()
+    forget(repository, "promote", "i02", "policy.json", "pointer.json")
+    if database.startswith("prefect") and fault != "deleted":
+        said = run(repository, "dvc", "repro", code=255)
+        assert "Prefect" in said
+        assert "prefect-server.log" in said
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    assert ran(run(repository, "dvc", "repro")) == ["promote@i02"]
+    assert digests(repository) == before
+
+
+def test_prefects_database_goes_away_in_the_middle_of_a_run(repository: Path) -> None:
+    """The server goes on with the file it has open, or the run says so; either way the next one is as good as new."""
+    before = digests(repository)
+    forget(repository, "filter", "i02", "dataset")
+    with kept_server(repository):
+        for path in (repository / ".autodidact/prefect").glob("prefect.db*"):
+            path.unlink()
+        subprocess.run(["dvc", "repro"], cwd=repository, env=environment(repository), capture_output=True, check=False)
+    run(repository, "dvc", "repro")
+    assert digests(repository) == before
+    assert "up to date" in run(repository, "dvc", "status")
+
+
+def test_two_runs_at_once(repository: Path) -> None:
+    """One waits for the other or is told that it cannot; nothing is run twice and nothing is damaged."""
+    before = digests(repository)
+    edit(repository, "iterations.i03.train", {"sft": {"learning_rate": 0.0005}})
+    commands = [["dvc", "repro"], [sys.executable, "-m", "flows.evolve"], ["dvc", "repro"]]
+    running = []
+    for command in commands:
+        running.append(
+            subprocess.Popen(
+                command, cwd=repository, env=environment(repository), text=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+        time.sleep(0.3)
+    said = [process.communicate(timeout=300)[0] for process in running]
+    for process, output in zip(running, said, strict=True):
+        assert process.returncode == 0 or "lock" in output, output
+        assert "Traceback" not in output
+    assert any(process.returncode == 0 for process in running)
+    run(repository, "dvc", "repro")
+    records = [json.loads(path.read_text()) for path in (repository / ".autodidact/records").glob("train@i03*.json")]
+    assert sum(record["status"] == "finished" for record in records) == 2  # the run before, and one of these
+    edit(repository, "iterations.i03.train", {})
+    assert ran(run(repository, "dvc", "repro")) == []
+    assert digests(repository) == before

@@ -1,0 +1,120 @@
+"""Killed at any moment, the next `dvc repro` goes on, and ends with the bytes of a run that nobody disturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows import state
+from tests.e2e.workspace import digests, environment, kept_server, lock, run, workspace
+
+# In the order of the graph: every stage once, then some of them again with another signal.
+TARGETS = [
+    "prepare", "base", "base", "synthesize@i01", "sample@i01", "critique@i01", "refine@i01", "filter@i01", "train@i01",
+    "evaluate@i01", "promote@i01", "sample@i02", "train@i02", "critique@i03", "evaluate@i03", "report",
+]  # fmt: skip
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def processes(folder: Path) -> list[psutil.Process]:
+    """Everything that works in this folder: DVC, stages, the server, its watchdog, whatever they started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def running(folder: Path) -> dict[str, Any] | None:
+    """The record of the stage that runs now."""
+    for path in (folder / ".autodidact/records").glob("*.json"):
+        record = state.read_json(path)
+        if record and record["status"] == "running" and state.alive(record["pid"], record["process_started"]):
+            return record
+    return None
+
+
+def name(record: dict[str, Any]) -> str:
+    return f"{record['stage']}@{record['key']}" if record["key"] else str(record["stage"])
+
+
+def kill_in(folder: Path, target: str, number: int, chance: random.Random, everything: bool) -> str | None:
+    """Starts `dvc repro` and ends its process tree at some moment of the target; the stage that was hit."""
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=folder, env=environment(folder), start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while (record := running(folder)) is None or name(record) != target:
+        assert process.poll() is None, f"the run ended before {target} began"
+        time.sleep(0.005)
+    time.sleep(chance.uniform(0, 8 if target == "base" else 0.6))
+    hit = running(folder)
+    victims = processes(folder) if everything else [process, *psutil.Process(process.pid).children(recursive=True)]
+    for victim in victims:
+        try:
+            victim.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait(60)
+    return name(hit) if hit else None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("undisturbed")
+    folder = workspace(place / "here", place / "cache")
+    run(folder, "python", "-m", "flows.evolve")
+    return folder
+
+
+def test_a_run_that_was_killed_many_times_ends_with_the_same_bytes(tmp_path: Path, undisturbed: Path) -> None:
+    folder = workspace(tmp_path / "here", tmp_path / "cache")
+    chance = random.Random(0)
+    hits = []
+    for turn, target in enumerate(TARGETS):
+        number, everything = SIGNALS[turn % len(SIGNALS)], turn % 4 == 0
+        if everything:  # with the server, its watchdog and the process that keeps the libraries
+            hit = kill_in(folder, target, signal.SIGKILL, chance, True)
+        else:
+            with kept_server(folder):
+                hit = kill_in(folder, target, number, chance, False)
+        if hit:
+            hits.append(hit)
+        assert not list((folder / "data").rglob("*.part"))
+        assert not list((folder / "data").rglob("*.tmp"))
+    run(folder, "dvc", "repro")
+    assert digests(folder) == digests(undisturbed)
+    assert lock(folder) == lock(undisturbed)
+    assert "up to date" in run(folder, "dvc", "status")
+    assert {hit.partition("@")[0] for hit in hits} >= {target.partition("@")[0] for target in TARGETS} - {"report"}
+    nothing_left(folder)
+
+
+def nothing_left(folder: Path) -> None:
+    """No process, no half file, no open record, no open run in MLflow."""
+    deadline = time.monotonic() + 60
+    while processes(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [" ".join(process.cmdline()) for process in processes(folder)] == []
+    assert not list((folder / ".autodidact/staging").iterdir())
+    records = [json.loads(path.read_text()) for path in (folder / ".autodidact/records").glob("*.json")]
+    assert {record["status"] for record in records} == {"finished", "failed"}
+    run(folder, "python", "-m", "flows.track")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / '.autodidact/mlflow/mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, max_results=5000)
+    assert {r.info.status for r in runs} <= {"FINISHED", "FAILED", "KILLED"}
+    finished = [r.data.tags for r in runs if r.info.status == "FINISHED" and r.data.tags.get("stage") == "sample"]
+    assert len(finished) == 3

@@ -261,6 +261,7 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # says at each end that it has not ended yet
 
 
 def command(root: Path, stage: str, key: str | None = None, pid: int | None = None) -> int:

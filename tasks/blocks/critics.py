@@ -33,6 +33,7 @@ class Judging:
     """What a critic is given: parallel lists of candidates and of the prompts they answer."""
 
     candidate_ids: list[str]
+    draws: list[int]  # the number of each among the samples of its prompt
     prompt_ids: list[str]
     questions: list[Messages]  # the prompt of each candidate
     responses: list[str]
@@ -58,13 +59,14 @@ def critique(
 ) -> pl.DataFrame:
     """CRITIQUES of all candidates by all critics."""
     asked = prompts.select("prompt_id", question="messages", gold="answer")
-    joined = candidates.select("candidate_id", "prompt_id", "response", "answer").join(
+    joined = candidates.select("candidate_id", "draw", "prompt_id", "response", "answer").join(
         asked, on="prompt_id", how="left", maintain_order="left"
     )
     found = [tables.empty(tables.CRITIQUES)]
     for bound in critics:
         judging = Judging(
             candidate_ids=joined["candidate_id"].to_list(),
+            draws=joined["draw"].to_list(),
             prompt_ids=joined["prompt_id"].to_list(),
             questions=joined["question"].to_list(),
             responses=joined["response"].to_list(),
@@ -90,7 +92,8 @@ def factored_critique(judging: Judging, options: FactoredCritique) -> pl.DataFra
     answers that equal their claims."""
     asked = [judging.family.questions(q, r) for q, r in zip(judging.questions, judging.responses, strict=True)]
     flat = [question.messages for questions in asked for question in questions or ()]
-    replies = judging.judge.generate(flat, Sampling(1, 0.0, 1.0, options.max_new_tokens, 0), judging.name)
+    draws = [draw for draw, questions in zip(judging.draws, asked, strict=True) for _ in questions or ()]
+    replies = judging.judge.generate(flat, Sampling(1, 0.0, 1.0, options.max_new_tokens, 0), judging.name, draws)
     verdicts, tokens, start = [], [], 0
     for question, response, questions in zip(judging.questions, judging.responses, asked, strict=True):
         if questions is None:
@@ -128,7 +131,8 @@ def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
     sampling = Sampling(options.draws, options.temperature, options.top_p, options.max_new_tokens, judging.seed)
     if options.temperature == 0:
         sampling = Sampling(1, 0.0, 1.0, options.max_new_tokens, 0)
-    replies = iter(judging.judge.generate([m for m in asked if m is not None], sampling, judging.name))
+    put = [(messages, draw) for messages, draw in zip(asked, judging.draws, strict=True) if messages is not None]
+    replies = iter(judging.judge.generate([m for m, _ in put], sampling, judging.name, [draw for _, draw in put]))
     verdicts: list[list[Verdict]] = []
     tokens: list[list[int]] = []
     for question, response, messages in zip(judging.questions, judging.responses, asked, strict=True):

@@ -4,6 +4,9 @@
 The engine is loaded when the first shard without a stored reply is computed, so a stage whose replies
 are all stored needs no model. Replies are stored raw: parsing them anew asks for nothing again.
 
+Requests are sorted by their text before they are cut into shards: the order of rows is nobody's business, and what
+an edit changes, such as all judgements of one prompt's answers, falls into few shards.
+
 A shard's key covers the rendered prompts (and so templates, system prompts and chat template), the
 model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and
 batch size, and the sampling options with seed and sample numbers.
@@ -14,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +76,21 @@ class Asker:
     def digest(self) -> str:
         return self.pointer.digest
 
-    def generate(self, messages: Sequence[Messages], sampling: Sampling, what: str) -> list[list[Completion]]:
+    def generate(
+        self, messages: Sequence[Messages], sampling: Sampling, what: str, about: Sequence[int] | None = None
+    ) -> list[list[Completion]]:
         """`sampling.n` replies for each conversation, in order. Equal conversations are asked once and share
-        their replies. `what` names the work in progress bars."""
+        their replies. `what` names the work in progress bars. `about`: the draw of the candidate that each conversation
+        is about, so that judging more samples of a prompt leaves the shards of the first ones as they are."""
         prompts = self.render(messages)
-        unique = list(dict.fromkeys(prompts))
         step = self.engine_options["draws_per_shard"]
+        unique, groups = _grouped(prompts, [draw // step for draw in about] if about else [0] * len(prompts))
         shards: list[tuple[range, Shard]] = []
-        for first in range(0, sampling.n, step):
+        for first, group in product(range(0, sampling.n, step), groups):
             draws = min(step, sampling.n - first)
-            for block in cut(unique, max(1, self.engine_options["rows_per_shard"] // draws)):
+            size = max(1, self.engine_options["rows_per_shard"] // draws)
+            for inside in cut(unique[group.start : group.stop], size):
+                block = range(group.start + inside.start, group.start + inside.stop)
                 chosen = unique[block.start : block.stop]
                 key = digests.of_value(
                     [FORMAT, "generate", self.identity(), chosen, [sampling.temperature, sampling.top_p,
@@ -100,16 +109,18 @@ class Asker:
 
     def score(self, messages: Sequence[Messages], responses: Sequence[str], what: str) -> list[list[float]]:
         """Log-probability in nats of every token of each response (end of text included)."""
-        prompts = self.render(messages)
-        joined = [f"{prompt}\x00{response}" for prompt, response in zip(prompts, responses, strict=True)]
+        pairs = list(zip(self.render(messages), responses, strict=True))
+        unique = sorted(set(pairs))
         shards = []
-        for block in cut(joined, self.engine_options["rows_per_shard"]):
-            asked, told = prompts[block.start : block.stop], list(responses[block.start : block.stop])
+        for block in cut(["\x00".join(pair) for pair in unique], self.engine_options["rows_per_shard"]):
+            asked, told = (list(texts) for texts in zip(*unique[block.start : block.stop], strict=True))
             key = digests.of_value([FORMAT, "score", self.identity(), asked, told])
             shards.append(self._shard(key, partial(self._score, asked, told)))
         self._run(shards, what)
-        self.usage.requests += len(prompts)
-        return [row for shard in shards for row in shard.table()["logprobs"].to_list()]
+        self.usage.requests += len(pairs)
+        scores = [row for shard in shards for row in shard.table()["logprobs"].to_list()]
+        known = dict(zip(unique, scores, strict=True))
+        return [known[pair] for pair in pairs]
 
     def render(self, messages: Sequence[Messages]) -> list[str]:
         """The text the model reads, with the chat template and the opening of its reply."""
@@ -193,6 +204,16 @@ class Asker:
         self.usage.seconds += time.perf_counter() - started
         self.usage.made += len(scores)
         return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)})
+
+
+def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str], list[range]]:
+    """Different prompts, sorted within the lowest of their numbers, and where each number's prompts stand."""
+    lowest: dict[str, int] = {}
+    for prompt, number in zip(prompts, numbers, strict=True):
+        lowest[prompt] = min(number, lowest.get(prompt, number))
+    unique = sorted(lowest, key=lambda prompt: (lowest[prompt], prompt))
+    starts = [i for i, prompt in enumerate(unique) if i == 0 or lowest[prompt] != lowest[unique[i - 1]]]
+    return unique, [range(*ends) for ends in pairwise([*starts, len(unique)])]
 
 
 REPLIES = pl.Schema(

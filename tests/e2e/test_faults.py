@@ -5,31 +5,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.workspace import digests, edit, environment, kept_server, ran, run, workspace
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run whose cache the tests below share."""
-    place = tmp_path_factory.mktemp("faults")
-    folder = workspace(place / "here", place / "cache")
-    run(folder, "python", "-m", "flows.evolve")
-    return folder
+from tests.e2e.workspace import digests, edit, environment, kept_server, ran, run
 
 
 @pytest.fixture
-def repository(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it to break, with a DVC cache of its own."""
-    folder = tmp_path / "here"
-    shutil.copytree(finished, folder, symlinks=True, ignore=shutil.ignore_patterns("*.sock", "server.json"))
-    shutil.copytree(finished.parent / "cache", tmp_path / "cache")
-    run(folder, "dvc", "cache", "dir", str(tmp_path / "cache"))
-    run(folder, "dvc", "checkout")
-    return folder
+def repository(copy: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A finished run to break."""
+    return copy(tmp_path)
 
 
 def forget(folder: Path, stage: str, key: str, *outputs: str) -> None:

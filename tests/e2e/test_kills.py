@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from flows import state
 from tests.e2e.workspace import digests, environment, kept_server, lock, run, workspace
@@ -69,15 +68,7 @@ def kill_in(folder: Path, target: str, number: int, chance: random.Random, every
     return name(hit) if hit else None
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("undisturbed")
-    folder = workspace(place / "here", place / "cache")
-    run(folder, "python", "-m", "flows.evolve")
-    return folder
-
-
-def test_a_run_that_was_killed_many_times_ends_with_the_same_bytes(tmp_path: Path, undisturbed: Path) -> None:
+def test_a_run_that_was_killed_many_times_ends_with_the_same_bytes(tmp_path: Path, finished: Path) -> None:
     folder = workspace(tmp_path / "here", tmp_path / "cache")
     chance = random.Random(0)
     hits = []
@@ -93,8 +84,8 @@ def test_a_run_that_was_killed_many_times_ends_with_the_same_bytes(tmp_path: Pat
         assert not list((folder / "data").rglob("*.part"))
         assert not list((folder / "data").rglob("*.tmp"))
     run(folder, "dvc", "repro")
-    assert digests(folder) == digests(undisturbed)
-    assert lock(folder) == lock(undisturbed)
+    assert digests(folder) == digests(finished)
+    assert lock(folder) == lock(finished)
     assert "up to date" in run(folder, "dvc", "status")
     assert {hit.partition("@")[0] for hit in hits} >= {target.partition("@")[0] for target in TARGETS} - {"report"}
     nothing_left(folder)

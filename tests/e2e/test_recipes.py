@@ -1,6 +1,7 @@
 """Every recipe end to end, in one process, at miniature size; countdown's share one base through DVC's run cache."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
@@ -12,8 +13,10 @@ KEYS = ("i01", "i02", "i03")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(finished, tmp_path_factory):
+    """With prepare and base of countdown in it."""
+    place = tmp_path_factory.mktemp("recipes")
+    return shutil.copytree(finished.parent / "cache", place / "cache")
 
 
 def evolved(tmp_path, cache, recipe):

@@ -13,17 +13,12 @@ STAGES = 28  # prepare, base, three iterations of eight, evaluate@i00, report
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("repro")
-    made = workspace(folder / "here", folder / "cache")
-    run(made, "python", "-m", "flows.check")
-    output = run(made, "dvc", "repro")
-    (folder / "output.txt").write_text(output)
-    return made
+def repository(copy, tmp_path_factory):
+    return copy(tmp_path_factory.mktemp("repro"))
 
 
-def test_every_stage_ran_once_and_is_locked(repository):
-    output = (repository.parent / "output.txt").read_text()
+def test_every_stage_ran_once_and_is_locked(finished, repository):
+    output = (finished.parent / "output.txt").read_text()
     assert len(ran(output)) == len(set(ran(output))) == STAGES
     assert len(lock(repository)) == STAGES
     assert output.count("http://127.0.0.1") == 1  # one Prefect server, its address said once

@@ -43,7 +43,7 @@ def use(folder: Path, recipe: str, size: str | None = "mini") -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """What a user's shell would have there: no settings of Prefect, MLflow or DVC from outside."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_", "PYTEST_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return {**kept, "PATH": path, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
 

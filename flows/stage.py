@@ -14,6 +14,7 @@ What the execution cost goes into a record (`flows.state`), never into an artifa
 Exit codes: 0 done, 1 the stage failed, 2 bad input.
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -85,7 +86,8 @@ class Runner:
             results, work = self._in_flow(context, described, inputs)
         except BaseException as error:
             record |= {"status": "failed", "error": str(error) or type(error).__name__}
-            state.write_record(self.root, self._measured(record, context, began, imports))
+            with contextlib.suppress(OSError):  # a full disk, for instance, must not hide what went wrong
+                state.write_record(self.root, self._measured(record, context, began, imports))
             if isinstance(error, BadInput) or not isinstance(error, Exception):
                 raise
             raise self._failure(context.name, error) from error
@@ -205,10 +207,14 @@ class Runner:
 
     def _failure(self, name: str, error: Exception) -> StageFailed:
         log = state.logs_dir(self.root) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-        log.write_text("".join(traceback.format_exception(error)))
+        try:
+            log.write_text("".join(traceback.format_exception(error)))
+            where = f"traceback: {os.path.relpath(log)}"
+        except OSError as unwritten:
+            where = f"its traceback could not be written ({unwritten})"
         said = str(error) if isinstance(error, AutodidactError) else f"{type(error).__name__}: {error}"
         said = said.removeprefix(f"{name}: ")
-        return StageFailed(f"{name} failed: {said}\n  nothing of it was kept; traceback: {os.path.relpath(log)}")
+        return StageFailed(f"{name} failed: {said}\n  nothing of it was kept; {where}")
 
 
 def prefect_map(jobs: Sequence[Job]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks.core import digests
+from tasks.core import digests, tables
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Shard:
         table = self.compute()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        table.write_parquet(part, compression="zstd")
+        tables.write_parquet(table, part)
         digest = digests.of_file(part)
         part.replace(self.path)
         note = self.receipt.with_name(f"{self.receipt.name}.{os.getpid()}.part")

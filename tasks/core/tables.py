@@ -7,13 +7,14 @@ temporary name, so that equal rows give equal bytes and a half-written file neve
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from tasks.core.errors import MissingArtifact, TableMismatch
+from tasks.core.errors import MissingArtifact, StageFailed, TableMismatch
 
 MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
@@ -159,8 +160,21 @@ def write(table: pl.DataFrame, path: Path, schema: pl.Schema, sort: Sequence[str
     ordered = check(table, schema, str(path)).sort(keys, nulls_last=True, maintain_order=True).rechunk()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    ordered.write_parquet(part, compression="zstd", compression_level=3, row_group_size=ROW_GROUP, statistics=True)
+    write_parquet(ordered, part, compression_level=3, row_group_size=ROW_GROUP, statistics=True)
     part.replace(path)
+
+
+def write_parquet(table: pl.DataFrame, path: Path, **options: Any) -> None:
+    """Writes the file with zstd. Raises `StageFailed`, and leaves nothing, where the disk does not take it."""
+    try:
+        table.write_parquet(path, compression="zstd", **options)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        path.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise StageFailed(
+            f"{path} cannot be written ({error}); {free:,.0f} MiB are free there: make room, or lift the limit on the "
+            "size of files, and run it again"
+        ) from error
 
 
 def read(path: Path, schema: pl.Schema) -> pl.DataFrame:

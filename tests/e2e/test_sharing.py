@@ -39,31 +39,21 @@ def test_a_second_clone_gets_everything_and_trains_nothing(repository: Path, tmp
 
 def test_experiments_in_a_queue(repository: Path) -> None:
     before = digests(repository)
-    for rate in ("0.0004", "0.0006"):
-        name = f"rate-{rate[-1]}"
-        run(
-            repository,
-            "dvc",
-            "exp",
-            "run",
-            "--queue",
-            "-n",
-            name,
-            "-S",
-            f"iterations.i03.train={{sft: {{learning_rate: {rate}}}}}",
-        )
+    for samples in ("4", "6"):
+        change = ("-n", f"samples-{samples}", "-S", f"evaluate.samples={samples}")
+        run(repository, "dvc", "exp", "run", "--queue", *change)
     run(repository, "dvc", "exp", "run", "--run-all", "-j", "1")
     shown = json.loads(run(repository, "dvc", "exp", "show", "--json", "--no-pager"))
     text = json.dumps(shown)
-    assert "rate-4" in text
-    assert "rate-6" in text
+    assert "samples-4" in text
+    assert "samples-6" in text
     assert "Failed" not in text
     assert digests(repository) == before  # outputs of experiments are in their own folders
     assert "up to date" in run(repository, "dvc", "status")
     records = [json.loads(path.read_text()) for path in (repository / ".autodidact/records").glob("*.json")]
-    rates = {
-        record["params"]["train"]["sft"]["learning_rate"]
+    evaluated = {
+        record["params"]["samples"]
         for record in records
-        if record["stage"] == "train" and record["key"] == "i03" and record["status"] == "repository"
+        if record["stage"] == "evaluate" and record["key"] == "i03" and record["status"] == "finished"
     }
-    assert len(rates) == 3  # their records are in the main repository
+    assert evaluated == {8, 4, 6}  # their records are in the main repository

@@ -9,6 +9,8 @@ scores never become a preference; they are counted.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 
 import polars as pl
 from pydantic import Field
@@ -256,14 +258,12 @@ def _pair(
     """Pairs from scored candidates: k-th best against k-th worst while the margin holds."""
     questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
     rows, skipped = [], []
-    judged = set(scored["prompt_id"])
-    refused_before = set(state.dropped.filter(pl.col("block") == block)["prompt_id"])
-    skipped += [
-        (p, p, "no candidate with a score") for p in state.prompts["prompt_id"] if p not in judged | refused_before
-    ]
-    for (prompt,), group in scored.group_by("prompt_id", maintain_order=True):
-        ranked = group.sort(["score", "candidate_id"], descending=[True, False])
-        found = list(ranked.select("candidate_id", "response", "score").iter_rows())
+    known = {*scored["prompt_id"], *state.dropped.filter(pl.col("block") == block)["prompt_id"]}
+    skipped += [(p, p, "no candidate with a score") for p in state.prompts["prompt_id"] if p not in known]
+    ranked = scored.sort(["prompt_id", "score", "candidate_id"], descending=[False, True, False])
+    ordered = ranked.select("prompt_id", "candidate_id", "response", "score").iter_rows()
+    for prompt, group in groupby(ordered, key=itemgetter(0)):
+        found = [row[1:] for row in group]
         for k in range(min(count, len(found) // 2) or 1):
             (good, chosen, high), (bad, rejected, low) = found[k], found[-1 - k]
             if good == bad:

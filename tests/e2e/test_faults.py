@@ -54,8 +54,11 @@ def test_a_corrupted_object_in_dvcs_cache(repository: Path) -> None:
     assert "up to date" in run(repository, "dvc", "status")
 
 
-@pytest.mark.parametrize("fault", ["deleted", "garbage", "a folder"])
-@pytest.mark.parametrize("database", ["prefect/prefect.db", "mlflow/mlflow.db"])
+@pytest.mark.parametrize(
+    ("database", "fault"),
+    [("prefect/prefect.db", "deleted"), ("prefect/prefect.db", "garbage"), ("mlflow/mlflow.db", "garbage"),
+     ("mlflow/mlflow.db", "a folder")],
+)  # fmt: skip
 def test_a_database_that_is_lost(repository: Path, database: str, fault: str) -> None:
     """Prefect's and MLflow's databases hold nothing that a run needs."""
     before = digests(repository)

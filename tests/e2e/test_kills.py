@@ -72,10 +72,10 @@ def test_a_run_that_was_killed_many_times_ends_with_the_same_bytes(tmp_path: Pat
     folder = workspace(tmp_path / "here", tmp_path / "cache")
     chance, hits = random.Random(0), []
     records = [json.loads(path.read_text()) for path in (finished / ".autodidact/records").glob("*.json")]
-    seconds = {name(record): record["seconds"] for record in records}
+    seconds = {name(record): record["work_seconds"] for record in records}
     for turn, target in enumerate(TARGETS):
         number, everything = SIGNALS[turn % len(SIGNALS)], turn % 4 == 0
-        after = chance.uniform(0, 0.3) * seconds[target]
+        after = chance.uniform(0, 0.2 + 0.8 * seconds[target])  # what follows the work takes half a second
         if everything:  # with the server, its watchdog and the process that keeps the libraries
             hit = kill_in(folder, target, signal.SIGKILL, after, True)
         else:

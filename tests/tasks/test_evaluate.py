@@ -64,7 +64,9 @@ class Scripted:
     def __init__(self, script: Callable[[str, float, int], str]) -> None:
         self.script, self.asked = script, []
 
-    def generate(self, messages: Sequence[Messages], sampling: Sampling, what: str) -> list[list[Completion]]:
+    def generate(
+        self, messages: Sequence[Messages], sampling: Sampling, what: str, about: Sequence[int] | None = None
+    ) -> list[list[Completion]]:
         contents = [m[-1]["content"] for m in messages]
         self.asked += contents
         texts = [[self.script(c, sampling.temperature, draw) for draw in range(sampling.n)] for c in contents]

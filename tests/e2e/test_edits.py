@@ -101,7 +101,7 @@ def row_inserted(folder: Path) -> None:
 ASKED = {"sample@i01": (POOL * DRAWS,) * 2, "critique@i01": (POOL, POOL * DRAWS)}  # equal answers are judged once
 EVALUATION = {"evaluate@i01": (EVALUATED * 3,) * 2}  # greedy, and two samples
 EVERYTHING = {**ASKED, **EVALUATION, "evaluate@i00": (EVALUATED * 3,) * 2}
-SOME = (1, 2 * 2 * ROWS_A_SHARD)  # at most two shards for each block of draws
+SOME = (1, POOL * DRAWS * 3 // 4)  # shards this small are often cut by length, which moves their neighbours
 EDITS = {
     "a comment in params.yaml": Edit(appended("params.yaml", "# mine\n"), set(), {}),
     "a file that is no stage's": Edit(lambda folder: (folder / "notes.md").write_text("mine"), set(), {}),

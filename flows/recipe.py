@@ -6,8 +6,8 @@ params.yaml with the blocks it is made of. It says only what is its own. A famil
 (`flows/recipes/families/NAME.yaml`) adds the data, the base model, how it is measured, and for every
 block the options that suit the family, so that methods differ only where they mean to.
 
-`use NAME` writes all of params.yaml from the two: the same recipe always gives the same bytes. `seed` and
-`engine` stay as they are in the present file, and so do the sections that the family calls the user's own
+`use NAME` writes all of params.yaml from the two: the same recipe always gives the same bytes. `seed`,
+`engine` and what changes no result (`serving`, `runner`, `prices`) stay as they are in the present file, and so do the sections that the family calls the user's own
 (`keeps`), as long as the family stays. Sizes (`flows/recipes/sizes/NAME.yaml`, so far `mini`) are no
 methods: `use mini` lowers numbers of whatever recipe is in place, and using the recipe again restores them.
 A refused call writes nothing.
@@ -28,6 +28,7 @@ from tasks.core import families
 from tasks.core import params as parameters
 from tasks.core.blocks import Options, validate
 from tasks.core.errors import BadInput, unknown_name
+from tasks.core.serving import DEFAULTS
 
 FOLDER = Path(__file__).parent / "recipes"
 SHOWN = 40  # changed values printed by `use`
@@ -100,6 +101,7 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
     _refuse_unusable(recipe, name, family, defaults.blocks)
     sections = parameters.merged(defaults.params, recipe.params)
     made: dict[str, Any] = {"recipe": name, "seed": 0, "labels": recipe.labels, "engine": sections["engine"]}
+    made |= DEFAULTS
     for stage in parameters.STAGES:
         section = sections.get(stage, {})
         if stage in parameters.WITH_BLOCKS:
@@ -202,7 +204,7 @@ def chosen(
         place = made["prepare"]["family"]
         keeps = _read(FamilyDefaults, "families", place, "family").keeps
         stays = isinstance(present.get("prepare"), Mapping) and present["prepare"].get("family") == place
-        for key in ("seed", *(("engine", *keeps) if stays else ())):
+        for key in ("seed", *DEFAULTS, *(("engine", *keeps) if stays else ())):
             made[key] = present.get(key, made[key])
         if not stays:  # which engine is the user's choice; how much it takes at once follows from the family
             chosen_engine = {

@@ -163,7 +163,10 @@ class Runner:
             from tasks.core.asking import Opener
 
             scratch = state.scratch_dir(self.root)
-            self._opener = Opener(self.root, self.params["engine"], scratch, prefect_map, self.progress)
+            serving = self.params["serving"]
+            self._opener = Opener(
+                self.root, self.params["engine"], scratch, prefect_map, self.progress, serving=serving
+            )
         return self._opener(pointer)
 
     def _record(self, context: Context, described: Declared, inputs: Mapping[str, str], began: float) -> dict[str, Any]:

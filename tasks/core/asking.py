@@ -164,7 +164,12 @@ class Asker:
             self.opener.make_room(self)
             options = self.engine_options
             self._engine = engines.load(
-                options["name"], self.folder, options["precision"], options["threads"], options["batch_size"]
+                options["name"],
+                self.folder,
+                options["precision"],
+                options["threads"],
+                options["batch_size"],
+                self.opener.serving.get(options["name"]),
             )
         return self._engine
 
@@ -238,6 +243,7 @@ class Opener:
     map_shards: MapShards = run_here
     progress: Progress = lambda what, done, total: None
     keep: int = 2
+    serving: Mapping[str, Any] = field(default_factory=dict)  # the section, by engine
     _askers: dict[str, Asker] = field(default_factory=dict)
 
     def __call__(self, pointer: Pointer) -> Asker:

@@ -15,6 +15,7 @@ from tasks.core.blocks import validate
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, unknown_name
 from tasks.core.params import BASE, FILE, LOOP, MODELS, STAGES, TOP, Shared, engine, number, options, section
+from tasks.core.serving import SECTIONS
 
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
 Result = TypeVar("Result")
@@ -31,6 +32,9 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         problems.append(str(unknown_name("recipe", name, recipes, "recipe")))
     if "engine" in params:
         _try(problems, engine, params)
+    for name, options_of in SECTIONS.items():
+        if name in params:
+            _try(problems, validate, options_of, params[name], name)
     keys = _check_tables(problems, params)
     for stage in STAGES:
         if stage in params:

@@ -2,7 +2,7 @@
 
 Input: `params.yaml` in the repository root, parsed with DVC's own YAML reader, so that both see the same
 values (YAML 1.2: `1e-3` is a number, `off` is a word). One section per stage, the shared values
-`recipe`, `seed`, `labels` and `engine`, and two tables: `iterations`, whose rows name the models that an
+`recipe`, `seed`, `labels` and `engine`, what changes no result (`serving`, `runner`, `prices`), and two tables: `iterations`, whose rows name the models that an
 iteration starts from (`previous`, `initial`, `reference`, `judge`) and override a stage's section for
 that iteration alone, and `evaluations`, the same rows and i00.
 
@@ -23,13 +23,14 @@ from pydantic import Field
 from tasks.core.blocks import Options, validate
 from tasks.core.errors import BadInput, unknown_name
 from tasks.core.seeds import derive
+from tasks.core.serving import SECTIONS
 
 FILE = "params.yaml"
 LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
 STAGES = ("prepare", "base", *LOOP, "report")
 WITH_BLOCKS = ("synthesize", "sample", "critique", "refine", "filter", "train")  # sections made of named blocks
 MODELS = ("previous", "initial", "reference", "judge")
-TOP = ("recipe", "seed", "labels", "engine", *STAGES, "iterations", "evaluations")
+TOP = ("recipe", "seed", "labels", "engine", *SECTIONS, *STAGES, "iterations", "evaluations")
 BASE = "i00"
 KEY = re.compile(r"i\d{2,4}")
 

@@ -1,15 +1,18 @@
 """Which engines there are, and how one is loaded by name.
 
-An engine is a module with `load(folder, precision, threads, batch_size) -> Engine`
+An engine is a module with `load(folder, precision, threads, batch_size, serving) -> Engine`
 (`tasks.core.engine.Engine`). Modules are imported only when their engine is asked for, because each
 pulls in its inference library; `ENGINES` maps the name in params.yaml to the module.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from tasks.core.engine import Engine
 from tasks.core.errors import unknown_name
+from tasks.core.serving import DEFAULTS
 
 ENGINES = {"transformers": "tasks.core.engines.transformers"}
 
@@ -20,12 +23,16 @@ def check_name(name: str, where: str = "") -> None:
         raise unknown_name("engine", name, ENGINES, where)
 
 
-def load(name: str, folder: Path, precision: str, threads: int, batch_size: int) -> Engine:
+def load(
+    name: str, folder: Path, precision: str, threads: int, batch_size: int, serving: Mapping[str, Any] | None = None
+) -> Engine:
     """The engine `name` with the model of `folder` in memory.
 
     `precision`: float32 or bfloat16; `threads`: CPU threads it computes with; `batch_size`: rows decoded
-    side by side. Raises `UnknownName`, and `BadInput` for a folder that holds no model.
+    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and `BadInput` for a folder that holds no model.
     """
     check_name(name)
-    engine: Engine = import_module(ENGINES[name]).load(folder, precision, threads, batch_size)
+    engine: Engine = import_module(ENGINES[name]).load(
+        folder, precision, threads, batch_size, DEFAULTS["serving"].get(name, {}) if serving is None else serving
+    )
     return engine

@@ -14,7 +14,7 @@ Where memory does not suffice, the batch is halved and the call repeated, a few 
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,9 @@ HALVINGS = 4  # of a batch for which memory does not suffice
 Result = TypeVar("Result")
 
 
-def load(folder: Path, precision: str, threads: int, batch_size: int) -> "TransformersEngine":
+def load(
+    folder: Path, precision: str, threads: int, batch_size: int, serving: Mapping[str, Any]
+) -> "TransformersEngine":
     """The engine with the model and tokenizer of `folder` (safetensors; no code of the folder is run).
 
     Raises `BadInput` for an unknown precision or a folder that holds no such model.

@@ -31,6 +31,8 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or Ray warns that it is going to be so
     "GOMP_SPINCOUNT": "1000",  # threads wait awake for microseconds only: longer, and two processes on two cores crawl;
     # not at all (OMP_WAIT_POLICY=PASSIVE), and training takes 1.7 times as long on an idle machine
 }

@@ -42,7 +42,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
         }
 
     monkeypatch.setattr(server, "_start_server", start)
-    monkeypatch.setattr(server, "_detached", lambda *arguments: psutil.Process().pid)  # no watchdog
+    monkeypatch.setattr(server, "detached", lambda *arguments: psutil.Process().pid)  # no watchdog
     for name in ("PREFECT_API_URL", "DVC_ROOT"):
         monkeypatch.setenv(name, "")  # so that it is put back even where it was not set
         monkeypatch.delenv(name)

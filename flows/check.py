@@ -62,9 +62,9 @@ def count_stages(root: Path, params: Mapping[str, Any]) -> int:
 
 def _disk(root: Path) -> list[str]:
     problems = []
-    for folder in (root, root / "data"):
+    for folder in (root, root / "data", root / ".autodidact"):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-            problems.append(f"{folder}: cannot be written to; give it write permission or work in a copy")
+            problems.append(f"{folder}: no folder, or cannot be written to; give it write permission or work in a copy")
     if (free := shutil.disk_usage(root).free) < NEEDED:
         problems.append(f"{root}: {free / 1e6:.0f} MB free on its disk; a run wants {NEEDED / 1e6:.0f} MB")
     return problems

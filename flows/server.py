@@ -53,6 +53,7 @@ def ensure(root: Path, pid: int | None = None) -> str:
     given = os.environ.get("PREFECT_API_URL")
     with _lock(root):
         info = state.read_json(_file(root)) or {}
+        state.write_json(_file(root), info)  # what could not be noted would outlive the run, so it is not started
         if given and not (info.get("pid") and info["url"] == given):
             info |= {"url": given, "pid": None, "started": None}
         elif not info.get("pid") or not state.alive(info["pid"], info["started"]):
@@ -97,6 +98,7 @@ def keep(root: Path, name: str, start: Callable[[], dict[str, Any]]) -> dict[str
         info = state.read_json(_file(root)) or {}
         kept: dict[str, Any] = info.setdefault("kept", {}).get(name) or {}
         if not kept or not state.alive(kept["pid"], kept["started"]):
+            state.write_json(_file(root), info)  # as in `ensure`
             kept = info["kept"][name] = start()
             state.write_json(_file(root), info)
     return kept
@@ -206,7 +208,7 @@ def _owned(root: Path) -> dict[str, Any] | None:
         info = state.read_json(_file(root))
         if info is None or info.get("watchdog") not in (None, os.getpid()):
             return None
-        info["owners"] = [owner for owner in info["owners"] if state.alive(owner["pid"], owner["started"])]
+        info["owners"] = [owner for owner in info.get("owners", []) if state.alive(owner["pid"], owner["started"])]
         if not info["owners"]:
             _file(root).unlink(missing_ok=True)
         return info

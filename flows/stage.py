@@ -35,7 +35,7 @@ from flows.declared import Declared, declared
 from flows.progress import Progress
 from tasks.core import digests
 from tasks.core.context import Context, Pointer
-from tasks.core.errors import AutodidactError, BadInput, StageFailed
+from tasks.core.errors import AutodidactError, BadInput, StageFailed, Unwritable
 
 if TYPE_CHECKING:
     from tasks.core.asking import Asker
@@ -230,8 +230,8 @@ def command(root: Path, stage: str, key: str | None = None, pid: int | None = No
     """Runs the stage with a server, says on stderr what went wrong; the exit code.
 
     `pid`: the process on whose behalf this one works, if not its own."""
-    state.quiet(root)
     try:
+        state.quiet(root)
         runner = Runner(root, files=stage in READ_FILES)
         declared(root, runner.params, stage, key)
         server.wait(root, server.ensure(root, pid))
@@ -252,9 +252,10 @@ def main(
     key: Annotated[str | None, typer.Argument(help="the iteration, for stages that have one: i01")] = None,
 ) -> None:
     """Run one stage of the graph. `dvc repro STAGE@ITERATION` does this when it is needed, and what it depends on."""
-    root = Path.cwd()
-    state.quiet(root)
-    code = warm.ask(root, [stage, *([key] if key else [])], server.warm_process(root))
+    root, code = Path.cwd(), None
+    with contextlib.suppress(Unwritable):  # `command` says so
+        state.quiet(root)
+        code = warm.ask(root, [stage, *([key] if key else [])], server.warm_process(root))
     if code is None:
         code = command(root, stage, key)
         exits.quickly()

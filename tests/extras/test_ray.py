@@ -115,7 +115,7 @@ def test_a_shard_that_is_not_where_this_process_looks(on_ray: Callable[..., list
 
 def test_a_worker_that_does_not_see_the_folder(place: Path) -> None:
     work = shards._remote(place, place / "seen-elsewhere")
-    with pytest.raises(RuntimeError, match="does not see .* as it is here; all machines of the cluster need"):
+    with pytest.raises(RuntimeError, match=r"does not see .* as it is here; all machines of the cluster need"):
         work("key", b"")
 
 

@@ -35,7 +35,7 @@ def check(runner: Mapping[str, Any]) -> None:
         return
     if missing := [module for module in ("ray", "prefect_ray") if find_spec(module) is None]:
         raise BadInput(
-            f"runner.name: given ray, but {' and '.join(missing)} cannot be imported; install the extra "
+            f"runner.name: given ray, but {' and '.join(missing)} cannot be imported; install the extra `ray` "
             "(`pip install --constraint constraints.txt '.[ray]'`), or set runner.name: local"
         )
     if (address := runner["address"]) is None:

@@ -113,8 +113,8 @@ def wait(root: Path, url: str) -> None:
         info = state.read_json(_file(root)) or {}
         if not info.get("pid") and time.monotonic() > began + PATIENCE:
             raise BadInput(
-                f"PREFECT_API_URL: no Prefect server answers at {url}; start it, or unset the variable, and each run "
-                "starts one of its own"
+                f"PREFECT_API_URL: no Prefect API answers at {url} (it ends in /api); start the server, or unset "
+                "the variable, and each run starts one of its own"
             )
         ended = info.get("pid") and not state.alive(info["pid"])
         if ended or time.monotonic() > deadline:

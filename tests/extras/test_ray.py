@@ -22,7 +22,7 @@ from flows import cluster, server, shards, state
 from tasks.core.asking import Opener
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import StageFailed
 from tasks.core.shards import run_here
 from tests.e2e.workspace import REPOSITORY, digests, edit, environment, run, workspace
 from tests.extras.slow import Slow, Watched, noted
@@ -113,19 +113,23 @@ def test_a_shard_that_is_not_where_this_process_looks(on_ray: Callable[..., list
         on_ray([Slow("s0", place, fault="writes nothing")])
 
 
-def test_a_worker_that_does_not_see_the_folder(place: Path) -> None:
-    work = shards._remote(place, place / "seen-elsewhere")
-    with pytest.raises(RuntimeError, match=r"does not see .* as it is here; all machines of the cluster need"):
-        work("key", b"")
+def test_workers_that_do_not_reach_prefect_work_all_the_same(
+    on_ray: Callable[..., list[Any]], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on other machines than the one on whose loopback address this run's server listens."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect_ray import RayTaskRunner
 
+    submit = RayTaskRunner.submit
 
-def test_an_address_where_nothing_is() -> None:
-    silent = f"127.0.0.1:{server.free_port()}"
-    with pytest.raises(BadInput, match=f"no Ray cluster answers at {silent}"):
-        cluster.check({**RAY, "address": silent})
-    with pytest.raises(BadInput, match="allowed are null, ray://HOST:PORT and HOST:PORT"):
-        cluster.check({**RAY, "address": "the big one"})
-    cluster.check({**LOCAL, "address": silent})
+    def submit_far_away(*arguments: Any, **given: Any) -> Any:
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.free_port()}/api"}):
+            return submit(*arguments, **given)
+
+    monkeypatch.setattr(RayTaskRunner, "submit", submit_far_away)
+    began = time.monotonic()
+    assert len(on_ray([Slow(f"s{number}", place) for number in range(6)])) == 6
+    print(time.monotonic() - began)
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_what_is_kept_for_a_run_is_started_once_and_goes_with_it(
 def test_nothing_is_started_that_could_not_be_noted(
     started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (state.prefect_dir(tmp_path) / "server.json").mkdir()
+    (state.prefect_dir(tmp_path) / f".server.json.{psutil.Process().pid}").mkdir()  # where it is written first
     with pytest.raises(Unwritable, match=r"server.json: cannot be written \(Is a directory\)"):
         server.ensure(tmp_path)
     assert started == []

@@ -113,6 +113,16 @@ def test_a_shard_that_is_not_where_this_process_looks(on_ray: Callable[..., list
         on_ray([Slow("s0", place, fault="writes nothing")])
 
 
+def test_a_cluster_without_room(existing: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.connect(REPOSITORY, existing, 1)
+    with pytest.raises(StageFailed, match="no machine of the Ray cluster has 1 CPUs and 1 GPUs, as a worker needs"):
+        cluster._room({**RAY, "gpus": 1.0}, 1)
+    cluster._room(existing, 3)
+    assert "has 3 CPUs and 0 GPUs, as a worker needs; waiting for one" in capsys.readouterr().out
+    cluster._room(existing, 2)
+    assert capsys.readouterr().out == ""
+
+
 def test_workers_that_do_not_reach_prefect_work_all_the_same(
     on_ray: Callable[..., list[Any]], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,9 +137,7 @@ def test_workers_that_do_not_reach_prefect_work_all_the_same(
             return submit(*arguments, **given)
 
     monkeypatch.setattr(RayTaskRunner, "submit", submit_far_away)
-    began = time.monotonic()
     assert len(on_ray([Slow(f"s{number}", place) for number in range(6)])) == 6
-    print(time.monotonic() - began)
 
 
 @pytest.fixture(scope="module")

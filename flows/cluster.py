@@ -87,13 +87,16 @@ def _start(root: Path, cpus: int) -> dict[str, Any]:
     import psutil
 
     folder = Path(tempfile.mkdtemp(prefix="ad-ray-"))  # short: it holds sockets, whose paths have 107 bytes
-    port = server.free_port()
+    port, client = server.free_port(), server.free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
-    command += [f"--ray-client-server-port={server.free_port()}", "--dashboard-agent-listen-port=0"]
+    command += [f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"]
     command += ["--include-dashboard=false", "--include-log-monitor=false", f"--object-store-memory={OBJECTS}"]
     log = state.logs_dir(root) / "ray.log"
     pid = server.detached(command, log.open("wb"), root, {**os.environ, "RAY_enable_worker_prestart": "0"})
     print(f"Ray: 127.0.0.1:{port} (a cluster of {cpus} CPUs on this machine; it goes when the run goes)", flush=True)
     started = psutil.Process(pid).create_time()
-    return {"address": f"127.0.0.1:{port}", "pid": pid, "started": started, "folder": str(folder), "log": str(log)}
+    return {
+        "address": f"127.0.0.1:{port}", "client": f"ray://127.0.0.1:{client}",
+        "pid": pid, "started": started, "folder": str(folder), "log": str(log),
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """Everything that can be refused before any work: `python -m flows.check`.
 
-Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, and whether the disk
-can be written to. Prints one line and exits 0, or all problems on stderr and exits 2. Writes nothing,
+Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, whether a Ray cluster that
+is named answers, and whether the disk can be written to. Prints one line and exits 0, or all problems on stderr and exits 2. Writes nothing,
 imports neither torch nor DVC.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import declared, exits, recipe
+from flows import cluster, declared, exits, recipe
 from tasks.core import params as parameters
 from tasks.core.errors import BadInput
 
@@ -27,6 +27,7 @@ def check(root: Path) -> str:
     stages = 0
     try:
         parameters.check(params, root, recipe.names())
+        cluster.check(params["runner"])
     except BadInput as error:
         problems.append(str(error))
     try:
@@ -61,9 +62,9 @@ def count_stages(root: Path, params: Mapping[str, Any]) -> int:
 
 def _disk(root: Path) -> list[str]:
     problems = []
-    for folder in (root, root / "data"):
+    for folder in (root, root / "data", root / ".autodidact"):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-            problems.append(f"{folder}: cannot be written to; give it write permission or work in a copy")
+            problems.append(f"{folder}: no folder, or cannot be written to; give it write permission or work in a copy")
     if (free := shutil.disk_usage(root).free) < NEEDED:
         problems.append(f"{root}: {free / 1e6:.0f} MB free on its disk; a run wants {NEEDED / 1e6:.0f} MB")
     return problems

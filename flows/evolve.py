@@ -54,8 +54,8 @@ def evolve(root: Path, targets: Sequence[str], force: bool, begin: Callable[[], 
 def command(root: Path, targets: Sequence[str], force: bool) -> int:
     """Runs the graph, with a server if a stage has to run, then tells MLflow and prints the table; the exit code."""
     began = time.monotonic()
-    state.quiet(root)
     try:
+        state.quiet(root)
         done = evolve(root, targets, force, lambda: server.wait(root, server.ensure(root)))
         print(f"{len(done)} stages brought up to date in {time.monotonic() - began:.1f} s", flush=True)
         from flows import summary, track

@@ -3,8 +3,8 @@
 The first stage of a run starts the server, detached, on 127.0.0.1 and a free port, and prints its address; later stages
 find it in `.autodidact/prefect/server.json` (guarded by a file lock). Each stage enters the process that it belongs
 to, the run's owner: the nearest `dvc` above it, else itself. A watchdog, detached too, stops the server a few seconds
-after the last owner has ended. Meanwhile it projects finished stages into MLflow (`flows.track`), so that MLflow is
-imported once per run and not once per stage.
+after the last owner has ended, and whatever else was started for the run (`keep`). Meanwhile it projects finished
+stages into MLflow (`flows.track`), so that MLflow is imported once per run and not once per stage.
 
 Where `PREFECT_API_URL` is set, that server is used and left alone.
 
@@ -12,6 +12,7 @@ Where `PREFECT_API_URL` is set, that server is used and left alone.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -28,9 +29,10 @@ from typing import IO, Any
 import typer
 
 from flows import state, warm
-from tasks.core.errors import StageFailed
+from tasks.core.errors import BadInput, StageFailed
 
 STARTUP = 120.0  # seconds the server may take to answer for the first time
+PATIENCE = 15.0  # seconds in which a server that was there before has to answer
 OWNERS = 0.5  # seconds between two looks at the run's owners
 PROJECTION = 3.0  # seconds between two looks at what MLflow might lack
 IDLE_SERVICES = (  # what nothing here uses: no deployments, no schedules, no automations
@@ -51,6 +53,7 @@ def ensure(root: Path, pid: int | None = None) -> str:
     given = os.environ.get("PREFECT_API_URL")
     with _lock(root):
         info = state.read_json(_file(root)) or {}
+        state.write_json(_file(root), info)  # what could not be noted would outlive the run, so it is not started
         if given and not (info.get("pid") and info["url"] == given):
             info |= {"url": given, "pid": None, "started": None}
         elif not info.get("pid") or not state.alive(info["pid"], info["started"]):
@@ -64,16 +67,14 @@ def ensure(root: Path, pid: int | None = None) -> str:
         if not info.get("watchdog") or not state.alive(info["watchdog"]):
             state.close_dead_records(root)
             log = (state.logs_dir(root) / "watchdog.log").open("ab")
-            info["watchdog"] = _detached(
-                [sys.executable, "-m", "flows.server", "watch", str(root.resolve())], log, root
-            )
+            info["watchdog"] = detached([sys.executable, "-m", "flows.server", "watch", str(root.resolve())], log, root)
             state.write_json(_file(root), info)
         os.environ["PREFECT_API_URL"] = info["url"]
         if warm.wanted() and owner.pid != caller.pid and not _is_warm(info):
             log = (state.logs_dir(root) / "warm.log").open("ab")
             command = [sys.executable, "-m", "flows.warm", str(root.resolve())]
             environment = {**caller.environ(), "PREFECT_API_URL": info["url"]}  # nothing that libraries added to ours
-            info["warm"] = {"pid": _detached(command, log, root, environment), "url": info["url"]}
+            info["warm"] = {"pid": detached(command, log, root, environment), "url": info["url"]}
             state.write_json(_file(root), info)
     return str(info["url"])
 
@@ -90,11 +91,31 @@ def _is_warm(info: Mapping[str, Any]) -> bool:
     return "warm" in info and info["warm"]["url"] == info["url"] and state.alive(info["warm"]["pid"])
 
 
+def keep(root: Path, name: str, start: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The process of a run, with its `pid`, `started` and `folder`, that goes by this name; `start` starts it where there
+    is none. The watchdog of `ensure`, which comes first, stops it and removes the folder when the run is gone."""
+    with _lock(root):
+        info = state.read_json(_file(root)) or {}
+        kept: dict[str, Any] = info.setdefault("kept", {}).get(name) or {}
+        if not kept or not state.alive(kept["pid"], kept["started"]):
+            state.write_json(_file(root), info)  # as in `ensure`
+            kept = info["kept"][name] = start()
+            state.write_json(_file(root), info)
+    return kept
+
+
 def wait(root: Path, url: str) -> None:
-    """Returns when the server answers. Raises `StageFailed` if it ended or does not answer in two minutes."""
-    deadline = time.monotonic() + STARTUP
+    """Returns when the server answers. Raises `StageFailed` if it ended or does not answer in two minutes, `BadInput`
+    if it is the user's own and does not answer."""
+    began = time.monotonic()
+    deadline = began + STARTUP
     while not healthy(url):
         info = state.read_json(_file(root)) or {}
+        if not info.get("pid") and time.monotonic() > began + PATIENCE:
+            raise BadInput(
+                f"PREFECT_API_URL: no Prefect API answers at {url} (it ends in /api); start the server, or unset "
+                "the variable, and each run starts one of its own"
+            )
         ended = info.get("pid") and not state.alive(info["pid"])
         if ended or time.monotonic() > deadline:
             what = "ended while it started" if ended else f"did not answer within {STARTUP:.0f} s"
@@ -117,15 +138,20 @@ def healthy(url: str) -> bool:
 def watch(root: Path) -> None:
     """Stops the server when the run's last owner has ended; keeps MLflow up to date until then."""
     os.nice(5)
-    server = None
+    info: dict[str, Any] = {}
     with ThreadPoolExecutor(1) as pool:
         projection = Projection(root, pool)
-        while (info := _owned(root)) is not None:
-            server = (info["pid"], info["started"]) if info["pid"] else None
+        while (found := _owned(root)) is not None:
+            info = found
+            if not info["owners"]:
+                break
             projection.look({owner["root"] for owner in info["owners"]})
             time.sleep(OWNERS)
-        if server is not None:
-            _stop(*server)
+        if info.get("pid"):
+            stop(info["pid"], info["started"])
+        for kept in info.get("kept", {}).values():
+            stop(kept["pid"], kept["started"])
+            shutil.rmtree(kept["folder"], ignore_errors=True)
         state.close_dead_records(root)
         projection.finish()
 
@@ -176,15 +202,16 @@ def _commands() -> None:
 
 
 def _owned(root: Path) -> dict[str, Any] | None:
-    """What `server.json` says; None, and the file removed, when no owner is left or another watchdog took over."""
+    """What `server.json` says, with those owners that live, and the file removed where none does; None where there is
+    no such file, or another watchdog took over."""
     with _lock(root):
         info = state.read_json(_file(root))
         if info is None or info.get("watchdog") not in (None, os.getpid()):
             return None
-        if any(state.alive(owner["pid"], owner["started"]) for owner in info["owners"]):
-            return info
-        _file(root).unlink(missing_ok=True)
-        return None
+        info["owners"] = [owner for owner in info.get("owners", []) if state.alive(owner["pid"], owner["started"])]
+        if not info["owners"]:
+            _file(root).unlink(missing_ok=True)
+        return info
 
 
 def _project(roots: list[str]) -> None:
@@ -204,9 +231,7 @@ def _traces(root: Path) -> list[tuple[str, int]]:
 def _start_server(root: Path) -> dict[str, Any]:
     import psutil
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     home = state.prefect_dir(root)
     environment = {
@@ -219,12 +244,19 @@ def _start_server(root: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
     log = (state.logs_dir(root) / "prefect-server.log").open("ab")
-    pid = _detached(command, log, home, {**os.environ, **environment})
+    pid = detached(command, log, home, {**os.environ, **environment})
     print(f"Prefect: {address} (follow the run there; the server goes when the run goes)", flush=True)
     return {"url": f"{address}/api", "pid": pid, "started": psutil.Process(pid).create_time()}
 
 
-def _detached(command: list[str], log: IO[bytes], folder: Path, environment: Mapping[str, str] | None = None) -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def detached(command: list[str], log: IO[bytes], folder: Path, environment: Mapping[str, str] | None = None) -> int:
     """Starts a process that outlives this one and holds none of its streams; its number."""
     with log:
         return subprocess.Popen(
@@ -233,7 +265,8 @@ def _detached(command: list[str], log: IO[bytes], folder: Path, environment: Map
         ).pid  # fmt: skip
 
 
-def _stop(pid: int, started: float) -> None:
+def stop(pid: int, started: float) -> None:
+    """Ends a process that `detached` started, by force if it takes longer than three seconds."""
     import psutil
 
     try:

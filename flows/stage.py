@@ -20,22 +20,22 @@ import logging
 import os
 import shutil
 import sys
-import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import clock, exits, graph, history, outputs, server, state, warm
+from flows import clock, cluster, exits, graph, history, outputs, server, shards, state, warm
 from flows.declared import Declared, declared
 from flows.progress import Progress
 from tasks.core import digests
 from tasks.core.context import Context, Pointer
-from tasks.core.errors import AutodidactError, BadInput, StageFailed
+from tasks.core.errors import AutodidactError, BadInput, StageFailed, Unwritable
 
 if TYPE_CHECKING:
     from tasks.core.asking import Asker
@@ -43,17 +43,6 @@ if TYPE_CHECKING:
 CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
 FIGURES_SHOWN = 3
 READ_FILES = ("prepare", "base")  # the stages that read files and models of the user
-
-
-class Job(Protocol):
-    """A shard of work: named by its content, able to say whether its stored file is there and whole."""
-
-    @property
-    def key(self) -> str: ...
-
-    def valid(self) -> bool: ...
-
-    def run(self) -> None: ...
 
 
 class Runner:
@@ -67,6 +56,7 @@ class Runner:
         self.root = root
         self.params = params.load(root)
         params.check(self.params, root if files else None, recipe.names())
+        cluster.check(self.params["runner"])
         self.progress = Progress()
         self._opener: Callable[[Pointer], Asker] | None = None
 
@@ -122,7 +112,7 @@ class Runner:
             outputs.publish(context.staging, self.root, described.outs)
             return {"outputs": outputs.digest(self.root, described.outs)}
 
-        stage_task = task(name=context.stage, task_run_name=context.name, **_stored(self.root))(run)
+        stage_task = task(name=context.stage, task_run_name=context.name, **shards.stored(self.root))(run)
 
         def body() -> dict[str, str]:
             _discard_unreadable(self.root, key)
@@ -163,10 +153,11 @@ class Runner:
             from tasks.core.asking import Opener
 
             scratch = state.scratch_dir(self.root)
-            serving = self.params["serving"]
-            self._opener = Opener(
-                self.root, self.params["engine"], scratch, prefect_map, self.progress, serving=serving
-            )
+            serving, engine, runner = self.params["serving"], self.params["engine"], self.params["runner"]
+            run: Any = shards.run_here
+            if runner["name"] == "ray":
+                run = partial(shards.run_on_ray, root=self.root, runner=runner, threads=engine["threads"])
+            self._opener = Opener(self.root, engine, scratch, run, self.progress, serving=serving)
         return self._opener(pointer)
 
     def _record(self, context: Context, described: Declared, inputs: Mapping[str, str], began: float) -> dict[str, Any]:
@@ -220,44 +211,6 @@ class Runner:
         return StageFailed(f"{name} failed: {said}\n  nothing of it was kept; {where}")
 
 
-def prefect_map(jobs: Sequence[Job]) -> None:
-    """Runs each job as a cached Prefect task of the flow that is running. A job whose stored file is there and whole is
-    not run; one whose file is not is run, whatever Prefect's cache says. The first failure stops the rest."""
-    from prefect import task
-    from prefect.context import FlowRunContext
-
-    known = {job.key: job for job in jobs}
-    missing = {key: job for key, job in known.items() if not job.valid()}
-    flow_run = FlowRunContext.get()
-    if flow_run is None or flow_run.flow_run is None:
-        raise StageFailed(
-            "shards are Prefect tasks and need a running flow; start the stage with `python -m flows.stage`"
-        )
-    if len(missing) < len(known):
-        print(f"{flow_run.flow_run.name}  {len(known) - len(missing)} of {len(known)} shards were stored", flush=True)
-    if not missing:
-        return
-    stopped = threading.Event()
-
-    def shard(key: str) -> str:
-        if stopped.is_set():
-            raise StageFailed("another shard failed")
-        try:
-            missing[key].run()
-        except BaseException:
-            stopped.set()  # here, before the next shard can start
-            raise
-        return key
-
-    # The task's argument is the key alone: Prefect walks through whatever it is given, and a job may hold a model.
-    shard_task = task(name="shard", task_run_name="shard-{key}", refresh_cache=True, **_stored(Path.cwd()))(shard)
-    try:
-        for future in [shard_task.submit(key) for key in missing]:
-            future.result()
-    finally:
-        stopped.set()
-
-
 def summary(name: str, figures: Mapping[str, float], seconds: float) -> str:
     """The line of a finished stage: its name, its first figures, its seconds."""
     shown = [f"{_number(value)} {what.replace('_', ' ')}" for what, value in list(figures.items())[:FIGURES_SHOWN]]
@@ -277,8 +230,8 @@ def command(root: Path, stage: str, key: str | None = None, pid: int | None = No
     """Runs the stage with a server, says on stderr what went wrong; the exit code.
 
     `pid`: the process on whose behalf this one works, if not its own."""
-    state.quiet(root)
     try:
+        state.quiet(root)
         runner = Runner(root, files=stage in READ_FILES)
         declared(root, runner.params, stage, key)
         server.wait(root, server.ensure(root, pid))
@@ -299,35 +252,19 @@ def main(
     key: Annotated[str | None, typer.Argument(help="the iteration, for stages that have one: i01")] = None,
 ) -> None:
     """Run one stage of the graph. `dvc repro STAGE@ITERATION` does this when it is needed, and what it depends on."""
-    root = Path.cwd()
-    state.quiet(root)
-    code = warm.ask(root, [stage, *([key] if key else [])], server.warm_process(root))
+    root, code = Path.cwd(), None
+    with contextlib.suppress(Unwritable):  # `command` says so
+        state.quiet(root)
+        code = warm.ask(root, [stage, *([key] if key else [])], server.warm_process(root))
     if code is None:
         code = command(root, stage, key)
         exits.quickly()
     raise typer.Exit(code)
 
 
-def _stored(root: Path) -> dict[str, Any]:
-    """How results are kept: a small JSON file named by the task's only argument, its key."""
-    return {
-        "cache_key_fn": lambda context, arguments: arguments["key"],
-        "persist_result": True,
-        "result_storage": _results(root),
-        "result_serializer": "json",
-        "retries": 0,
-    }
-
-
-def _results(root: Path) -> Path:
-    folder = state.prefect_dir(root) / "results"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 def _discard_unreadable(root: Path, key: str) -> None:
     """Prefect does not write results atomically: a process that was killed may have left half of one."""
-    stored = _results(root) / key
+    stored = shards.results(root) / key
     if stored.exists() and state.read_json(stored) is None:
         stored.unlink()
 

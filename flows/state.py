@@ -11,11 +11,14 @@ since 1970), seconds (whole execution), imports_seconds (importing libraries), w
 taken off), params, figures, curves, tags, inputs and outputs (path -> digest), error (message, or null).
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tasks.core.errors import Unwritable
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -31,6 +34,8 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or Ray warns that it is going to be so
     "GOMP_SPINCOUNT": "1000",  # threads wait awake for microseconds only: longer, and two processes on two cores crawl;
     # not at all (OMP_WAIT_POLICY=PASSIVE), and training takes 1.7 times as long on an idle machine
 }
@@ -81,8 +86,11 @@ def quiet(root: Path) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes through a temporary name, so that a reader sees the old or the new text, never half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+        part.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -125,5 +133,17 @@ def alive(pid: int, started: float | None = None) -> bool:
 
 
 def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> Unwritable:
+    return Unwritable(
+        f"{path}: cannot be written ({error.strerror or error}); make room, or give write permission there; .autodidact "
+        "may also be moved away or deleted: it holds no artifact"
+    )

@@ -14,16 +14,20 @@ its curve under the name "... (superseded)" and a new one takes over. Figures, s
 come from the records; without a record the run says `duration: unknown`. Weights stay in DVC: models are
 logged as entities without files. `git.commit` is the record's, else the commit at the time of the projection.
 
-Database: `.autodidact/mlflow/mlflow.db` of the main repository, or `MLFLOW_TRACKING_URI`. This is the only
+Database: `.autodidact/mlflow/mlflow.db` of the main repository, or what `MLFLOW_TRACKING_URI` names: a server
+(`http://...`, with MLflow's own variables for credentials) or another database. This is the only
 module that imports mlflow, and it does so late. `python -m flows.track` projects everything.
 """
 
 import json
 import logging
 import os
+import re
 import sqlite3
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -46,10 +50,11 @@ if TYPE_CHECKING:
 EXPERIMENT = "autodidact"
 BATCH = 100  # parameters a request; MLflow takes 100, and 1000 values of all kinds
 LOCK_SECONDS = 20.0  # how long to wait for another sync
+PATIENCE = 10.0  # seconds in which a tracking server has to answer
 
 
 class TrackingFailed(AutodidactError, RuntimeError):
-    """MLflow's database could not be used. Artifacts, records and dvc.lock are untouched; sync again later."""
+    """MLflow's database or server could not be used. Artifacts, records and dvc.lock are untouched; sync again later."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ def sync(root: Path, full: bool = False) -> SyncResult:
             return SyncResult(uri, name, 0, 0, last.get("experiment"), last.get("run"))
         with FileLock(marker.with_name("sync.lock"), timeout=LOCK_SECONDS):
             _probe(uri)
+            _knock(uri)
             tree = _connect(root, uri, {"evolution": evolution, "recipe": str(params.get("recipe"))})
             run = project(root, params, tree, name)
             settled = not any(r.status == "RUNNING" for r in tree.runs)
@@ -272,6 +278,20 @@ def _probe(uri: str) -> None:
             connection.close()
 
 
+def _knock(uri: str) -> None:
+    """Asks whether a tracking server is there, because MLflow itself keeps trying for minutes. Raises `OSError`."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{shown(uri).rstrip('/')}/health", timeout=PATIENCE).close()
+        except urllib.error.HTTPError:
+            return  # somebody answers, and MLflow knows better how to ask
+
+
+def shown(uri: str) -> str:
+    """The address without the user's name and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
 def _has_run(uri: str, run: Any) -> bool:
     """Whether a local database still has this run, asked without MLflow; False for any other kind of URI."""
     path = _database(uri)
@@ -295,10 +315,13 @@ def _fingerprint(root: Path, uri: str) -> str:
 
 
 def _advice(uri: str, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = (shown(str(error)).splitlines() or [type(error).__name__])[0]
+    remedy = "Close what holds the database, or delete it"
+    if not uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" in os.environ:
+        remedy = "Start what MLFLOW_TRACKING_URI names, or unset it for a database of this repository"
     return (
-        f"MLflow was not updated ({uri}: {reason}); artifacts and dvc.lock are untouched. "
-        "Close what holds the database, or delete it, then run `python -m flows.track`"
+        f"MLflow was not updated ({shown(uri)}: {reason}); artifacts and dvc.lock are untouched. {remedy}, then run "
+        "`python -m flows.track`"
     )
 
 
@@ -316,7 +339,7 @@ def _relax() -> None:
 
 def report(result: SyncResult) -> str:
     """A sync in one line."""
-    return f"MLflow: {result.name}: {result.created} runs created, {result.updated} updated ({result.uri})"
+    return f"MLflow: {result.name}: {result.created} runs created, {result.updated} updated ({shown(result.uri)})"
 
 
 def command() -> None:

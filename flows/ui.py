@@ -57,7 +57,7 @@ def serve(root: Path, port: int) -> int:
     result = track.sync(root, full=True)
     print(track.report(result))
     if result.uri.startswith(("http://", "https://")):
-        print(f"MLflow runs at {result.uri}")
+        print(f"MLflow runs at {track.shown(result.uri)}")
         return 0
     chosen = free_port(port)
     artifacts = (state.state_dir(root) / "mlflow" / "artifacts").as_uri()

@@ -10,8 +10,12 @@ the end are new shards, and all judgements of one prompt's answers fall into few
 A shard's key covers the rendered prompts (and so templates, system prompts and chat template), the
 model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and
 batch size, and the sampling options with seed and sample numbers.
+
+A shard may be computed by another process: an asker is pickled as what is needed to open its model, and unpickled as
+the asker of that process, which loads the model once and keeps it.
 """
 
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +32,7 @@ from tasks.core.context import Pointer, Progress
 from tasks.core.engine import Completion, Engine, Sampling
 from tasks.core.errors import StageFailed
 from tasks.core.family import Messages
-from tasks.core.shards import MapShards, Shard, cut, run_here
+from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
 
 FORMAT = 1  # of the stored replies; raise it when their meaning changes
 PACKAGES = {"transformers": ("transformers", "torch")}  # whose versions a reply depends on
@@ -44,6 +48,11 @@ class Usage:
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+    def add(self, spent: Spent) -> None:
+        """Counts what a shard took."""
+        for name, amount in spent.items():
+            setattr(self, name, getattr(self, name) + amount)
 
     def figures(self) -> dict[str, float]:
         """Names and values for `Context.log`."""
@@ -176,39 +185,40 @@ class Asker:
     def _shard(self, key: str, compute: Any) -> Shard:
         return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        opener = self.opener
+        how = (opener.root, dict(opener.engine_options), opener.scratch, dict(opener.serving))
+        return asker_here, (*how, self.pointer, self.identity())
+
     def _run(self, shards: Sequence[Shard], what: str) -> None:
+        todo = [shard for shard in shards if not shard.valid()]
         done = 0
 
-        def counted(shard: Shard) -> pl.DataFrame:
+        def finished(spent: Spent) -> None:
             nonlocal done
-            table = shard.compute()
             done += 1
+            self.usage.add(spent)
             self.opener.progress(what, done, len(todo))
-            return table
 
-        todo = [shard for shard in shards if not shard.valid()]
         self.opener.progress(what, 0, len(todo))
-        self.opener.map_shards([Shard(s.key, s.path, partial(counted, s)) for s in todo])
+        self.opener.map_shards(todo, finished)
 
-    def _generate(self, prompts: list[str], sampling: Sampling, first: int) -> pl.DataFrame:
+    def _generate(self, prompts: list[str], sampling: Sampling, first: int) -> tuple[pl.DataFrame, Spent]:
         engine = self.engine()
         started = time.perf_counter()
         replies = engine.generate(prompts, sampling, first)
-        self.usage.seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
         rows = [(index, *reply) for index, several in enumerate(replies) for reply in several]
         table = pl.DataFrame(rows, schema=REPLIES, orient="row")
-        self.usage.made += table.height
-        self.usage.tokens += int(table["tokens"].sum())
-        self.usage.prompt_tokens += int(table["prompt_tokens"].sum())
-        return table
+        tokens, prompt_tokens = int(table["tokens"].sum()), int(table["prompt_tokens"].sum())
+        return table, {"made": table.height, "tokens": tokens, "prompt_tokens": prompt_tokens, "seconds": seconds}
 
-    def _score(self, prompts: list[str], responses: list[str]) -> pl.DataFrame:
+    def _score(self, prompts: list[str], responses: list[str]) -> tuple[pl.DataFrame, Spent]:
         engine = self.engine()
         started = time.perf_counter()
         scores = engine.score(prompts, responses)
-        self.usage.seconds += time.perf_counter() - started
-        self.usage.made += len(scores)
-        return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)})
+        spent = {"made": len(scores), "seconds": time.perf_counter() - started}
+        return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)}), spent
 
 
 def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str], list[range]]:
@@ -265,3 +275,31 @@ class Opener:
     def close(self) -> None:
         for asker in self._askers.values():
             asker.close()
+
+
+_openers: dict[str, Opener] = {}  # of a process that computes shards for another one
+
+
+def asker_here(
+    root: Path,
+    engine_options: Mapping[str, Any],
+    scratch: Path,
+    serving: Mapping[str, Any],
+    pointer: Pointer,
+    identity: Mapping[str, Any],
+) -> Asker:
+    """The asker of this process for a model that another process asks. Raises `StageFailed` where the replies would
+    not be those that the other process stores them as."""
+    how = digests.of_value([str(root), engine_options, str(scratch), serving])
+    if how not in _openers:
+        for other in _openers.values():
+            other.close()
+        _openers.clear()
+        _openers[how] = Opener(root, engine_options, scratch, serving=serving)
+    asker = _openers[how](pointer)
+    if (found := asker.identity()) != identity:
+        raise StageFailed(
+            f"the worker on {platform.node()} would reply as {found}, but {dict(identity)} is asked for; give all "
+            "machines the same versions of the packages"
+        )
+    return asker

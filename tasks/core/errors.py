@@ -39,6 +39,13 @@ class MissingArtifact(BadInput, FileNotFoundError):
         return str(self.args[0])
 
 
+class Unwritable(BadInput, OSError):
+    """A folder or file that has to be written to and cannot be."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class LabelsForbidden(BadInput, PermissionError):
     """A stage asked for the truth in a run that declares `labels: false`."""
 

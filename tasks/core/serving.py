@@ -45,6 +45,7 @@ class Runner(Options):
     name: Literal["local", "ray"]
     address: str | None  # of an existing Ray cluster; null: one is started on this machine
     workers: int = Field(ge=1)  # processes with an engine of their own (ray)
+    gpus: float = Field(ge=0)  # GPUs that each of them has to itself (ray)
 
 
 class Prices(Options):
@@ -70,7 +71,7 @@ DEFAULTS = {
             quarantine_share=0.01,
         ),
     ).model_dump(),
-    "runner": Runner(name="local", address=None, workers=2).model_dump(),
+    "runner": Runner(name="local", address=None, workers=2, gpus=0.0).model_dump(),
     "prices": Prices(
         currency="USD", prompt_tokens=0.0, completion_tokens=0.0, engine_hours=0.0, training_hours=0.0
     ).model_dump(),

@@ -2,7 +2,8 @@
 
 A shard is a block of requests of fixed composition, stored under a key that covers everything its
 result depends on. A shard counts as done only if its file is there with the digest recorded beside it,
-so a truncated or altered file is simply computed again. Files are written aside and renamed.
+so a truncated or altered file is simply computed again. Files are written aside and renamed. A shard can be
+pickled where its `compute` can, and run by another process that sees the same folder.
 
 Blocks of prompts are cut where the content says so (a prompt whose hash falls on a boundary ends its
 block), so a row that is changed, inserted or removed disturbs only the block around it.
@@ -10,8 +11,8 @@ block), so a row that is changed, inserted or removed disturbs only the block ar
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +20,16 @@ import polars as pl
 
 from tasks.core import digests, tables
 
+Spent = Mapping[str, float]  # what a computed shard took: amounts by name, which add up over shards
+
 
 @dataclass(frozen=True)
 class Shard:
-    """One block of work: `compute` returns its table; `key` names everything the table depends on."""
+    """One block of work: `compute` returns its table and what that took; `key` names all the table depends on."""
 
     key: str
     path: Path
-    compute: Callable[[], pl.DataFrame]
+    compute: Callable[[], tuple[pl.DataFrame, Spent]]
 
     @property
     def receipt(self) -> Path:
@@ -40,30 +43,33 @@ class Shard:
             return False
         return self.path.is_file() and digests.of_file(self.path) == recorded
 
-    def run(self) -> None:
+    def run(self) -> Spent:
         """Computes and stores the table; the receipt comes last, so a killed run leaves no valid shard."""
-        table = self.compute()
+        table, spent = self.compute()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        writer = uuid.uuid4().hex  # process numbers may be equal on two machines
+        part = self.path.with_name(f"{self.path.name}.{writer}.part")
         tables.write_parquet(table, part)
         digest = digests.of_file(part)
         part.replace(self.path)
-        note = self.receipt.with_name(f"{self.receipt.name}.{os.getpid()}.part")
+        note = self.receipt.with_name(f"{self.receipt.name}.{writer}.part")
         note.write_text(json.dumps({"digest": digest, "rows": table.height}))
         note.replace(self.receipt)
+        return spent
 
     def table(self) -> pl.DataFrame:
         return pl.read_parquet(self.path)
 
 
-MapShards = Callable[[Sequence[Shard]], None]
+Finished = Callable[[Spent], None]  # called in the process that asks, once for each shard that was computed
+MapShards = Callable[[Sequence[Shard], Finished], None]
 
 
-def run_here(shards: Sequence[Shard]) -> None:
+def run_here(shards: Sequence[Shard], finished: Finished = lambda spent: None) -> None:
     """Runs the shards that are not done, one after the other, in this process."""
     for shard in shards:
         if not shard.valid():
-            shard.run()
+            finished(shard.run())
 
 
 def cut(texts: Sequence[str], size: int) -> list[range]:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,79 @@ def test_prefects_database_goes_away_in_the_middle_of_a_run(repository: Path) ->
     run(repository, "dvc", "repro", "-f", "-s", "filter@i02", "promote@i02")
     assert digests(repository) == before
     assert "up to date" in run(repository, "dvc", "status")
+
+
+@contextmanager
+def locked(database: Path, seconds: float | None = None) -> Iterator[None]:
+    """An open exclusive transaction of another process, for some seconds or until the end."""
+    code = "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30); "
+    code += "c.execute('BEGIN EXCLUSIVE'); print(flush=True); "
+    code += "sys.stdin.read()" if seconds is None else f"time.sleep({seconds})"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(database)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        yield
+    finally:
+        holder.communicate()
+
+
+def test_mlflows_database_is_locked(repository: Path) -> None:
+    """The run goes on and says what MLflow lacks, once; `flows.track` makes up for it."""
+    before = digests(repository)
+    with locked(repository / ".autodidact/mlflow/mlflow.db"):
+        said = run(repository, "python", "-m", "flows.evolve", "promote@i03", "--force")
+        assert said.count("MLflow was not updated") == 1
+        assert "database is locked" in said
+        assert "Traceback" not in said
+        refused = run(repository, "python", "-m", "flows.track", code=1)
+        assert refused.startswith("MLflow was not updated")
+        assert len(refused.splitlines()) == 1
+    assert digests(repository) == before
+    records = list((repository / ".autodidact/records").glob("promote@i03*.json"))
+    assert all(json.loads(path.read_text())["status"] == "finished" for path in records)
+    assert "MLflow: " in run(repository, "python", "-m", "flows.track")
+    with sqlite3.connect(repository / ".autodidact/mlflow/mlflow.db") as database:
+        query = "SELECT count(*) FROM tags WHERE key = 'record' AND value = ?"
+        newest = max(records, key=lambda path: path.stat().st_mtime).stem
+        assert database.execute(query, (newest,)).fetchone() == (1,)
+
+
+def test_prefects_database_is_locked_for_some_seconds(repository: Path) -> None:
+    """The server waits, the stage waits for the server, and nobody notices."""
+    before = digests(repository)
+    with kept_server(repository), locked(repository / ".autodidact/prefect/prefect.db", 6):
+        assert ran(run(repository, "dvc", "repro", "-f", "-s", "promote@i03")) == ["promote@i03"]
+    assert digests(repository) == before
+    assert "up to date" in run(repository, "dvc", "status")
+
+
+@pytest.mark.parametrize("fault", ["a file", "nothing may be written"])
+def test_a_state_folder_that_cannot_be_written(repository: Path, fault: str) -> None:
+    """One message, no server left behind, and every artifact where it was."""
+    before, folder, aside = digests(repository), repository / ".autodidact", repository.parent / "aside"
+    limit = ""
+    if fault == "a file":
+        folder.rename(aside)
+        folder.touch()
+        refused = run(repository, "python", "-m", "flows.check", code=2)
+        assert ".autodidact: no folder, or cannot be written to" in refused
+    else:
+        limit = "ulimit -f 0; "
+    for command in ("python -m flows.stage promote i03", "python -m flows.evolve promote@i03 --force"):
+        said = run(repository, "bash", "-c", f"{limit}exec {command} 2>&1 | cat; exit ${{PIPESTATUS[0]}}", code=2)
+        (line,) = [line for line in said.splitlines() if "cannot be written" in line]
+        assert ".autodidact" in line
+        assert "Traceback" not in said
+        assert "Prefect: " not in said
+    if fault == "a file":
+        run(repository, "dvc", "repro", "-f", "-s", "promote@i03", code=255)
+        folder.unlink()
+        aside.rename(folder)
+    assert ran(run(repository, "dvc", "repro")) == []
+    assert digests(repository) == before
 
 
 def test_two_runs_at_once(repository: Path) -> None:

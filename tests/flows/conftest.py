@@ -63,9 +63,10 @@ class Shard:
             log.write("shard\\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(self.key)
+        return {"made": 1}
 
 class Opener:
-    def __init__(self, root, engine, scratch, map_shards, progress):
+    def __init__(self, root, engine, scratch, map_shards, progress, serving):
         self.root, self.scratch, self.map_shards, self.loaded = root, scratch, map_shards, set()
     def __call__(self, pointer):
         if pointer.digest not in self.loaded:
@@ -128,6 +129,8 @@ recipe: toy
 seed: 0
 labels: false
 engine: {name: toy}
+serving: {}
+runner: {name: local}
 start: {number: 5}
 grow: {by: 1}
 iterations:

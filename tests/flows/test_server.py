@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from flows import server, state
-from tasks.core.errors import StageFailed
+from tasks.core.errors import BadInput, StageFailed, Unwritable
 
 STAND_IN = """
 import http.server, sys
@@ -42,7 +42,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
         }
 
     monkeypatch.setattr(server, "_start_server", start)
-    monkeypatch.setattr(server, "_detached", lambda *arguments: psutil.Process().pid)  # no watchdog
+    monkeypatch.setattr(server, "detached", lambda *arguments: psutil.Process().pid)  # no watchdog
     for name in ("PREFECT_API_URL", "DVC_ROOT"):
         monkeypatch.setenv(name, "")  # so that it is put back even where it was not set
         monkeypatch.delenv(name)
@@ -91,6 +91,55 @@ def test_a_foreign_server_is_used_and_left_alone(started: Any, tmp_path: Path, m
     monkeypatch.setenv("PREFECT_API_URL", "http://example.invalid/api")
     for _ in range(2):
         assert server.ensure(tmp_path) == "http://example.invalid/api"
+    assert started == []
+
+
+def test_a_foreign_server_that_does_not_answer_is_named(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = f"http://127.0.0.1:{server.free_port()}/api"
+    monkeypatch.setenv("PREFECT_API_URL", silent)
+    monkeypatch.setattr(server, "PATIENCE", 0.2)
+    with pytest.raises(BadInput, match=f"PREFECT_API_URL: no Prefect API answers at {silent}"):
+        server.wait(tmp_path, server.ensure(tmp_path))
+    assert started == []
+
+
+def test_what_is_kept_for_a_run_is_started_once_and_goes_with_it(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = sleeper()
+    monkeypatch.setattr(server, "_owner", lambda caller: owner[1])
+    server.ensure(tmp_path)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    begun = []
+
+    def start() -> dict[str, Any]:
+        begun.append(sleeper())
+        process = begun[-1][1]
+        return {"pid": process.pid, "started": process.create_time(), "folder": str(folder)}
+
+    assert server.keep(tmp_path, "it", start) == server.keep(tmp_path, "it", start)
+    begun[0][0].kill()
+    begun[0][0].wait()
+    assert server.keep(tmp_path, "it", start)["pid"] == begun[1][0].pid
+    owner[0].kill()
+    owner[0].wait()
+    path = state.prefect_dir(tmp_path) / "server.json"
+    state.write_json(path, {**(state.read_json(path) or {}), "watchdog": None})
+    command = [sys.executable, "-m", "flows.server", "watch", str(tmp_path)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=60)
+    assert begun[1][0].wait(1) is not None
+    assert not folder.exists()
+
+
+def test_nothing_is_started_that_could_not_be_noted(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (state.prefect_dir(tmp_path) / f".server.json.{psutil.Process().pid}").mkdir()  # where it is written first
+    with pytest.raises(Unwritable, match=r"server.json: cannot be written \(Is a directory\)"):
+        server.ensure(tmp_path)
     assert started == []
 
 

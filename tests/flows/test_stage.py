@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 
 import tasks.core.params
-from flows import clock, recipe, stage, state
+from flows import clock, recipe, shards, stage, state
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed
 
-PARAMS: dict[str, Any] = {"recipe": "toy", "labels": False, "engine": {}, "toy": {"text": "hello"}, "rows": {"i01": {}}}
+PARAMS: dict[str, Any] = {
+    "recipe": "toy",
+    "labels": False,
+    "engine": {},
+    "runner": {"name": "local"},
+    "toy": {"text": "hello"},
+    "rows": {"i01": {}},
+}
 GRAPH = """
 stages:
   toy:
@@ -168,11 +175,12 @@ class Job:
     def valid(self) -> bool:
         return self.path.is_file() and self.path.read_text() == self.key
 
-    def run(self) -> None:
+    def run(self) -> dict[str, float]:
         if self.broken:
             raise OSError("disk full")
         self.ran.append(self.key)
         self.path.write_text(self.key)
+        return {"made": 2}
 
 
 def test_a_shard_runs_only_where_its_file_is_not_there(toy: Toy) -> None:
@@ -180,7 +188,7 @@ def test_a_shard_runs_only_where_its_file_is_not_there(toy: Toy) -> None:
     jobs = [Job(key, toy.root, ran) for key in ("shard-a", "shard-b", "shard-a")]
 
     def sharded(context: Context) -> None:
-        stage.prefect_map(jobs)
+        shards.run_here(jobs)
         write(context)
 
     toy.body = sharded
@@ -195,7 +203,7 @@ def test_a_shard_runs_only_where_its_file_is_not_there(toy: Toy) -> None:
 def test_a_failed_shard_stops_the_rest(toy: Toy) -> None:
     ran: list[str] = []
     jobs = [Job(f"s{n}", toy.root, ran, broken=n == 1) for n in range(4)]
-    toy.body = lambda context: stage.prefect_map(jobs)
+    toy.body = lambda context: shards.run_here(jobs)
     with pytest.raises(StageFailed, match="disk full"):
         toy.execute()
     assert ran == ["s0"]
@@ -203,7 +211,7 @@ def test_a_failed_shard_stops_the_rest(toy: Toy) -> None:
 
 def test_shards_need_a_flow(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="need a running flow"):
-        stage.prefect_map([Job("a", tmp_path, [])])
+        shards.run_here([Job("a", tmp_path, [])])
 
 
 def test_bad_params_stop_before_any_work(

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from flows import declared, history, state, track
+from flows import declared, history, server, state, track
 from tasks.core import digests, params
 
 SOURCE = Path(__file__).parents[2]
@@ -367,6 +368,39 @@ def test_the_main_repository_holds_the_database(repository: Path, tmp_path: Path
     assert track.tracking_uri(repository) == f"sqlite:///{tmp_path}/main/.autodidact/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert track.tracking_uri(repository) == "http://127.0.0.1:1"
+
+
+def test_a_server_that_exists_has_the_same_tree(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = server.free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--default-artifact-root", str(tmp_path)]
+    environment = {**os.environ, **state.QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with pytest.raises(track.TrackingFailed, match="Start what MLFLOW_TRACKING_URI names"):
+        track.sync(repository)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not server.healthy(f"http://127.0.0.1:{port}") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        result = track.sync(repository)
+        assert (result.created, track.sync(repository).created) == (1 + 4 + stage_count(repository), 0)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for path in (tmp_path / "server.db", state.state_dir(repository) / "mlflow" / "mlflow.db"):
+        with sqlite3.connect(path) as database:  # the repository's own has the runs that it had before
+            assert database.execute("SELECT count(*) FROM runs").fetchone() == (result.created,)
+
+
+def test_a_password_in_an_address_is_not_shown(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{server.free_port()}")
+    with pytest.raises(track.TrackingFailed, match=r"http://127.0.0.1:") as caught:
+        track.sync(repository)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_command_refuses_a_locked_database_and_rebuilds_a_deleted_one(repository: Path) -> None:

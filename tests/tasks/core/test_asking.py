@@ -1,11 +1,15 @@
+import pickle
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
+from tasks.core import asking
 from tasks.core.engine import Sampling
+from tasks.core.errors import StageFailed
 from tests.support import asker, user
 
 QUESTIONS = [user(f"add {i} {i}") for i in range(50)]
@@ -74,6 +78,21 @@ def test_scores_are_stored_too(tmp_path):
     assert scores == [[-0.5] * 3] * 50
     model.score(QUESTIONS, ["1 2"] * 50, "x")
     assert engine.asked == 50
+
+
+def test_an_asker_is_pickled_as_how_to_open_its_model(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    made, _ = asker(tmp_path, echo)
+    packed = pickle.dumps(made)
+    assert len(packed) < 2000
+    there = pickle.loads(packed)
+    assert there is pickle.loads(packed)  # one for each process and model
+    assert (there.identity(), there.folder, there._engine) == (made.identity(), tmp_path / "model", None)
+    monkeypatch.setattr(asking, "version", lambda package: "0.0.1")
+    with pytest.raises(
+        StageFailed, match=r"would reply as .*0\.0\.1.* is asked for; give all machines the same versions"
+    ):
+        pickle.loads(packed)
 
 
 ASKING = """

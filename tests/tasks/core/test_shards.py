@@ -8,7 +8,7 @@ from tasks.core.shards import Shard, cut, run_here
 def counted(tmp_path, calls, key="k"):
     def compute():
         calls.append(key)
-        return pl.DataFrame({"x": [1, 2]})
+        return pl.DataFrame({"x": [1, 2]}), {"made": 2}
 
     return Shard(key, tmp_path / f"{key}.parquet", compute)
 

@@ -1,0 +1,102 @@
+"""The Ray cluster that computes shards: an existing one, or one started on this machine for a whole run.
+
+Section `runner` of params.yaml: `address` names a cluster (`ray://host:10001` through its Ray Client server from
+anywhere, `host:6379` from one of its own machines). With null, the first stage of a run that has shards to compute
+starts one, on 127.0.0.1 and free ports, with one CPU for each of the engine's threads of each worker; later stages
+find it, and the watchdog of the run's Prefect server (`flows.server`) stops it when the run is gone. A process connects
+once: in `flows.evolve` workers, and the models they hold, last over all stages.
+
+Needs the extra `ray` (Ray and prefect-ray), imported only here and in `flows.shards`.
+"""
+
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from flows import server, state
+from tasks.core.errors import BadInput, StageFailed
+
+PATIENCE = 5.0  # seconds in which an address has to answer
+STARTUP = 120.0  # seconds a cluster may take to start
+OBJECTS = 100_000_000  # bytes of Ray's object store: shards go through the file system
+ADDRESS = re.compile(r"(ray://)?([^\s/:]+):(\d+)")
+
+
+def check(runner: Mapping[str, Any]) -> None:
+    """Raises `BadInput` where Ray is asked for and is not installed, or its address cannot be one or is silent."""
+    if runner["name"] != "ray":
+        return
+    if missing := [module for module in ("ray", "prefect_ray") if find_spec(module) is None]:
+        raise BadInput(
+            f"runner.name: given ray, but {' and '.join(missing)} cannot be imported; install the extra `ray` "
+            "(`pip install --constraint constraints.txt '.[ray]'`), or set runner.name: local"
+        )
+    if (address := runner["address"]) is None:
+        return
+    if (parts := ADDRESS.fullmatch(address)) is None:
+        raise BadInput(f"runner.address: given {address!r}; allowed are null, ray://HOST:PORT and HOST:PORT")
+    try:
+        socket.create_connection((parts[2], int(parts[3])), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(
+            f"runner.address: no Ray cluster answers at {address} ({error}); start it (`ray start --head`), give "
+            "another address, or null to have one started on this machine"
+        ) from error
+
+
+def connect(root: Path, runner: Mapping[str, Any], threads: int) -> None:
+    """Connects this process, if it is not yet. Raises `StageFailed` where the cluster cannot be used."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = runner["address"] or _own(root, runner["workers"] * threads)
+    quiet = {name: value for name, value in os.environ.items() if name in (*state.QUIET, "PREFECT_HOME")}
+    try:
+        ray.init(
+            address, namespace="autodidact", log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": quiet}
+        )
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StageFailed(
+            f"the Ray cluster at {address} cannot be used: {reason}\n  It needs the Ray and Python versions that are "
+            "here; HOST:PORT works from one of the cluster's own machines, ray://HOST:10001 from any"
+        ) from error
+
+
+def _own(root: Path, cpus: int) -> str:
+    """The address of the cluster that belongs to this run."""
+    kept = server.keep(root, f"ray, {cpus} CPUs", lambda: _start(root, cpus))
+    deadline = time.monotonic() + STARTUP
+    while "Ray runtime started" not in Path(kept["log"]).read_text(errors="replace"):
+        if not state.alive(kept["pid"], kept["started"]) or time.monotonic() > deadline:
+            raise StageFailed(f"the Ray cluster of this run did not start; its log: {kept['log']}")
+        time.sleep(0.1)
+    return str(kept["address"])
+
+
+def _start(root: Path, cpus: int) -> dict[str, Any]:
+    """Starts a cluster of this machine alone, not to be reached from others."""
+    import psutil
+
+    folder = Path(tempfile.mkdtemp(prefix="ad-ray-"))  # short: it holds sockets, whose paths have 107 bytes
+    port, client = server.free_port(), server.free_port()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
+    command += [f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"]
+    command += ["--include-dashboard=false", "--include-log-monitor=false", f"--object-store-memory={OBJECTS}"]
+    log = state.logs_dir(root) / "ray.log"
+    pid = server.detached(command, log.open("wb"), root, {**os.environ, "RAY_enable_worker_prestart": "0"})
+    print(f"Ray: 127.0.0.1:{port} (a cluster of {cpus} CPUs on this machine; it goes when the run goes)", flush=True)
+    started = psutil.Process(pid).create_time()
+    return {
+        "address": f"127.0.0.1:{port}", "client": f"ray://127.0.0.1:{client}",
+        "pid": pid, "started": started, "folder": str(folder), "log": str(log),
+    }  # fmt: skip

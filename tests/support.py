@@ -106,6 +106,7 @@ ENGINE = {
     "batch_size": 64,
     "rows_per_shard": 8,
     "draws_per_shard": 4,
+    "endpoint": {"model": None, "protocol": "completions", "length_field": "max_tokens", "extra": {}},
 }
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
@@ -56,10 +57,21 @@ class Shard:
         return pl.read_parquet(self.path)
 
 
-MapShards = Callable[[Sequence[Shard]], None]
+class Job(Protocol):
+    """Work named by its content, able to say whether it is done: a shard, or a block of logged requests."""
+
+    @property
+    def key(self) -> str: ...
+
+    def valid(self) -> bool: ...
+
+    def run(self) -> None: ...
 
 
-def run_here(shards: Sequence[Shard]) -> None:
+MapShards = Callable[[Sequence[Job]], None]
+
+
+def run_here(shards: Sequence[Job]) -> None:
     """Runs the shards that are not done, one after the other, in this process."""
     for shard in shards:
         if not shard.valid():

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tasks.core.errors import StageFailed
 
@@ -85,14 +86,14 @@ class RequestLog:
             raise
         return database
 
-    def _select(self, columns: str, keys: Sequence[str]) -> list[tuple[str, ...]]:
+    def _select(self, columns: str, keys: Sequence[str]) -> list[tuple[Any, ...]]:
         places = ", ".join("?" * len(keys))
         return self._done(f"SELECT {columns} FROM replies WHERE key IN ({places})", [tuple(keys)])
 
-    def _execute(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def _execute(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         self._done(statement, rows)
 
-    def _done(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[tuple[str, ...]]:
+    def _done(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         with self._lock:
             try:
                 return [found for row in rows for found in self._database.execute(statement, row).fetchall()]

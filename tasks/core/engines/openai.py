@@ -220,7 +220,7 @@ def _logprobs(choice: Mapping[str, Any], chat: bool) -> list[float | None]:
         return []
     if chat:
         entries = given.get("content")
-        values = [entry.get("logprob") if isinstance(entry, dict) else "" for entry in _list(entries)]
+        values: list[Any] = [entry.get("logprob") if isinstance(entry, dict) else "" for entry in _list(entries)]
     else:
         values = _list(given.get("token_logprobs"))
     if not all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in values):

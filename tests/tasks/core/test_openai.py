@@ -50,7 +50,9 @@ def test_a_draw_is_a_request_with_a_seed_of_its_own():
             "model": "m", "max_tokens": 16, "temperature": 0.8, "top_p": 0.9, "logprobs": 1, "top_k": 0,
         }  # fmt: skip
         assert body["path"] == "/v1/completions"
-        assert all(reply.text.startswith(prompt) for prompt, pair in zip(PROMPTS, replies, strict=True) for reply in pair)
+        assert all(
+            reply.text.startswith(prompt) for prompt, pair in zip(PROMPTS, replies, strict=True) for reply in pair
+        )
         assert replies[0][0] == Completion(replies[0][0].text, 4, 6, -1.5, "stop")
         later = engine(server.url).generate([PROMPTS[1]], Sampling(1, 0.8, 0.9, 16, 7), first_draw=1)
         assert later[0][0].text == replies[1][1].text  # whatever else was asked, and in which order
@@ -66,7 +68,9 @@ def test_chat_posts_messages():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße\n"}]
     options = {"protocol": "chat", "length_field": "max_completion_tokens", "extra": {"top_p": None}}
     with Endpoint(lambda body, before: completion(body, "fine so far", "length")) as server:
-        reply = engine(server.url, endpoint=options).generate([json.dumps(messages)], Sampling(1, 0.8, 0.9, 16, 7))[0][0]
+        reply = engine(server.url, endpoint=options).generate([json.dumps(messages)], Sampling(1, 0.8, 0.9, 16, 7))[0][
+            0
+        ]
     body = server.asked[0]
     assert (body["path"], body["messages"], body["logprobs"]) == ("/v1/chat/completions", messages, True)
     assert body["max_completion_tokens"] == 16
@@ -122,9 +126,13 @@ def test_scores_that_a_server_cannot_give(protocol, answer, tmp_path):
     serving = {**DEFAULTS["serving"]["openai"], "retries": 1}
     with Endpoint(lambda body, before: given({**body, "prompt": "a"}, before)) as server:
         scoring = engines.connect(
-            "openai", "m", tmp_path, {**ENGINE["endpoint"], "protocol": protocol}, {**serving, "base_urls": [server.url]}
+            "openai",
+            "m",
+            tmp_path,
+            {**ENGINE["endpoint"], "protocol": protocol},
+            {**serving, "base_urls": [server.url]},
         )
-        with pytest.raises(BadInput, match="cannot give the log-probabilities of a given text here: .*vLLM's"):
+        with pytest.raises(BadInput, match=r"cannot give the log-probabilities of a given text here: .*vLLM's"):
             scoring.score(["a a a a"], ["a a a a a"])
 
 
@@ -165,7 +173,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no usage": (reply_with(usage=None), "no usage"),
     "negative usage": (reply_with(usage__completion_tokens=-1), "no usage"),
     "usage of another type": (reply_with(usage__prompt_tokens="9"), "no usage"),
-    "log-probabilities of another type": (reply_with(choices__0__logprobs__token_logprobs=["x"]), "no log-probabilities"),
+    "log-probabilities of another type": (
+        reply_with(choices__0__logprobs__token_logprobs=["x"]),
+        "no log-probabilities",
+    ),
     "no finish": (reply_with(choices__0__finish_reason=None), "no finish"),
 }
 
@@ -286,7 +297,11 @@ def test_a_server_that_cannot_be_reached():
 
 def test_failover_goes_on_with_the_server_that_works():
     gone = f"http://127.0.0.1:{free_port()}/v1"
-    with Endpoint(lambda body, before: 500) as broken, Endpoint(lambda body, before: 404) as other, Endpoint(echo) as good:
+    with (
+        Endpoint(lambda body, before: 500) as broken,
+        Endpoint(lambda body, before: 404) as other,
+        Endpoint(echo) as good,
+    ):
         asking = engine(gone, broken.url, other.url, good.url, concurrency=1)
         replies = asking.generate([f"add {i} :" for i in range(20)], SAMPLING)
         assert not any(reply.failed for pair in replies for reply in pair)

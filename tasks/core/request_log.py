@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -75,7 +76,7 @@ class RequestLog:
     def _opened(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(database)
             database.execute(
                 "PRAGMA synchronous = NORMAL"
             )  # in a write-ahead log: safe against a kill, not a power cut
@@ -122,6 +123,19 @@ class RequestLog:
             f"{self.path} cannot be written or read ({error}); {free:,.0f} MiB are free there: make room, lift the limit on "
             "the size of files, or end the process that holds it, and run it again; what had arrived before is kept"
         )
+
+
+def _write_ahead(database: sqlite3.Connection) -> None:
+    """Turns the write-ahead log on. Where another process does so at this moment, SQLite refuses without waiting."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:

@@ -29,6 +29,7 @@ PASSING = {408, 409, 425, 429}  # and 5xx
 FORBIDDEN = {401, 402, 403}
 CONNECTING = 10.0  # seconds
 WORDS = 300  # of a server's own, kept for messages
+SECRET = 16  # characters that a key has at least; "EMPTY" and the like may stand in a reply
 
 Arrived = Callable[[int, str], None]  # (number of the body, reply); raises `Unusable`
 Failed = Callable[[int, str, str], None]  # (number of the body, reason, the server's words)
@@ -44,7 +45,7 @@ class Server:
     words: str = ""  # what it said when it had not
 
 
-@dataclass
+@dataclass(eq=False)
 class Fault(Exception):
     """Why one try brought nothing."""
 
@@ -79,6 +80,8 @@ class Caller:
 
         `key`: sent as bearer token. Raises `BadInput` or `StageFailed` for what is wrong for everybody, or what
         `arrived` or `failed` raise."""
+        if not any(server.has_model for server in self.servers):
+            self.servers = [Server(server.url) for server in self.servers]
         asyncio.run(_Run(self, bodies, key, arrived, failed).all())
 
     def next_slot(self) -> float:
@@ -105,7 +108,7 @@ class Caller:
 
     def delay(self, tried: int, fault: Fault) -> float:
         """Seconds before the next try, after `tried` tries."""
-        usable = sum(server.has_model for server in self.servers)
+        usable = max(1, sum(server.has_model for server in self.servers))
         if tried % usable:
             return 0.0  # another server has not been asked yet
         wait = min(self.options.longest_wait, self.options.backoff * 2.0 ** (tried // usable - 1))
@@ -158,10 +161,11 @@ class _Run:
         tried, connected = 0, False
         while True:
             await self._sleep(self.caller.next_slot())
-            while (server := self.caller.server()).free > time.monotonic() and not self.stop.is_set():
-                await self._sleep(server.free - time.monotonic())
+            while not self.stop.is_set() and (pause := self.caller.server().free - time.monotonic()) > 0:
+                await self._sleep(pause)
             if self.stop.is_set():
                 return
+            server = self.caller.server()
             try:
                 await self._try(client, server, number)
                 return
@@ -196,7 +200,8 @@ class _Run:
             passing = status in PASSING or status >= 500
             raise Fault(f"HTTP {status}", self._words(reply), status, _retry_after(reply.headers), not passing)
         try:
-            self.arrived(number, self._without_key(reply.content.decode()))
+            raw = reply.content.decode()
+            self.arrived(number, self._without_key(raw) if len(self.key or "") >= SECRET else raw)
         except UnicodeDecodeError:
             raise Fault("no UTF-8") from None
         except Unusable as error:
@@ -204,17 +209,14 @@ class _Run:
 
     def _mind(self, server: Server, fault: Fault, tried: int) -> None:
         """What a fault means for the other requests: another server, or a pause."""
-        if fault.status == 429:
-            wait = self.caller.delay(tried, fault) if fault.wait is None else fault.wait
-            if wait > self.options.longest_wait:
-                raise StageFailed(
-                    f"{server.url} asks for a pause of {wait:,.0f} s (HTTP 429, Retry-After), and serving.openai.longest_wait "
-                    f"is {self.options.longest_wait:g} s; run it again later, or lower requests_per_minute or concurrency "
-                    "there; every reply that arrived is kept"
-                )
-            server.free = max(server.free, time.monotonic() + wait)
-        elif fault.wait is not None and fault.wait <= self.options.longest_wait:
-            server.free = max(server.free, time.monotonic() + fault.wait)
+        if fault.wait is not None and fault.wait > self.options.longest_wait:
+            raise StageFailed(
+                f"{server.url} asks for a pause of {fault.wait:,.0f} s ({fault.reason}, Retry-After), and "
+                f"serving.openai.longest_wait is {self.options.longest_wait:g} s; run it again later, or lower "
+                "requests_per_minute or concurrency there; every reply that arrived is kept"
+            )
+        pause = fault.wait or (self.caller.delay(tried, fault) if fault.status == 429 else 0.0)
+        server.free = max(server.free, time.monotonic() + pause)
         self.caller.leave(server)
 
     def _give_up(self, number: int, fault: Fault, connected: bool) -> None:
@@ -241,6 +243,7 @@ class _Run:
         self.caller.leave(server)
         if any(other.has_model for other in self.caller.servers):
             return
+        self.stop.set()
         lines = [f"{one.url} has {await self._models(client, one) or one.words}" for one in self.caller.servers]
         model = self.caller.model
         raise BadInput(

@@ -245,6 +245,15 @@ def test_a_pause_that_is_too_long_ends_the_call():
         assert len(server.asked) <= 4
 
 
+def test_a_pause_that_a_broken_server_asks_for():
+    def answer(body, before):
+        return (503, {"Retry-After": "0.3"}, b"") if before == 0 else completion(body, "fine")
+
+    with Endpoint(answer) as server:
+        assert one(server).text == "fine"
+    assert server.times[1] - server.times[0] >= 0.3
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_wrong_key_ends_the_call_at_once(status, monkeypatch):
     monkeypatch.setenv("TEST_ENDPOINT_KEY", KEY)
@@ -280,6 +289,21 @@ def test_a_model_that_is_not_served():
     ):
         one(server)
     assert len(server.asked) == 1
+
+
+def test_a_model_that_is_served_later():
+    with Endpoint(lambda body, before: 404) as server:
+        asking = engine(server.url)
+        with pytest.raises(BadInput, match="no server has model m"):
+            asking.generate([f"add {i} :" for i in range(50)], SAMPLING)
+        server.answer = echo
+        assert not asking.generate(PROMPTS, SAMPLING)[0][0].failed
+
+
+def test_a_word_that_stands_for_no_key_may_be_part_of_a_reply(monkeypatch):
+    monkeypatch.setenv("TEST_ENDPOINT_KEY", "EMPTY")
+    with Endpoint(lambda body, before: completion(body, "the list is EMPTY")) as server:
+        assert one(server).text == "the list is EMPTY"
 
 
 def free_port() -> int:

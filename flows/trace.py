@@ -139,9 +139,8 @@ def _candidate(made: Page, candidate: Record, depth: int) -> None:
     made.add(depth, f"{what} {candidate['candidate_id']}  {candidate['source'] or ''}", "cyan")
     if candidate["model"]:
         made.text(depth + 1, f"turn {candidate['turn']}, draw {candidate['draw']}:", candidate["response"])
-        figures = (
-            f"{candidate['tokens']} tokens, log-probability {candidate['logprob']:.3f}, {candidate['finish_reason']}"
-        )
+        logprob = "unknown" if candidate["logprob"] is None else f"{candidate['logprob']:.3f}"
+        figures = f"{candidate['tokens']} tokens, log-probability {logprob}, {candidate['finish_reason']}"
         if candidate["answer"] is None:
             figures += ", no answer"
         made.add(depth + 1, f"{figures}, by {made.model(candidate['model'])}")

@@ -148,6 +148,8 @@ def examine(
             _rows(greedy, "greedy", answers.head(greedy.height)["judged_id"]),
             _rows(drawn, "sample", answers.tail(drawn.height)["judged_id"]),
             _rows(final, "refined", final["candidate_id"]),
+            _unanswered(prompts, greedy, "greedy", 1),
+            _unanswered(prompts, drawn, "sample", options.samples),
         ]
     )
     judged = pl.concat([critiques, again])
@@ -189,6 +191,20 @@ def _rows(candidates: pl.DataFrame, kind: str, judged_id: pl.Series) -> pl.DataF
     )
 
 
+def _unanswered(prompts: pl.DataFrame, answers: pl.DataFrame, kind: str, draws: int) -> pl.DataFrame:
+    """Predictions, without response, for the draws to which the model gave no reply at all: an endpoint may fail."""
+    wanted = prompts.select("prompt_id").join(pl.select(draw=pl.int_range(draws, dtype=pl.Int32)), how="cross")
+    return wanted.join(answers, on=["prompt_id", "draw"], how="anti", maintain_order="left").select(
+        "prompt_id",
+        pl.lit(kind).alias("kind"),
+        "draw",
+        pl.lit(None, dtype=pl.String).alias("response"),
+        pl.lit(None, dtype=pl.String).alias("answer"),
+        pl.lit(0, dtype=pl.Int32).alias("tokens"),
+        pl.lit(None, dtype=pl.String).alias("judged_id"),
+    )
+
+
 def _with_verdicts(rows: pl.DataFrame, critiques: pl.DataFrame, own: str | None) -> pl.DataFrame:
     """The rows with the own critic's `verdict` and `score`, null where it gave none or there is no critic."""
     if own is None:
@@ -198,16 +214,19 @@ def _with_verdicts(rows: pl.DataFrame, critiques: pl.DataFrame, own: str | None)
 
 
 def _with_truth(rows: pl.DataFrame, prompts: pl.DataFrame, family: Family) -> pl.DataFrame:
-    """PREDICTIONS: the rows with `difficulty` and, where the family has truth, `correct`."""
+    """PREDICTIONS: the rows with `difficulty` and, where the family has truth, `correct`. No response is not right."""
     verify = labels.verifier(family, "evaluate", labels=False)
     known = {row["prompt_id"]: row for row in prompts.iter_rows(named=True)}
     truth: list[bool | None] = []
     for prompt, response in rows.select("prompt_id", "response").iter_rows():
         gold = known[prompt]
-        truth.append(verify(gold["messages"], gold["answer"], response) if family.has_truth else None)
+        right = response is not None and family.has_truth and verify(gold["messages"], gold["answer"], response)
+        truth.append(right if family.has_truth else None)
     levels = [known[prompt]["difficulty"] for prompt in rows["prompt_id"]]
     return rows.with_columns(
-        pl.Series("correct", truth, dtype=pl.Boolean), pl.Series("difficulty", levels, dtype=pl.Int32)
+        pl.Series("correct", truth, dtype=pl.Boolean),
+        pl.Series("difficulty", levels, dtype=pl.Int32),
+        pl.col("response").fill_null(""),
     ).select(list(tables.PREDICTIONS))
 
 

@@ -11,7 +11,7 @@ import polars as pl
 from tasks.core import digests, tables
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Context, Pointer
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
 
 
@@ -74,7 +74,29 @@ class Adding:
         return response.strip() == str(sum(int(n) for n in messages[0]["content"].split()[1:]))
 
 
-Reply = Callable[[str, int], str]  # (rendered prompt, draw) -> text
+Reply = Callable[[str, int], str | None]  # (rendered prompt, draw) -> text, None where the request fails
+
+
+def replied(prompt: str, text: str | None) -> Completion:
+    """A completion with a token a word."""
+    if text is None:
+        return no_reply("HTTP 500")
+    return Completion(text, len(prompt.split()), len(text.split()) + 1, -1.0, "stop")
+
+
+class Unsteady:
+    """What blocks use of an Asker: replies by a function, and some of them fail, as those of an endpoint may."""
+
+    digest = "d" * 32
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+    def generate(
+        self, messages: Sequence[Messages], sampling: Sampling, what: str, about: Sequence[int] | None = None
+    ) -> list[list[Completion]]:
+        asked = [" ".join(m["content"] for m in several) for several in messages]
+        return [[replied(prompt, self.reply(prompt, draw)) for draw in range(sampling.n)] for prompt in asked]
 
 
 class Scripted:
@@ -86,10 +108,7 @@ class Scripted:
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
         self.asked += len(prompts) * sampling.n
         texts = [[self.reply(p, first_draw + d) for d in range(sampling.n)] for p in prompts]
-        return [
-            [Completion(t, len(p.split()), len(t.split()) + 1, -1.0, "stop") for t in several]
-            for p, several in zip(prompts, texts, strict=True)
-        ]
+        return [[replied(p, t) for t in several] for p, several in zip(prompts, texts, strict=True)]
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
         self.asked += len(prompts)
@@ -106,6 +125,7 @@ ENGINE = {
     "batch_size": 64,
     "rows_per_shard": 8,
     "draws_per_shard": 4,
+    "endpoint": {"model": None, "protocol": "completions", "length_field": "max_tokens", "extra": {}},
 }
 
 

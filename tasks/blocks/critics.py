@@ -19,7 +19,7 @@ from pydantic import Field
 from tasks.core import labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Block, Bound, Options
-from tasks.core.engine import Sampling
+from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Family, Messages, Verdict
 from tasks.core.seeds import derive
@@ -100,7 +100,9 @@ def factored_critique(judging: Judging, options: FactoredCritique) -> pl.DataFra
             continue
         answers = [several[0] for several in replies[start : start + len(questions)]]
         start += len(questions)
-        verdicts.append(judging.family.assemble(question, response, [answer.text for answer in answers]))
+        lost = next((answer for answer in answers if answer.failed), None)
+        told = [answer.text for answer in answers]
+        verdicts.append(_silent(lost) if lost else judging.family.assemble(question, response, told))
         tokens.append(sum(answer.tokens for answer in answers))
     return _table(judging, [[v] for v in verdicts], [[t] for t in tokens])
 
@@ -139,16 +141,19 @@ def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
             tokens.append([0])
             continue
         several = next(replies)
-        verdicts.append(
-            [
-                judging.family.parse_critique(question, response, reply.text)
-                if reply.finish_reason == "stop"
-                else UNFINISHED
-                for reply in several
-            ]
-        )
+        verdicts.append([_read(judging.family, question, response, reply) for reply in several])
         tokens.append([reply.tokens for reply in several])
     return _table(judging, verdicts, tokens)
+
+
+def _read(family: Family, question: Messages, response: str, reply: Completion) -> Verdict:
+    if reply.failed:
+        return _silent(reply)
+    return family.parse_critique(question, response, reply.text) if reply.finish_reason == "stop" else UNFINISHED
+
+
+def _silent(reply: Completion) -> Verdict:
+    return Verdict(parsed=False, why=f"no reply: {reply.why}")
 
 
 class Vote(Options):

@@ -14,7 +14,7 @@ from tasks.core.asking import Asker
 from tasks.core.blocks import Block, Options
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.family import Family, Messages
+from tasks.core.family import Family, Invented, Messages
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     for index, several in enumerate(replies):
         parents = examples["prompt_id"].to_list()[index * options.shots : (index + 1) * options.shots]
         for reply in several:
-            invented = supply.family.parse_invented(reply.text)
+            invented = Invented(None, "no reply") if reply.failed else supply.family.parse_invented(reply.text)
             reason = invented.why
             if invented.messages is not None:
                 row = supply.row(invented.messages, parents)

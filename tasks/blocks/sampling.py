@@ -50,11 +50,14 @@ def candidates(
     parents: Sequence[str | None] | None = None,
 ) -> pl.DataFrame:
     """CANDIDATES from replies. `questions`: the prompt's own messages, which answers are extracted against;
-    `asked`: what the model read (the same for a sample, the refinement template for a refinement)."""
+    `asked`: what the model read (the same for a sample, the refinement template for a refinement). A reply that
+    failed is no candidate; the others keep their draws."""
     rows = []
     for index, several in enumerate(replies):
         prompt, parent = prompt_ids[index], parents[index] if parents else None
         for draw, reply in enumerate(several):
+            if reply.failed:
+                continue
             rows.append(
                 (
                     tables.content_id(prompt, parent, source, turn, draw, digest, reply.text),

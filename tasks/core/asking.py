@@ -13,8 +13,11 @@ batch size, and the sampling options with seed and sample numbers.
 
 A shard may be computed by another process: an asker is pickled as what is needed to open its model, and unpickled as
 the asker of that process, which loads the model once and keeps it.
+
+Engines behind endpoints are asked row by row, with a log in place of shards: see `tasks.core.rows`.
 """
 
+import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -27,9 +30,10 @@ from typing import Any
 
 import polars as pl
 
-from tasks.core import digests
+from tasks.core import digests, rows
 from tasks.core.context import Pointer, Progress
-from tasks.core.engine import Completion, Engine, Sampling
+from tasks.core.engine import Completion, Engine, RowEngine, Sampling
+from tasks.core.engines import ENDPOINTS
 from tasks.core.errors import StageFailed
 from tasks.core.family import Messages
 from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
@@ -41,13 +45,17 @@ PACKAGES = {"transformers": ("transformers", "torch")}  # whose versions a reply
 @dataclass
 class Usage:
     """What was asked since the last `take`: requests (replies wanted), made (computed now, not stored before),
-    tokens of the computed ones, and seconds the engine was busy."""
+    tokens of the computed ones, seconds the engine was busy; of an endpoint also how often a request was tried again,
+    and how many were given up."""
 
     requests: int = 0
     made: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    retries: int = 0
+    quarantined: int = 0
+    endpoint: bool = False
 
     def add(self, spent: Spent) -> None:
         """Counts what a shard took."""
@@ -65,6 +73,8 @@ class Usage:
         }
         if self.seconds:
             figures["engine_tokens_per_second"] = round(self.tokens / self.seconds, 1)
+        if self.endpoint:
+            figures |= {"requests_retried": self.retries, "requests_quarantined": self.quarantined}
         return figures
 
 
@@ -79,7 +89,16 @@ class Asker:
     opener: "Opener"
     usage: Usage = field(default_factory=Usage)
     _engine: Engine | None = None
+    _endpoint: RowEngine | None = None
     _tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        self.usage.endpoint = self.row_by_row
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether the engine is one behind an endpoint."""
+        return self.engine_options["name"] in ENDPOINTS
 
     @property
     def digest(self) -> str:
@@ -92,6 +111,8 @@ class Asker:
         their replies. `what` names the work in progress bars. `about`: the draw of the candidate that each conversation
         is about, so that judging more samples of a prompt leaves the shards of the first ones as they are."""
         prompts = self.render(messages)
+        if self.row_by_row:
+            return rows.generate(self, prompts, sampling, what)
         step = self.engine_options["draws_per_shard"]
         unique, groups = _grouped(prompts, [draw // step for draw in about] if about else [0] * len(prompts))
         shards: list[tuple[range, Shard]] = []
@@ -119,6 +140,8 @@ class Asker:
     def score(self, messages: Sequence[Messages], responses: Sequence[str], what: str) -> list[list[float]]:
         """Log-probability in nats of every token of each response (end of text included)."""
         pairs = list(zip(self.render(messages), responses, strict=True))
+        if self.row_by_row:
+            return rows.score(self, pairs, what)
         unique = list(dict.fromkeys(pairs))
         shards = []
         for block in cut(["\x00".join(pair) for pair in unique], self.engine_options["rows_per_shard"]):
@@ -132,9 +155,12 @@ class Asker:
         return [known[pair] for pair in pairs]
 
     def render(self, messages: Sequence[Messages]) -> list[str]:
-        """The text the model reads, with the chat template and the opening of its reply."""
+        """The text the model reads, with the chat template and the opening of its reply; for a server that renders
+        messages itself, the messages as JSON."""
         from tasks.core import models
 
+        if _server_renders(self.engine_options):
+            return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.folder)
         return [models.render(self._tokenizer, conversation) for conversation in messages]
@@ -142,6 +168,8 @@ class Asker:
     def identity(self) -> dict[str, Any]:
         """Everything but the requests that decides what the engine replies."""
         options = self.engine_options
+        if self.row_by_row:
+            return {"model": self.digest, "name": options["name"], "endpoint": options["endpoint"]}
         return {
             "model": self.digest,
             **{name: options[name] for name in ("name", "precision", "threads", "batch_size")},
@@ -150,7 +178,7 @@ class Asker:
 
     def take_usage(self) -> dict[str, float]:
         """Figures since the last call, which starts the count anew."""
-        figures, self.usage = self.usage.figures(), Usage()
+        figures, self.usage = self.usage.figures(), Usage(endpoint=self.row_by_row)
         return figures
 
     def close(self) -> None:
@@ -182,6 +210,18 @@ class Asker:
             )
         return self._engine
 
+    def endpoint(self) -> RowEngine:
+        """The engine where it is one behind an endpoint. Nothing is sent yet."""
+        if self._endpoint is None:
+            from tasks.core import engines, models
+
+            options = self.engine_options
+            name = models.followed(self.opener.root, self.pointer).path
+            self._endpoint = engines.connect(
+                options["name"], name, self.folder, options["endpoint"], self.opener.serving.get(options["name"])
+            )
+        return self._endpoint
+
     def _shard(self, key: str, compute: Any) -> Shard:
         return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
 
@@ -208,8 +248,9 @@ class Asker:
         started = time.perf_counter()
         replies = engine.generate(prompts, sampling, first)
         seconds = time.perf_counter() - started
-        rows = [(index, *reply) for index, several in enumerate(replies) for reply in several]
-        table = pl.DataFrame(rows, schema=REPLIES, orient="row")
+        stored = len(REPLIES) - 1
+        flat = [(index, *reply[:stored]) for index, several in enumerate(replies) for reply in several]
+        table = pl.DataFrame(flat, schema=REPLIES, orient="row")
         tokens, prompt_tokens = int(table["tokens"].sum()), int(table["prompt_tokens"].sum())
         return table, {"made": table.height, "tokens": tokens, "prompt_tokens": prompt_tokens, "seconds": seconds}
 
@@ -219,6 +260,10 @@ class Asker:
         scores = engine.score(prompts, responses)
         spent = {"made": len(scores), "seconds": time.perf_counter() - started}
         return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)}), spent
+
+
+def _server_renders(engine_options: Mapping[str, Any]) -> bool:
+    return engine_options["name"] in ENDPOINTS and engine_options["endpoint"]["protocol"] == "chat"
 
 
 def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str], list[range]]:
@@ -260,7 +305,8 @@ class Opener:
         from tasks.core import models
 
         if pointer.digest not in self._askers:
-            folder = models.resolve(self.root, pointer)
+            remote = _server_renders(self.engine_options)  # then nothing of the folder is needed here
+            folder = self.root / pointer.path if remote else models.resolve(self.root, pointer)
             self._askers[pointer.digest] = Asker(pointer, folder, self.engine_options, self.scratch, self)
         asker = self._askers.pop(pointer.digest)
         self._askers[pointer.digest] = asker

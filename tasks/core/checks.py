@@ -28,7 +28,7 @@ from tasks.core.params import (
     options,
     section,
 )  # fmt: skip
-from tasks.core.serving import SECTIONS
+from tasks.core.serving import SECTIONS, Serving, endpoint_problems
 
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
 Result = TypeVar("Result")
@@ -47,7 +47,9 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         _try(problems, engine, params)
     for name, options_of in SECTIONS.items():
         if name in params:
-            _try(problems, validate, options_of, params[name], name)
+            section_options = _try(problems, validate, options_of, params[name], name)
+            if isinstance(section_options, Serving):
+                problems.extend(endpoint_problems(section_options.openai))
     keys = _check_tables(problems, params)
     for stage in STAGES:
         if stage in params:

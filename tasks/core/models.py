@@ -213,23 +213,32 @@ def digest(folder: Path) -> str:
 def resolve(root: Path, pointer: Pointer) -> Path:
     """The folder that holds the model. `pointer.path`: relative to `root`, absolute, or a hub name that the
     local Hugging Face cache holds. Raises `MissingArtifact`, and `BadInput` for a pointer that leads nowhere."""
-    return _followed(root, pointer, ())
+    last = followed(root, pointer)
+    folder = root / Path(last.path).expanduser()
+    if folder.is_dir():
+        return folder
+    cached = _cached(last.path)
+    if cached is None:
+        raise MissingArtifact(
+            f"model {last.path} is not there; `dvc repro` or `dvc checkout` makes a folder under data/,"
+            f" `hf download {last.path}` fetches a model from the hub"
+        )
+    return cached
 
 
-def _followed(root: Path, pointer: Pointer, before: tuple[Path, ...]) -> Path:
-    folder = root / Path(pointer.path).expanduser()
-    if not folder.is_dir():
-        cached = _cached(pointer.path)
-        if cached is None:
-            raise MissingArtifact(
-                f"model {pointer.path} is not there; `dvc repro` or `dvc checkout` makes a folder under data/,"
-                f" `hf download {pointer.path}` fetches a model from the hub"
-            )
-        return cached
-    if folder.resolve() in before:
-        raise BadInput(f"{folder / POINTER} leads back to itself; its path must name a folder with a model")
-    further = _pointer(folder)
-    return _followed(root, further, (*before, folder.resolve())) if further else folder
+def followed(root: Path, pointer: Pointer) -> Pointer:
+    """The pointer itself, or where its folder is only a pointer, the one that this leads to in the end. Raises
+    `BadInput` for a pointer that leads nowhere."""
+    before: list[Path] = []
+    while (folder := root / Path(pointer.path).expanduser()).is_dir():
+        if folder.resolve() in before:
+            raise BadInput(f"{folder / POINTER} leads back to itself; its path must name a folder with a model")
+        further = _pointer(folder)
+        if further is None:
+            break
+        before.append(folder.resolve())
+        pointer = further
+    return pointer
 
 
 def _pointer(folder: Path) -> Pointer | None:

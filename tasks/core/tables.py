@@ -47,7 +47,7 @@ CANDIDATES = _schema(
         "answer": pl.String,  # canonical answer, null where none could be extracted
         "prompt_tokens": pl.Int32,
         "tokens": pl.Int32,
-        "logprob": pl.Float64,  # sum over response tokens in nats, at temperature 1
+        "logprob": pl.Float64,  # sum over response tokens in nats, at temperature 1; null where an endpoint gave none
         "finish_reason": pl.String,  # stop | length
         "model": pl.String,  # digest of the model that replied
     }

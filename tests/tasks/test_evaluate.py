@@ -13,7 +13,7 @@ import yaml
 from tasks import evaluate
 from tasks.core import tables
 from tasks.core.context import Context
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
 from tasks.core.family import Messages, Question, Verdict
 
@@ -70,7 +70,10 @@ class Scripted:
         contents = [m[-1]["content"] for m in messages]
         self.asked += contents
         texts = [[self.script(c, sampling.temperature, draw) for draw in range(sampling.n)] for c in contents]
-        return [[Completion(text, 3, 2, -1.0, "stop") for text in several] for several in texts]
+        return [
+            [no_reply("timeout") if text == "(fails)" else Completion(text, 3, 2, -1.0, "stop") for text in several]
+            for several in texts
+        ]
 
     def take_usage(self) -> dict[str, float]:
         return {}
@@ -102,8 +105,10 @@ def prompts(*given: str) -> pl.DataFrame:
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Runs evaluate@i01 on two held-out and two probe prompts; returns what it wrote."""
 
-    def run(family: Sums | None = None, name: str = "run", **changes: Any) -> SimpleNamespace:
-        root, staging, model = tmp_path / name, tmp_path / f"{name}.out", Scripted(script)
+    def run(
+        family: Sums | None = None, name: str = "run", told: Callable[[str, float, int], str] = script, **changes: Any
+    ) -> SimpleNamespace:
+        root, staging, model = tmp_path / name, tmp_path / f"{name}.out", Scripted(told)
         (root / "data/i01/candidate").mkdir(parents=True)
         (root / "data/i01/candidate/config.json").write_text('{"model_type": "qwen3"}')
         (root / "data/tasks").mkdir(parents=True)
@@ -189,6 +194,25 @@ def test_without_truth_without_critics_without_refinement(stage: Callable[..., S
     assert bare.metrics["accuracy"] == 0.5
     assert bare.metrics["critique_precision"] is None
     assert bare.probe["guards"]["critique_unparsed"] is None
+
+
+def test_what_got_no_reply_counts_as_unanswered(stage: Callable[..., SimpleNamespace]) -> None:
+    """Neither the greedy request of "1 1" nor the first sample of "5 5" is answered."""
+
+    def told(content: str, temperature: float, draw: int) -> str:
+        lost = (content == "1 1" and temperature == 0) or (content == "5 5" and temperature > 0 and draw == 0)
+        return "(fails)" if lost else script(content, temperature, draw)
+
+    result = stage(told=told)
+    kinds = dict(result.predictions.group_by("kind").len().iter_rows())
+    assert (kinds["greedy"], kinds["sample"]) == (4, 16)
+    lost = result.predictions.filter((pl.col("response") == "") & (pl.col("tokens") == 0))
+    assert lost.select("kind", "draw", "correct", "verdict", "score", "answer").rows() == [
+        ("greedy", 0, False, None, None, None), ("sample", 0, False, None, None, None),
+    ]  # fmt: skip
+    assert result.metrics["accuracy"] == 0.25
+    assert result.metrics["pass_at_1"] == pytest.approx((2 / 4 + 1 / 4 + 0 + 1 / 4) / 4)
+    assert result.metrics["unanswered"] == pytest.approx((1 + 1 + 3 + 2) / 16)
 
 
 def test_a_vote_counts_all_copies(stage: Callable[..., SimpleNamespace]) -> None:

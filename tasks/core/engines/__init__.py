@@ -3,6 +3,9 @@
 An engine is a module with `load(folder, precision, threads, batch_size, serving) -> Engine`
 (`tasks.core.engine.Engine`). Modules are imported only when their engine is asked for, because each
 pulls in its inference library; `ENGINES` maps the name in params.yaml to the module.
+
+An engine behind an endpoint loads nothing and is asked row by row: its module, in `ENDPOINTS`, has
+`connect(model, folder, endpoint, serving) -> RowEngine`.
 """
 
 from collections.abc import Mapping
@@ -10,17 +13,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engine import Engine
+from tasks.core.engine import Engine, RowEngine
 from tasks.core.errors import unknown_name
 from tasks.core.serving import DEFAULTS
 
 ENGINES = {"transformers": "tasks.core.engines.transformers"}
+ENDPOINTS = {"openai": "tasks.core.engines.openai"}
 
 
 def check_name(name: str, where: str = "") -> None:
     """Raises `UnknownName`, with the nearest valid name, if there is no such engine. Imports nothing."""
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES, where)
+    if name not in ENGINES and name not in ENDPOINTS:
+        raise unknown_name("engine", name, [*ENGINES, *ENDPOINTS], where)
 
 
 def load(
@@ -34,5 +38,16 @@ def load(
     check_name(name)
     engine: Engine = import_module(ENGINES[name]).load(
         folder, precision, threads, batch_size, DEFAULTS["serving"].get(name, {}) if serving is None else serving
+    )
+    return engine
+
+
+def connect(
+    name: str, model: str, folder: Path, endpoint: Mapping[str, Any], serving: Mapping[str, Any] | None = None
+) -> RowEngine:
+    """The engine `name` behind an endpoint; nothing is sent yet. `model`: what the server is asked for where
+    `endpoint` (`engine.endpoint` of params.yaml) names none; `folder`: of the model, for its tokenizer."""
+    engine: RowEngine = import_module(ENDPOINTS[name]).connect(
+        model, folder, endpoint, DEFAULTS["serving"].get(name, {}) if serving is None else serving
     )
     return engine

@@ -5,7 +5,7 @@ from tasks.blocks import prompts as blocks
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.errors import BadInput, StageFailed
-from tests.support import Adding, asker, prompts, user
+from tests.support import Adding, Unsteady, asker, prompts, user
 
 POOL = prompts(*(f"add {i} 1" for i in range(10))).sort("prompt_id")
 
@@ -55,6 +55,14 @@ def test_invented_prompts_are_parsed_deduplicated_and_kept_off_the_held_out_ones
     made = block("self_instruct", n=3, shots=0, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8)(given)
     assert sorted(m[0]["content"] for m in made["messages"].to_list()) == ["add 7 7", "add 9 9"]
     assert given.figures == {"block_held_out": 1, "block_not_an_addition": 1, "block_repeated": 2}
+
+
+def test_requests_that_failed_are_counted():
+    replies = ["add 7 7", None, "junk", "add 9 9"]
+    given = supply(model=Unsteady(lambda p, d: replies[d % 4]))
+    made = block("self_instruct", n=2, shots=0, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8)(given)
+    assert sorted(m[0]["content"] for m in made["messages"].to_list()) == ["add 7 7", "add 9 9"]
+    assert given.figures == {"block_no_reply": 1, "block_not_an_addition": 1}
 
 
 def test_nothing_usable_says_what_was_wrong(tmp_path):

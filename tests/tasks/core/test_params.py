@@ -44,6 +44,23 @@ def test_the_committed_file_passes_every_check() -> None:
     parameters.check(parameters.load(ROOT), ROOT, recipe.names())
 
 
+def test_one_line_switches_the_engine(params: dict[str, Any]) -> None:
+    params["engine"]["name"] = "openai"
+    parameters.check(params, ROOT, recipe.names())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("base_urls", ["https://me:SECRET@host/v1"]), ("base_urls", ["https://host/v1?key=SECRET"]),
+     ("base_urls", ["SECRET"]), ("key_variable", "sk-SECRET")],
+)  # fmt: skip
+def test_a_key_in_the_file_is_refused_and_not_repeated(params: dict[str, Any], path: str, value: Any) -> None:
+    put(params, f"serving.openai.{path}", value)
+    message = refusal(params)
+    assert message.startswith(f"serving.openai.{path}")
+    assert "SECRET" not in message
+
+
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
@@ -57,6 +74,14 @@ def test_the_committed_file_passes_every_check() -> None:
         ("engine.precision", "float16", "engine.precision: given 'float16'"),
         ("engine.threads", 0, "engine.threads: given 0; input should be greater than or equal to 1"),
         ("engine.batch", 4, "engine: unknown key 'batch'; did you mean 'batch_size'?"),
+        ("engine.name", "opnai", "engine.name: unknown engine 'opnai'; did you mean 'openai'?"),
+        ("engine.endpoint.protocol", "responses", "engine.endpoint.protocol: given 'responses'"),
+        ("engine.endpoint.modle", "m", "engine.endpoint: unknown key 'modle'; did you mean 'model'?"),
+        ("engine.endpoint.extra", {"temperature": 1.0}, "engine.endpoint.extra.temperature: is set elsewhere"),
+        ("serving.openai.base_urls", [], "serving.openai.base_urls: given no address"),
+        ("serving.openai.base_urls", ["localhost:8000"], "serving.openai.base_urls.0: is no address of a server"),
+        ("serving.openai.base_urls", ["http://h:x/v1"], "serving.openai.base_urls.0: is no address of a server"),
+        ("serving.openai.timeout", 0, "serving.openai.timeout: given 0"),
         ("prepare.family", "countdwon", "prepare.family: unknown family 'countdwon'; did you mean 'countdown'?"),
         ("prepare.options.heldout_shar", 0.1, "did you mean 'heldout_share'?"),
         ("synthesize.pool.n", "many", "synthesize.pool.n: given 'many'"),

@@ -6,7 +6,8 @@ before it, by `Asker` (`tasks/core/asking.py`), which also cuts requests into co
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Gives the memory back."""
+        ...
+
+
+@runtime_checkable
+class Taking(Engine, Protocol):
+    """An engine so large that a process has one at a time, and that can serve another model without being built anew."""
+
+    def take(self, folder: Path) -> bool:
+        """Serves the model of `folder` from now on, if it can; otherwise False, and it has to be closed for another.
+        After an error it must be closed."""
         ...

@@ -25,7 +25,7 @@ STAGES = [
     "report",
 ]
 SINGLE = ("prepare", "base", "report")
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "prefect", "mlflow", "dvc")
+HEAVY = ("torch", "vllm", "transformers", "trl", "peft", "datasets", "accelerate", "prefect", "mlflow", "dvc")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for top in ("flows", "tasks")
@@ -83,7 +83,10 @@ def test_imports_go_one_way(module: str) -> None:
             assert allowed, f"{module} imports {name}: {own} may import {sorted(MAY_IMPORT[own])}"
 
 
-@pytest.mark.parametrize(("library", "homes"), [("mlflow", {"flows.track", "flows.ui"}), ("dvc", {"flows.graph"})])
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [("mlflow", {"flows.track", "flows.ui"}), ("dvc", {"flows.graph"}), ("vllm", {"tasks.core.engines.vllm"})],
+)
 def test_a_library_with_one_home_is_imported_there_only(library: str, homes: set[str]) -> None:
     users = {m for m, p in MODULES.items() if any(n.split(".")[0] == library for n in imports(p, m, top_level=False))}
     assert users <= homes

@@ -16,11 +16,14 @@ loaded, whole models by reading their weights into place.
 
 import json
 import math
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import psutil
+import torch
 
 from tasks.core import digests, engines, models
 from tasks.core.engine import Completion, Sampling
@@ -35,7 +38,12 @@ MEMORY = (
 )
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 ADAPTER = "adapter_config.json"
-VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of config.json: no part of the shape
+# Of config.json, what is no part of a model's shape: names, versions, and what this engine decides itself.
+VOLATILE = (
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
+)
+STOPPING = 30.0  # seconds that vLLM's processes have for their end
 CHUNK = 2048  # tokens that one step takes at least, where prompts are not cut
 
 Result = TypeVar("Result")
@@ -69,7 +77,8 @@ class VllmEngine:
         self.names = 0  # of adapters: one that was served before under the same path may have changed
         self.texts = _texts(parts)
         self.longest = min(serving.longest or UNBOUNDED, self.texts.positions)
-        self.llm = _start(parts, precision, threads, batch_size, serving, self.longest, self.rank)
+        options = _options(parts, precision, batch_size, serving, self.longest, self.rank)
+        self.llm, self.watcher = _start(options, threads, serving.cpu_cache_gib)
         self.longest = min(self.longest, int(self.llm.model_config.max_model_len) - 1)
         self._serve(parts)
 
@@ -144,7 +153,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """Ends vLLM's processes, and so gives all their memory back; the engine cannot be used afterwards."""
-        vllm_process.stop(self.llm)
+        vllm_process.unwatch(self.watcher)
+        self.llm.llm_engine.engine_core.shutdown(STOPPING)
         del self.llm
 
     def _serve(self, parts: Parts) -> None:
@@ -203,14 +213,11 @@ class VllmEngine:
             )
 
 
-def _start(parts: Parts, precision: str, threads: int, batch_size: int, serving: Vllm, longest: int, rank: int) -> Any:
-    """A `vllm.LLM`. Raises `StageFailed` where it cannot be."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
+def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longest: int, rank: int) -> dict[str, Any]:
+    """What `vllm.LLM` is called with. Raises `StageFailed` where memory cannot suffice."""
     options: dict[str, Any] = {
         "model": str(parts.weights.resolve()),
-        "skip_tokenizer_init": True,
+        "tokenizer": str(parts.tokenizer.resolve()),
         "dtype": precision,
         "seed": 0,
         "max_num_seqs": batch_size,
@@ -224,24 +231,35 @@ def _start(parts: Parts, precision: str, threads: int, batch_size: int, serving:
         options["max_model_len"] = longest + 1  # vLLM always generates a token, also after what is only scored
     if rank:
         options |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
-    if on_gpu:
+    if torch.cuda.is_available():
         if batch_size > 4 * CHUNK:
             options["max_num_batched_tokens"] = batch_size
-    else:
-        # vLLM cannot rewind a CPU generator, so a prompt whose draws have seeds must be read in one step.
-        tokens = max(CHUNK, batch_size, options.get("max_model_len", 0))
-        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
-        free = psutil.virtual_memory().available / 2**30
-        if free < serving.cpu_cache_gib:
-            raise StageFailed(
-                f"serving.vllm.cpu_cache_gib: given {serving.cpu_cache_gib}, but {free:.1f} GiB of memory are free; lower "
-                "it, or end what else uses memory"
-            )
+        return options
+    # vLLM cannot rewind a CPU's random generator, so a prompt is read in one step there.
+    tokens = max(CHUNK, batch_size, options.get("max_model_len", 0))
+    options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+    free = psutil.virtual_memory().available / 2**30
+    if free < serving.cpu_cache_gib:
+        raise StageFailed(
+            f"serving.vllm.cpu_cache_gib: given {serving.cpu_cache_gib}, but {free:.1f} GiB of memory are free; lower "
+            "it, or end what else uses memory"
+        )
+    return options
+
+
+def _start(options: Mapping[str, Any], threads: int, cpu_cache_gib: int) -> tuple[Any, Any]:
+    """A `vllm.LLM`, and who ends its processes with this one. Raises `StageFailed` where it cannot be."""
+    before, began = vllm_process.children(), time.perf_counter()
     try:
-        return vllm_process.start(options, threads, serving.cpu_cache_gib)
+        with vllm_process.environment(threads, cpu_cache_gib):
+            from vllm import LLM
+
+            llm: Any = LLM(**options)
     except (RuntimeError, ValueError, OSError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise StageFailed(f"vLLM could not start with {parts.weights}: {' '.join(lines[:3])}; {MEMORY}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise StageFailed(f"vLLM could not start with {options['model']}: {' '.join(lines[:3])}; {MEMORY}") from error
+    print(f"engine vllm: started in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return llm, vllm_process.watch(sorted(vllm_process.children() - before))
 
 
 def _parts(folder: Path) -> Parts:

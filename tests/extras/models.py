@@ -1,5 +1,6 @@
 """Models for the tests of optional engines: one architecture, other weights, and LoRA adapters on it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.tasks.core.test_transformers import build
+
+LAYERS = ("q_proj", "v_proj", "down_proj")
 
 
 def tiny(folder: Path, kind: str = "qwen3", **changes: Any) -> Path:
@@ -26,11 +29,11 @@ def shake(folder: Path, seed: int, amount: float = 0.3) -> Path:
     return folder
 
 
-def adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
+def adapter(folder: Path, base: Path, seed: int, rank: int = 4, layers: Sequence[str] = LAYERS) -> Path:
     """A LoRA adapter whose effect is large, in PEFT's own layout, without a tokenizer."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base)
-    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.0)
+    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=list(layers), lora_dropout=0.0)
     adapted = get_peft_model(model, config)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

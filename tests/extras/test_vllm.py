@@ -229,6 +229,7 @@ def test_what_wants_an_engine_of_its_own_is_not_taken(served: Any, folders: dict
     assert not served.take(tiny(tmp_path / "llama", "llama"))
     assert not served.take(tiny(tmp_path / "wide", intermediate_size=32))
     assert not served.take(adapter(tmp_path / "large", folders["base"], 1, rank=16))
+    assert not served.take(adapter(tmp_path / "elsewhere", folders["base"], 1, layers=("o_proj",)))
     assert served.score(PROMPTS, ["a"] * len(PROMPTS)) == before
 
 

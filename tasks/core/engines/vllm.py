@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
+from safetensors import safe_open
 
 from tasks.core import digests, engines, models
 from tasks.core.engine import Completion, Sampling
@@ -67,29 +68,38 @@ class Parts(NamedTuple):
     tokenizer: Path
 
 
+class Room(NamedTuple):
+    """For adapters: the highest rank, 0 for none, and the linear layers that may have one."""
+
+    rank: int
+    layers: frozenset[str]
+
+
 class VllmEngine:
     """A model served by vLLM. See `tasks.core.engine.Engine` and `Taking` for the contract."""
 
     def __init__(self, folder: Path, precision: str, threads: int, batch_size: int, serving: Vllm) -> None:
         parts = _parts(folder)
-        self.rank = _rank(parts.adapter)
+        self.room = _room(parts.adapter)
         self.shape = _shape(parts.weights)
         self.names = 0  # of adapters: one that was served before under the same path may have changed
         self.texts = _texts(parts)
         self.longest = min(serving.longest or UNBOUNDED, self.texts.positions)
-        options = _options(parts, precision, batch_size, serving, self.longest, self.rank)
+        options = _options(parts, precision, batch_size, serving, self.longest, self.room)
         self.llm, self.watcher = _start(options, threads, serving.cpu_cache_gib)
         self.longest = min(self.longest, int(self.llm.model_config.max_model_len) - 1)
         self._serve(parts)
 
     def take(self, folder: Path) -> bool:
         """Serves the model of `folder` from now on. False, with the model as it was, where that wants an engine of its
-        own: another architecture, or an adapter of a higher rank than there is room for.
+        own: another architecture, or an adapter of a higher rank or on other layers than there is
+        room for.
 
         Raises `BadInput` for a folder without a model, `StageFailed` if vLLM cannot read the weights.
         """
         parts = _parts(folder)
-        if _shape(parts.weights) != self.shape or _rank(parts.adapter) > self.rank:
+        room = _room(parts.adapter)
+        if _shape(parts.weights) != self.shape or room.rank > self.room.rank or not room.layers <= self.room.layers:
             return False
         self.texts = _texts(parts)
         if _state(parts.weights) != self.weights:
@@ -229,8 +239,9 @@ def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longe
     }
     if longest < UNBOUNDED:
         options["max_model_len"] = longest + 1  # vLLM always generates a token, also after what is only scored
-    if rank:
-        options |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+    if room.rank:
+        options |= {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": 1}
+        options["lora_target_modules"] = sorted(room.layers)  # not the head too: scores fail with an adapter on it
     if torch.cuda.is_available():
         if batch_size > 4 * CHUNK:
             options["max_num_batched_tokens"] = batch_size
@@ -285,14 +296,19 @@ def _adapter(folder: Path) -> Any:
         raise BadInput(f"{folder / ADAPTER} is no JSON: {error}") from error
 
 
-def _rank(adapter: Path | None) -> int:
-    """Room for the adapter, 0 without one. Raises `BadInput` for one that vLLM does not serve."""
+def _room(adapter: Path | None) -> Room:
+    """What the adapter needs. Raises `BadInput` for one that vLLM does not serve."""
     if adapter is None:
-        return 0
+        return Room(0, frozenset())
     rank = _adapter(adapter).get("r")
     if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
         raise BadInput(f"{adapter / ADAPTER}: given rank {rank!r}; vLLM serves LoRA adapters of rank 1 to {RANKS[-1]}")
-    return next(room for room in RANKS if room >= rank)
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise BadInput(f"{adapter} is no adapter: it has no {weights.name}; other weight formats are not loaded")
+    with safe_open(weights, "pt") as file:
+        layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in file.keys() if ".lora_" in name}
+    return Room(next(room for room in RANKS if room >= rank), frozenset(layers))
 
 
 def _shape(weights: Path) -> str:

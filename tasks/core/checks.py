@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.core import families, fitting
+from tasks.core import engines, families, fitting
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, unknown_name
@@ -65,6 +65,7 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         for key in keys:
             problems.extend(fitting.between_sections(params, key))
     if root is not None:
+        _try(problems, _check_installed, params)
         _check_files(problems, params, root, keys)
     return list(dict.fromkeys(line for problem in problems for line in problem.splitlines()))
 
@@ -208,6 +209,13 @@ def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, key
 
 
 # --- files -------------------------------------------------------------------------------------------------
+
+
+def _check_installed(params: Mapping[str, Any]) -> None:
+    section = params.get("engine")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    if isinstance(name, str):
+        engines.check_installed(name)
 
 
 def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> None:

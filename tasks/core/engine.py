@@ -7,7 +7,8 @@ behind an endpoint is asked row by row instead (`RowEngine`, `tasks/core/rows.py
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -106,3 +107,13 @@ class Unusable(ValueError):
     def __init__(self, reason: str, final: bool = False) -> None:
         super().__init__(reason)
         self.final = final
+
+
+@runtime_checkable
+class Taking(Engine, Protocol):
+    """An engine so large that a process has one at a time, and that can serve another model without being built anew."""
+
+    def take(self, folder: Path) -> bool:
+        """Serves the model of `folder` from now on, if it can; otherwise False, and it has to be closed for another.
+        After an error it must be closed."""
+        ...

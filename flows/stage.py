@@ -38,7 +38,7 @@ from tasks.core.context import Context, Pointer
 from tasks.core.errors import AutodidactError, BadInput, StageFailed
 
 if TYPE_CHECKING:
-    from tasks.core.asking import Asker
+    from tasks.core.asking import Asker, Opener
 
 CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
 FIGURES_SHOWN = 3
@@ -68,7 +68,7 @@ class Runner:
         self.params = params.load(root)
         params.check(self.params, root if files else None, recipe.names())
         self.progress = Progress()
-        self._opener: Callable[[Pointer], Asker] | None = None
+        self._opener: Opener | None = None
 
     def execute(self, stage: str, key: str | None, since: float | None = None) -> None:
         """One stage, as a Prefect flow. Needs a Prefect server (`flows.server`), or Prefect starts its own.
@@ -156,7 +156,13 @@ class Runner:
             scratch=state.scratch_dir(self.root),
             open_model=self._open_model,
             progress=self.progress,
+            apart=self.params["runner"]["training"],
+            release=self._release,
         )
+
+    def _release(self) -> None:
+        if self._opener is not None:
+            self._opener.close()
 
     def _open_model(self, pointer: Pointer) -> "Asker":
         if self._opener is None:

@@ -26,7 +26,6 @@ import polars as pl
 from tasks.core import digests
 from tasks.core.context import Pointer, Progress
 from tasks.core.engine import Completion, Engine, Sampling
-from tasks.core.errors import StageFailed
 from tasks.core.family import Messages
 from tasks.core.shards import MapShards, Shard, cut, run_here
 
@@ -151,16 +150,11 @@ class Asker:
             self._engine = None
 
     def engine(self) -> Engine:
-        """The loaded engine. Raises `StageFailed` if the folder is not the model that the pointer names."""
+        """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names."""
         if self._engine is None:
             from tasks.core import engines, models
 
-            found = models.digest(self.folder)
-            if found != self.digest:
-                raise StageFailed(
-                    f"{self.pointer.path} holds another model (digest {found}) than the one asked for ({self.digest}); "
-                    "restore it with `dvc checkout`, or rerun the stage that made it"
-                )
+            models.verify(self.folder, self.pointer, self.scratch / digests.KNOWN)
             self.opener.make_room(self)
             options = self.engine_options
             self._engine = engines.load(

@@ -2,7 +2,8 @@
 
 Each line has the place, what was given, what is allowed, and the nearest valid name. Sections are checked
 by the `parse` of their stage, as they stand and once more with every override; then whether they fit one
-another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules and no torch.
+another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules, and torch only where
+training in 4 bits needs a GPU to be there.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from tasks.core import families, fitting
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, unknown_name
+from tasks.core.errors import BadInput, MissingArtifact, unknown_name
 from tasks.core.params import BASE, FILE, LOOP, MODELS, STAGES, TOP, Shared, engine, number, options, section
 from tasks.core.serving import SECTIONS
 
@@ -208,11 +209,21 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
                 problems.extend(fitting.supply(params, keys, pool))
     base = params.get("base")
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
-    if isinstance(pretrained, str):
-        _try(problems, _check_model, root, pretrained)
+    if isinstance(base, Mapping) and isinstance(pretrained, str):
+        _try(problems, _check_model, root, pretrained, base.get("chat_template") is None)
+    if not problems:
+        problems.extend(fitting.machine(params, keys, root))
 
 
-def _check_model(root: Path, name: str) -> None:
-    from tasks.core.models import resolve, validate_folder
+def _check_model(root: Path, name: str, template: bool) -> None:
+    """A model on disk is checked as it stands; for one that is not, the hub is asked whether it can be fetched."""
+    from tasks.core import hub, models
 
-    validate_folder(resolve(root, Pointer(name, "")))
+    try:
+        folder = models.resolve(root, Pointer(name, ""))
+    except MissingArtifact:
+        if not hub.NAME.fullmatch(name):
+            raise
+        hub.look(name)
+    else:
+        models.validate_folder(folder, template)

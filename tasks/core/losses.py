@@ -47,7 +47,8 @@ def log_probabilities(model: Any, head: "Head", group: Tensors) -> torch.Tensor:
     """Log-probability in nats of every completion token of a group, (m,)."""
     head.positions = group["positions"]
     try:
-        logits = model(input_ids=group["input_ids"], use_cache=False).logits[0]
+        inputs = {name: group[name] for name in ("input_ids", "position_ids") if name in group}
+        logits = model(**inputs, use_cache=False).logits[0]
     finally:
         head.positions = None
     return -F.cross_entropy(logits.float(), group["targets"], reduction="none")

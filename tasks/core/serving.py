@@ -40,11 +40,12 @@ class Serving(Options):
 
 
 class Runner(Options):
-    """The `runner` section: where shards are computed."""
+    """The `runner` section: where shards are computed, and where training runs."""
 
     name: Literal["local", "ray"]
     address: str | None  # of an existing Ray cluster; null: one is started on this machine
     workers: int = Field(ge=1)  # processes with an engine of their own (ray)
+    training: Literal["auto", "always", "never"]  # in a process of its own; auto: where there is a GPU
 
 
 class Prices(Options):
@@ -70,7 +71,7 @@ DEFAULTS = {
             quarantine_share=0.01,
         ),
     ).model_dump(),
-    "runner": Runner(name="local", address=None, workers=2).model_dump(),
+    "runner": Runner(name="local", address=None, workers=2, training="auto").model_dump(),
     "prices": Prices(
         currency="USD", prompt_tokens=0.0, completion_tokens=0.0, engine_hours=0.0, training_hours=0.0
     ).model_dump(),

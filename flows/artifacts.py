@@ -129,7 +129,9 @@ class Artifacts:
     def points(self, key: str) -> bool:
         """Whether an iteration's candidate only points at a model that was there before."""
         folder = self.root / "data" / key / "candidate"
-        return (folder / models.POINTER).is_file() or (models.is_part(folder) and not (folder / models.ADAPTER).is_file())
+        return (folder / models.POINTER).is_file() or (
+            models.is_part(folder) and not (folder / models.ADAPTER).is_file()
+        )
 
     @cached_property
     def pointers(self) -> list[tuple[str, str]]:

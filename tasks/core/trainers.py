@@ -39,8 +39,8 @@ import numpy as np
 import torch
 from accelerate import DistributedType
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available, logging
@@ -337,12 +337,16 @@ def arguments_for(kind: str, checkpoints: Path, options: Any, seed: int) -> SFTC
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
     }
+    arguments: SFTConfig | DPOConfig
     try:
         if kind == "sft":
-            return SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
-        return DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
+            arguments = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
+        else:
+            arguments = DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
     except ValueError as error:  # bfloat16 where the machine has none
         raise StageFailed(f"{kind} cannot be trained with these options here: {error}") from error
+    arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel: several GPUs are several processes
+    return arguments
 
 
 def trainer_for(
@@ -389,7 +393,7 @@ def check_packing(model: Any) -> None:
         inputs = {name: group[name].to(model.device) for name in ("input_ids", "position_ids")}
         with torch.no_grad():
             seen.append(model(**inputs, use_cache=False).logits[0, 5:].float())
-    if not torch.allclose(*seen, rtol=1e-3, atol=1e-4):
+    if not torch.allclose(seen[0], seen[1], rtol=1e-3, atol=1e-4):
         kind = getattr(model.config, "model_type", "this model")
         raise StageFailed(f"packing: in a {kind} model packed rows see one another; set it to false")
 

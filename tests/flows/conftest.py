@@ -65,7 +65,7 @@ class Shard:
         self.path.write_text(self.key)
 
 class Opener:
-    def __init__(self, root, engine, scratch, map_shards, progress):
+    def __init__(self, root, engine, scratch, map_shards, progress, serving):
         self.root, self.scratch, self.map_shards, self.loaded = root, scratch, map_shards, set()
     def __call__(self, pointer):
         if pointer.digest not in self.loaded:
@@ -128,6 +128,8 @@ recipe: toy
 seed: 0
 labels: false
 engine: {name: toy}
+serving: {}
+runner: {training: never}
 start: {number: 5}
 grow: {by: 1}
 iterations:

@@ -11,43 +11,19 @@ from tasks import base, train
 from tasks.core import models, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, StageFailed, UnknownName
+from tests import tiny
 
 torch.set_num_threads(1)
 
-COMMON = {
-    "steps": 4,
-    "learning_rate": 0.01,
-    "warmup_steps": 1,
-    "schedule": "cosine",
-    "final_share": 0.1,
-    "betas": [0.9, 0.98],
-    "weight_decay": 0.05,
-    "clip": 1.0,
-    "precision": "float32",
-    "threads": 1,
-    "checkpoint_steps": 100,
-    "lora": None,
-}
 BASE = {
     "pretrained": None,
+    "chat_template": None,
     "tokenizer": {"vocabulary_size": 300},
-    "architecture": {
-        "model_type": "qwen3",
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 32,
-        "tie_word_embeddings": True,
-    },
-    "sft": {**COMMON, "mixture": {"copy": 3}},
+    "architecture": {**tiny.ARCHITECTURE, "max_position_embeddings": 32},
+    "sft": {**tiny.SFT, "mixture": {"copy": 3}},
 }
-TRAIN = {"sft": {**COMMON, "mixture": {"own": 2, "copy": 1}}}
-DPO = {
-    **COMMON, "batch_size": 2, "loss": "ipo", "beta": 0.1, "nll": 0.0, "replay": {}, "replay_coefficient": 0.0
-}  # fmt: skip
+TRAIN = {"sft": {**tiny.SFT, "mixture": {"own": 2, "copy": 1}}}
+DPO = {**tiny.DPO, "loss": "ipo"}
 
 
 class Words:
@@ -61,33 +37,12 @@ class Words:
 
 
 def rows(parts):
-    return tables.frame(
-        [
-            {
-                "row_id": f"{part}{i}",
-                "part": part,
-                "prompt": [{"role": "user", "content": f"{i} :"}],
-                "completion": [{"role": "assistant", "content": str(i)}],
-                "weight": 1.0,
-                "prompt_id": "p",
-                "candidate_id": None,
-                "iteration": None,
-            }
-            for part in parts
-            for i in range(5)
-        ],
-        tables.SFT,
-    )
+    made = [tiny.sft_rows([(f"{i} :", str(i)) for i in range(5)], part=part) for part in parts]
+    return pl.concat(made).with_columns(row_id=pl.col("part") + pl.col("row_id"))
 
 
 def pairs():
-    row = {
-        "row_id": "d", "part": "own", "prompt": [{"role": "user", "content": "3 :"}],
-        "chosen": [{"role": "assistant", "content": "3"}], "rejected": [{"role": "assistant", "content": "4 4"}],
-        "margin": 1.0, "weight": 1.0, "smoothing": 0.0, "prompt_id": "p", "chosen_id": "c", "rejected_id": "r",
-        "iteration": "i01",
-    }  # fmt: skip
-    return tables.frame([row, {**row, "row_id": "e"}], tables.PAIRS)
+    return tiny.pair_rows([("3 :", "3", "4 4")] * 2, margin=1.0)
 
 
 @pytest.fixture
@@ -249,4 +204,4 @@ def test_train_section_is_checked():
     with pytest.raises(UnknownName, match="did you mean 'sft'"):
         train.parse({"sftt": {}})
     with pytest.raises(BadInput, match=r"train\.sft\.mixture: is missing"):
-        train.parse({"sft": COMMON})
+        train.parse({"sft": tiny.TRAINING})

@@ -2,6 +2,7 @@
 
 import random
 
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
@@ -10,90 +11,36 @@ from safetensors.torch import load_file
 from tasks.blocks import training
 from tasks.core import models, tables
 from tasks.core.errors import EmptyDataset, StageFailed
+from tests import tiny
 
 torch.set_num_threads(1)
 
 TOKENIZER = models.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
-ARCHITECTURE = {
-    "model_type": "qwen3",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-    "tie_word_embeddings": True,
-}
-COMMON = {
-    "steps": 12,
-    "learning_rate": 0.01,
-    "warmup_steps": 2,
-    "schedule": "cosine",
-    "final_share": 0.1,
-    "betas": [0.9, 0.98],
-    "weight_decay": 0.05,
-    "clip": 1.0,
-    "precision": "float32",
-    "threads": 1,
-    "checkpoint_steps": 5,
-    "lora": None,
-}
-SFT = {**COMMON, "mixture": {"own": 4, "skill": 2}}
-DPO = {
-    **COMMON,
-    "batch_size": 3,
-    "loss": "sigmoid",
-    "beta": 0.1,
-    "nll": 0.2,
-    "replay": {"skill": 2},
-    "replay_coefficient": 0.5,
-}
-LORA = {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
-
-
-def message(role, text):
-    return [{"role": role, "content": text}]
+ARCHITECTURE = {**tiny.ARCHITECTURE, "max_position_embeddings": 32}
+SHORT = {"steps": 12, "warmup_steps": 2, "checkpoint_steps": 5}
+SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}
+DPO = {**tiny.DPO, **SHORT, "batch_size": 3, "nll": 0.2, "replay": {"skill": 2}, "replay_coefficient": 0.5}
+LORA = {**tiny.LORA, "dropout": 0.1, "adapter": "merge"}
 
 
 def sft_rows(count=20, **changes):
     drawn = random.Random(0)
-    rows = []
-    for i in range(count):
-        digits = " ".join(str(drawn.randrange(10)) for _ in range(1 + i % 5))
-        row = {
-            "row_id": f"r{i:02}",
-            "part": "own" if i % 2 else "skill",
-            "prompt": message("user", f"copy {digits} :"),
-            "completion": message("assistant", digits),
-            "weight": 1.0 + i % 3,
-            "prompt_id": f"p{i}",
-            "candidate_id": None,
-            "iteration": "i01" if i % 2 else None,
-        }
-        rows.append({**row, **changes})
-    return tables.frame(rows, tables.SFT)
+    texts = [" ".join(str(drawn.randrange(10)) for _ in range(1 + i % 5)) for i in range(count)]
+    number = pl.int_range(pl.len())
+    own = (number % 2).cast(bool)
+    table = tiny.sft_rows([(f"copy {digits} :", digits) for digits in texts]).with_columns(
+        part=pl.when(own).then(pl.lit("own")).otherwise(pl.lit("skill")),
+        weight=1.0 + number % 3,
+        iteration=pl.when(own).then(pl.lit("i01")),
+    )
+    return tables.frame([{**row, **changes} for row in table.iter_rows(named=True)], tables.SFT)
 
 
 def pair_rows(count=7, **changes):
-    rows = []
-    for i in range(count):
-        row = {
-            "row_id": f"d{i}",
-            "part": "own",
-            "prompt": message("user", f"copy {i} {i} :"),
-            "chosen": message("assistant", f"{i} {i}"),
-            "rejected": message("assistant", f"{9 - i}"),
-            "margin": 0.5,
-            "weight": 1.0,
-            "smoothing": 0.1 if i % 2 else 0.0,
-            "prompt_id": f"p{i}",
-            "chosen_id": "c",
-            "rejected_id": "r",
-            "iteration": "i01",
-        }
-        rows.append({**row, **changes})
-    return tables.frame(rows, tables.PAIRS)
+    table = tiny.pair_rows([(f"copy {i} {i} :", f"{i} {i}", str(9 - i)) for i in range(count)])
+    smoothing = 0.1 * (pl.int_range(pl.len()) % 2)
+    rows = table.with_columns(smoothing=smoothing).iter_rows(named=True)
+    return tables.frame([{**row, **changes} for row in rows], tables.PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +158,7 @@ def test_the_reference_is_another_model_than_the_start(train, initial, tmp_path)
         (SFT, {"sft": sft_rows(weight=-1.0)}, StageFailed, "weight is negative"),
         (SFT, {"sft": sft_rows(weight=0.0)}, StageFailed, "every weight is 0"),
         (DPO, {"pairs": pair_rows(smoothing=0.6)}, StageFailed, "smoothing"),
-        (SFT, {"sft": sft_rows(prompt=message("user", "1 " * 40))}, StageFailed, "the model holds 32"),
+        (SFT, {"sft": sft_rows(prompt=tiny.user("1 " * 40))}, StageFailed, "the model holds 32"),
         ({**SFT, "lora": {**LORA, "targets": ["no_such_layer"]}}, {}, StageFailed, "no_such_layer"),
     ],
 )

@@ -12,20 +12,10 @@ from hypothesis import strategies as st
 from tasks.core import models
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, UnknownName
+from tests import tiny
 
 torch.set_num_threads(1)
 
-ARCHITECTURE = {
-    "model_type": "qwen3",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 WORDS = ["solve", ":", "->", "=", "+", *(str(n) for n in range(61))]
 WORD = models.make_tokenizer(WORDS, [], 300)
 TEXTS = ["How many apples has Ann?", "Ann has 12 apples. #### 12", "naïve café"] * 5
@@ -36,7 +26,7 @@ ASKED = [{"role": "user", "content": "solve 3 4 -> 7 :"}]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model"
-    models.build(ARCHITECTURE, WORD, 0, path)
+    models.build(tiny.ARCHITECTURE, WORD, 0, path)
     return path
 
 
@@ -102,8 +92,8 @@ def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
     assert "training_args.bin" not in names
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (WORD.eos_token_id, WORD.pad_token_id)
-    models.build(ARCHITECTURE, WORD, 0, tmp_path / "same")
-    models.build(ARCHITECTURE, WORD, 1, tmp_path / "other")
+    models.build(tiny.ARCHITECTURE, WORD, 0, tmp_path / "same")
+    models.build(tiny.ARCHITECTURE, WORD, 1, tmp_path / "other")
     assert models.digest(tmp_path / "same") == models.digest(folder) != models.digest(tmp_path / "other")
     loaded = models.load_tokenizer(folder)
     assert models.render(loaded, ASKED) == models.render(WORD, ASKED)
@@ -113,7 +103,7 @@ def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
 def test_a_model_without_positions_can_be_built(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    nope = {key: value for key, value in ARCHITECTURE.items() if key != "head_dim"}
+    nope = {key: value for key, value in tiny.ARCHITECTURE.items() if key != "head_dim"}
     models.build({**nope, "model_type": "smollm3", "no_rope_layers": [0]}, WORD, 0, tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     given_ids = torch.tensor([[3, 4, 5]])
@@ -125,7 +115,7 @@ def test_a_model_without_positions_can_be_built(tmp_path):
 
 def test_values_that_transformers_refuses(tmp_path):
     with pytest.raises(BadInput, match="no language model can be built"):
-        models.build({**ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
+        models.build({**tiny.ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
 
 
 def test_pointers_are_followed_and_missing_models_named(folder, tmp_path):
@@ -183,7 +173,7 @@ def test_a_folder_that_is_not_there_or_damaged(tmp_path):
 def test_checks_do_not_import_torch(folder):
     code = (
         "import sys; from pathlib import Path; from tasks.core import architectures, models; import tasks.base, tasks.train;"
-        f"models.validate_folder(Path({str(folder)!r})); architectures.check({ARCHITECTURE!r}, 'x');"
+        f"models.validate_folder(Path({str(folder)!r})); architectures.check({tiny.ARCHITECTURE!r}, 'x');"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

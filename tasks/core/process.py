@@ -190,8 +190,10 @@ def _watch(parent: str) -> None:
         return
 
     def look() -> None:
-        while psutil.pid_exists(int(pid)):
-            time.sleep(0.5)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            working = psutil.Process(int(pid))
+            while working.is_running() and working.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()

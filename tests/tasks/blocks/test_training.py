@@ -1,5 +1,6 @@
 """The two training blocks on a tiny model: what they change, what they repeat exactly, what they refuse."""
 
+import json
 import random
 
 import polars as pl
@@ -9,8 +10,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import models, tables
-from tasks.core.errors import EmptyDataset, StageFailed
+from tasks.core import engines, models, tables
+from tasks.core.engine import Sampling
+from tasks.core.errors import BadInput, EmptyDataset, StageFailed
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -21,6 +23,7 @@ SHORT = {"steps": 12, "warmup_steps": 2, "checkpoint_steps": 5}
 SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}
 DPO = {**tiny.DPO, **SHORT, "batch_size": 3, "nll": 0.2, "replay": {"skill": 2}, "replay_coefficient": 0.5}
 LORA = {**tiny.LORA, "dropout": 0.1, "adapter": "merge"}
+KEPT = {**LORA, "adapter": "keep"}
 
 
 def sft_rows(count=20, **changes):
@@ -69,6 +72,10 @@ def train(initial, tmp_path):
 
 def weights(folder):
     return load_file(folder / "model.safetensors")
+
+
+def losses_of(job):
+    return [point["loss"] for point in job.curves]
 
 
 def files(folder):
@@ -140,6 +147,89 @@ def test_bfloat16_and_back(train, initial):
     assert {tensor.dtype for tensor in low.values()} == {torch.float32}
     high = train(SFT, "high")
     assert any(not torch.equal(low[name], tensor) for name, tensor in weights(high.output).items())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pass_tokens": 12}, {"packing": True, "pass_tokens": 40}, {"gradient_checkpointing": True}]
+)
+def test_how_a_step_is_cut_into_passes_does_not_change_what_is_learnt(train, changes):
+    whole, cut = train(SFT, "whole"), train({**SFT, **changes}, "cut")
+    assert losses_of(cut) == pytest.approx(losses_of(whole), rel=1e-3)
+    for name, tensor in weights(whole.output).items():
+        assert torch.allclose(weights(cut.output)[name], tensor, atol=2e-3), name
+
+
+def test_dpo_in_small_passes(train):
+    whole, cut = train(DPO, "whole"), train({**DPO, "pass_tokens": 12, "gradient_checkpointing": True}, "cut")
+    assert losses_of(cut) == pytest.approx(losses_of(whole), rel=1e-3)
+
+
+def test_an_adapter_alone_is_what_merging_it_gives(train, initial):
+    """And a second training goes on from it, on the same base."""
+    kept = train({**SFT, "lora": KEPT}, "kept").output
+    assert set(files(kept)) - set(files(initial)) == {"adapter_config.json", "adapter_model.safetensors", "base.json"}
+    assert "model.safetensors" not in files(kept)
+    merged = train({**SFT, "lora": {**KEPT, "adapter": "merge"}}, "merged").output
+    one, other = (engines.load("transformers", folder, "float32", 1, 8) for folder in (kept, merged))
+    prompts, greedy = ["copy 1 2 : ", "copy 7 : "], Sampling(1, 0.0, 1.0, 8, 0)
+    assert one.score(prompts, ["1 2", "7"]) == other.score(prompts, ["1 2", "7"])
+    assert one.generate(prompts, greedy) == other.generate(prompts, greedy)
+    models.validate_folder(kept)
+    again = train({**SFT, "lora": KEPT}, "again", initial=kept).output
+    base = {"path": str(initial), "digest": models.digest(initial)}
+    assert json.loads(files(kept)["base.json"]) == json.loads(files(again)["base.json"]) == base
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (kept, again))
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    calm = {**SFT, "lora": {**KEPT, "dropout": 0.0}}
+    assert losses_of(train(calm, "on", initial=kept))[0] < 0.99 * losses_of(train(calm, "anew"))[0]
+    with pytest.raises(StageFailed, match="begin anew from a whole model"):
+        train({**SFT, "lora": {**KEPT, "rank": 3}}, initial=kept)
+    whole = train(DPO, "whole", initial=kept, reference=kept).output  # all weights, from the merged model
+    assert set(files(whole)) == set(files(initial))
+
+
+def test_an_adapter_on_a_base_in_bfloat16(train):
+    low = train({**SFT, "precision": "bfloat16", "lora": KEPT}, "low")
+    assert losses_of(low) == pytest.approx(losses_of(train({**SFT, "lora": KEPT}, "high")), rel=0.05)
+    assert {tensor.dtype for tensor in load_file(low.output / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_four_bits_need_a_gpu(train, tmp_path):
+    with pytest.raises(BadInput, match="needs a CUDA GPU and bitsandbytes"):
+        train({**SFT, "lora": {**KEPT, "load_in_4bit": True}})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_of_its_own_gives_the_same_bytes(train):
+    """Reference model and training, and the engines are asked for their memory first."""
+    released = []
+    there = train(DPO, "there", apart="always", release=lambda: released.append(True))
+    here = train(DPO, "here")
+    assert files(there.output) == files(here.output)
+    assert there.curves == here.curves
+    assert released
+    assert not list((there.scratch / "training").iterdir())
+
+
+ACCELERATE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+machine_rank: 0
+num_processes: 2
+main_process_port: 0
+mixed_precision: 'no'
+use_cpu: true
+"""
+
+
+def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, capfd):
+    (tmp_path / "two.yaml").write_text(ACCELERATE)
+    two = train({**SFT, "accelerate": str(tmp_path / "two.yaml")}, "two")
+    assert f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.process" in capfd.readouterr().out
+    one = train(SFT, "one")
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
+    assert set(files(two.output)) == set(files(one.output))
 
 
 def test_the_reference_is_another_model_than_the_start(train, initial, tmp_path):

@@ -170,6 +170,91 @@ def test_a_folder_that_is_not_there_or_damaged(tmp_path):
         models.validate_folder(tmp_path)
 
 
+@pytest.fixture
+def part(folder, tmp_path):
+    """A tokenizer on a base that a repository holds."""
+    (tmp_path / "data/i00").mkdir(parents=True)
+    (tmp_path / "data/i00/candidate").symlink_to(folder)
+    made = tmp_path / "data/i01/candidate"
+    models.write_pointer(made, Pointer("data/i00/candidate", models.digest(folder)), models.BASE)
+    models.word_tokenizer(WORDS).save_pretrained(made)
+    return made
+
+
+def test_a_part_of_a_model_finds_the_rest_and_notices_its_change(part, folder, tmp_path):
+    base = tmp_path / "data/i00/candidate"
+    assert models.parts(part) == (base, None, part)
+    assert models.parts(folder) == (folder, None, folder)
+    models.validate_folder(part)
+    assert models.read_config(part)["model_type"] == "qwen3"
+    pointer = Pointer("data/i01/candidate", models.digest(part))
+    assert models.base_pointer(tmp_path, pointer) == Pointer("data/i00/candidate", models.digest(folder))
+    models.verify(part, pointer)
+    with pytest.raises(BadInput, match="data/i01/candidate has changed"):
+        models.verify(part, Pointer("data/i01/candidate", "d" * 32))
+    base.unlink()
+    with pytest.raises(MissingArtifact, match="data/i00/candidate is not there"):
+        models.verify(part, pointer)
+    models.build(tiny.ARCHITECTURE, WORD, 5, base)
+    with pytest.raises(BadInput, match="belongs to the model data/i00/candidate of digest"):
+        models.verify(part, pointer)
+
+
+def test_adapters_that_others_made(folder, tmp_path):
+    """They have no base.json: the digest follows the base that their configuration names."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    about = {"peft_type": "LORA", "base_model_name_or_path": str(folder)}
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(BadInput, match=r"has no adapter_model\.safetensors"):
+        models.validate_folder(adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    models.validate_folder(adapter)
+    assert models.parts(adapter) == (folder, adapter, folder)
+    base = models.base_pointer(tmp_path, Pointer("adapter", models.digest(adapter)))
+    assert base == Pointer(str(folder), models.digest(folder))
+    (tmp_path / "other").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "other" / path.name).write_bytes(path.read_bytes() + b" " * path.name.startswith("config"))
+    before = models.digest(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "other"}))
+    assert models.digest(adapter) != before
+    for bad, message in (
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"base_model_name_or_path": None}, "does not say which"),
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps(about | bad))
+        with pytest.raises(BadInput, match=message):
+            models.validate_folder(adapter)
+
+
+def plain():
+    tokenizer = models.make_tokenizer(None, TEXTS, 400)
+    tokenizer.chat_template = models.chat_template("plain")
+    return tokenizer
+
+
+def test_the_plain_chat_template():
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert models.render(plain(), asked) == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
+    (whole,) = models.render_many(plain(), [[*asked, {"role": "assistant", "content": "Yes."}]], reply=False)
+    assert whole == models.render(plain(), asked) + "Yes.<|end|>\n\n"
+    with pytest.raises(StageFailed, match="unknown role"):
+        models.render(plain(), [{"role": "tool", "content": "Hi"}])
+    with pytest.raises(UnknownName, match="did you mean 'plain'"):
+        models.chat_template("plane")
+
+
+HEADS = st.sampled_from(["System:", "User:", "Assistant:", "\n", " ", "x", "\nUser:\n", "<|end|>"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(HEADS, max_size=8).map("".join))
+def test_no_message_opens_a_turn_of_the_plain_template(text):
+    lines = models.render(plain(), [{"role": "user", "content": text}]).split("\n")
+    assert [line for line in lines if line.startswith(("System:", "User:", "Assistant:"))] == ["User:", "Assistant:"]
+
+
 def test_checks_do_not_import_torch(folder):
     code = (
         "import sys; from pathlib import Path; from tasks.core import architectures, models; import tasks.base, tasks.train;"

@@ -220,3 +220,45 @@ def test_schedules_at_their_corners():
     assert trainers.schedule("wsd", 100, 10, 0.1)(69) == 1.0
     assert trainers.schedule("wsd", 100, 10, 0.1)(85) == pytest.approx(0.55)
     assert trainers.schedule("cosine", 100, 10, 0.1)(55) == pytest.approx(0.55)
+
+
+def test_packed_rows_are_told_apart(folders):
+    rows = encode(PROMPTS, CHOSEN)
+    assert sorted(np.concatenate(batches.packs(rows.lengths, 8)).tolist()) == [0, 1, 2]
+    assert [len(members) for members in batches.packs(np.array([5, 3, 3, 2, 9]), 8)] == [1, 2, 2]
+    group = batches.pack(rows, np.array([2, 0]))
+    lengths = rows.lengths[[2, 0]].tolist()
+    assert group["position_ids"].tolist() == [[*range(lengths[0]), *range(lengths[1])]]
+    model = trainers.load(folders / "0")
+    found = losses.log_probabilities(model, losses.Head(model), losses.tensors(group)).detach()
+    assert torch.allclose(found, torch.cat([by_hand(model, rows)[i] for i in (2, 0)]), atol=1e-5)
+    trainers.check_packing(model)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_models_that_carry_on_from_row_to_row_are_not_packed(tmp_path, kind):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    extra = (
+        {"state_size": 4}
+        if kind == "mamba"
+        else {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["conv"]}
+    )
+    models.build({"model_type": kind, **sizes, **extra}, TOKENIZER, 0, tmp_path)
+    with pytest.raises(StageFailed, match=f"packing: in a {kind} model packed rows see one another"):
+        trainers.check_packing(trainers.load(tmp_path))
+
+
+def test_the_shares_of_several_processes_are_the_step(folders):
+    rows = encode(PROMPTS * 3, CHOSEN * 3)
+    for packed in (False, True):
+        source = batches.SftBatches(rows, np.linspace(0.5, 1.5, 9), np.array([[8, 1, 2, 3, 4]]), 1.0, 12, packed)
+        shares = [source.step(0, rank, 3) for rank in range(3)]
+        assert len({len(share) for share in shares}) == 1  # they wait for each other in every pass
+        model = trainers.load(folders / "0")
+        head = losses.Head(model)
+
+        def loss(groups, model=model, head=head):
+            tensors = map(losses.tensors, groups)
+            return float(sum((g["token_weights"] * losses.log_probabilities(model, head, g)).sum() for g in tensors))
+
+        assert sum(map(loss, shares)) == pytest.approx(loss(source.step(0)), rel=1e-5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tasks import base, train
-from tasks.core import models, tables
-from tasks.core.context import Context
+from tasks.core import engines, models, tables
+from tasks.core.context import Context, Pointer
 from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, StageFailed, UnknownName
 from tests import tiny
 
@@ -126,6 +126,60 @@ def test_a_pretrained_model_is_pointed_at_and_not_copied(context, trained, tmp_p
     assert models.resolve(context.root, replace(pointer, path="data/i00/candidate")) == source
     train.run(trained)
     models.validate_folder(candidate(trained))
+
+
+def test_a_pretrained_model_without_a_chat_template_gets_one_beside_it(context, trained, tmp_path):
+    source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
+    (source / "chat_template.jinja").unlink()
+    with pytest.raises(BadInput, match=r"mine: its tokenizer has no chat template; set base\.chat_template"):
+        base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine"})))
+    base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine", "chat_template": "plain"})))
+    names = {path.name for path in candidate(context).iterdir()}
+    assert {"base.json", "chat_template.jinja", "tokenizer.json"} <= names
+    assert not any(name.endswith(".safetensors") for name in names)
+    pointer = context.pointer("i00")
+    assert (pointer.path, pointer.digest) == ("data/i00/candidate", models.digest(candidate(context)))
+    models.verify(models.resolve(context.root, pointer), pointer)
+    engine = engines.load("transformers", candidate(context), "float32", 1, 4)
+    assert engine.tokenizer.chat_template == models.chat_template("plain")
+    train.run(trained)
+    assert models.load_tokenizer(candidate(trained)).chat_template == models.chat_template("plain")
+
+
+def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):
+    """Two blocks train one adapter; the next iteration goes on with it; the base is the pretrained model throughout."""
+    source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
+    base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine"})))
+    section = {"sft": {**TRAIN["sft"], "lora": tiny.LORA}, "dpo": {**DPO, "lora": tiny.LORA}}
+    train.run(replace(trained, options=train.parse(section)))
+    pointer = Pointer("data/i01/candidate", models.digest(candidate(trained)))
+    (trained.root / "data/i01/pointer.json").write_text(json.dumps(vars(pointer)))
+    (trained.root / "data/i02").mkdir()
+    (trained.root / "data/i02/dataset").symlink_to(trained.root / "data/i01/dataset")
+    row = dict.fromkeys(("previous", "initial", "reference", "judge"), "i01")
+    second = replace(trained, key="i02", row=row, options=train.parse(section), figures={}, curves=[])
+    train.run(second)
+    for folder in (candidate(trained), candidate(second)):
+        assert json.loads((folder / "base.json").read_text()) == {"path": "mine", "digest": models.digest(source)}
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "mine"
+        assert models.parts(folder).weights == source
+        models.validate_folder(folder)
+    weights = [(c / "adapter_model.safetensors").read_bytes() for c in (candidate(trained), candidate(second))]
+    assert weights[0] != weights[1]
+    (source / "generation_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="belongs to the model mine of digest"):
+        train.run(second)
+
+
+def test_an_adapter_needs_a_model_that_is_kept():
+    kept, merged = {"lora": tiny.LORA}, {"lora": {**tiny.LORA, "adapter": "merge"}}
+    for first in ({}, merged):
+        with pytest.raises(BadInput, match=r"train\.dpo\.lora\.adapter: given 'keep', but sft before it"):
+            train.parse({"sft": {**tiny.SFT, **first}, "dpo": {**DPO, **kept}})
+    train.parse({"sft": {**tiny.SFT, **kept}, "dpo": {**DPO, **kept}})
+    train.parse({"sft": {**tiny.SFT, **kept}, "dpo": DPO})
+    with pytest.raises(BadInput, match=r"base\.sft\.lora\.adapter: given 'keep'"):
+        base.parse({**BASE, "sft": {**BASE["sft"], **kept}})
 
 
 def test_base_refuses_what_it_cannot_start_from(context, tmp_path):

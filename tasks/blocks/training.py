@@ -198,7 +198,6 @@ def _pair_batches(job: Job, options: DpoOptions) -> batches.PairBatches:
 
 def _reference(job: Job, options: DpoOptions, rows: batches.Rows) -> np.ndarray:
     """Summed log-probabilities of the rows under the reference model."""
-    use_threads(options.threads)
 
     def progress(done: int, total: int) -> None:
         job.progress("reference", done, total)
@@ -210,6 +209,7 @@ def _reference(job: Job, options: DpoOptions, rows: batches.Rows) -> np.ndarray:
         return process.reference_logps(
             job.reference, rows, options.precision, progress, options.pass_tokens, options.threads, place
         )
+    use_threads(options.threads)
     from tasks.core.trainers import reference_logps
 
     return reference_logps(job.reference, rows, options.precision, progress, options.pass_tokens)
@@ -219,6 +219,7 @@ def _apart(job: Job, options: TrainingOptions) -> bool:
     """Whether to train in a process of its own; then engines give their memory back first."""
     apart = job.apart == "always" or options.accelerate is not None
     if not apart and job.apart == "auto":
+        use_threads(options.threads)
         import torch
 
         apart = torch.cuda.is_available()
@@ -249,7 +250,6 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
     initial = models.digest(job.initial, job.scratch / digests.KNOWN)
     key = digests.of_value([VERSION, kind, initial, settings, job.seed, content, launch])
     checkpoints = job.scratch / "training" / key
-    use_threads(options.threads)
 
     def progress(done: int, total: int) -> None:
         job.progress(kind, done, total)
@@ -260,6 +260,7 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
         asked = options.model_dump()
         fitted = process.fit(kind, job.initial, job.output, checkpoints, sources, asked, job.seed, progress, job.base)
     else:
+        use_threads(options.threads)
         from tasks.core import trainers
 
         fitted = trainers.fit(

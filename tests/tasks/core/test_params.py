@@ -58,7 +58,7 @@ def test_what_this_machine_lacks_for_training(params: dict[str, Any], tmp_path: 
     keys = ["i01", "i02"]
     assert list(fitting.machine(params, keys, tmp_path)) == []
     put(params, "train.sft.accelerate", "eight_gpus.yaml")
-    (told,) = set(line for line in fitting.machine(params, keys, tmp_path) if line.startswith("train"))
+    (told,) = {line for line in fitting.machine(params, keys, tmp_path) if line.startswith("train")}
     assert told.startswith("train.sft.accelerate: given 'eight_gpus.yaml': there is no such file; `accelerate config")
     (tmp_path / "eight_gpus.yaml").touch()
     assert list(fitting.machine(params, keys, tmp_path)) == []

@@ -240,7 +240,8 @@ def load(folder: Path, dtype: Any, **options: Any) -> Any:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(found.adapter)).merge_and_unload()
+    merged: Any = PeftModel.from_pretrained(model, str(found.adapter)).merge_and_unload()
+    return merged.requires_grad_(True)  # peft froze them
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -272,7 +272,7 @@ def fit(
     logging.set_verbosity_error()
     arguments = arguments_for(
         kind, checkpoints, options, seed
-    )  # first: DeepSpeed and FSDP decide how models are loaded
+    )  # before the model: DeepSpeed and FSDP load it their way
     model, tokenizer = _initial(initial, options), models.load_tokenizer(initial)
     config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
@@ -290,8 +290,8 @@ def fit(
         shutil.rmtree(aside, ignore_errors=True)
         if options.lora:
             weights = models.parts(initial).weights
-            found_base = base or Pointer(str(weights.resolve()), models.digest(weights))
-            _write_adapter(trainer.model, state, found_base, tokenizer, aside)
+            named = base or Pointer(str(weights.resolve()), models.digest(weights))
+            _write_adapter(trainer.model, state, named, tokenizer, aside)
             if options.lora.adapter == "merge":
                 trained = load(aside)
                 shutil.rmtree(aside)

@@ -210,7 +210,7 @@ def _reference(job: Job, options: DpoOptions, rows: batches.Rows) -> np.ndarray:
             job.reference, rows, options.precision, progress, options.pass_tokens, options.threads, place
         )
     use_threads(options.threads)
-    from tasks.core.trainers import reference_logps
+    from tasks.core.losses import reference_logps
 
     return reference_logps(job.reference, rows, options.precision, progress, options.pass_tokens)
 

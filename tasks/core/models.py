@@ -226,22 +226,25 @@ def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
 
 
 def load(folder: Path, dtype: Any, **options: Any) -> Any:
-    """The model in the number format `dtype`, an adapter merged into it. Remote code is never run. Raises what
-    transformers and peft raise where they cannot load it; `options` go to transformers."""
+    """The model in the number format `dtype`, an adapter merged into it. Remote code is never run; `options` go to
+    transformers. Raises `BadInput` if transformers or peft cannot load it."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     found = parts(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        found.weights, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
-    )
-    if found.adapter is None:
-        return model
-    from peft import PeftModel
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            found.weights, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        )
+        if found.adapter is None:
+            return model
+        from peft import PeftModel
 
-    merged: Any = PeftModel.from_pretrained(model, str(found.adapter)).merge_and_unload()
-    return merged.requires_grad_(True)  # peft froze them
+        merged: Any = PeftModel.from_pretrained(model, str(found.adapter)).merge_and_unload()
+        return merged.requires_grad_(True)  # peft froze them
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BadInput(f"{folder} cannot be loaded as a language model: {error}") from error
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -336,7 +339,9 @@ def digest(folder: Path, known: Path | None = None) -> str:
 def verify(folder: Path, pointer: Pointer, known: Path | None = None) -> None:
     """Raises `BadInput` unless `folder` holds the model of `pointer.digest`, on the base that it was trained on."""
     if (found := digest(folder, known)) != pointer.digest:
-        raise BadInput(f"model {pointer.path} has changed: its digest is {found}, not {pointer.digest}; {RESTORE}")
+        raise BadInput(
+            f"model {pointer.path} has changed since it was promoted (its digest is {found}, not {pointer.digest}); {RESTORE}"
+        )
     base = _record(folder, BASE)
     if base and (found := digest(base_folder(folder), known)) != base.digest:
         raise BadInput(

@@ -3,7 +3,7 @@
     python -m tasks.core.process FOLDER
     accelerate launch --config_file FILE -m tasks.core.process FOLDER      # with `accelerate: FILE` in the block's options
 
-`fit` and `reference_logps` do what those of `tasks.core.trainers` do, with the same arguments, in such a process. FOLDER, in
+`fit` and `reference_logps` do what those of `tasks.core.trainers` and `tasks.core.losses` do, with the same arguments, in such a process. FOLDER, in
 scratch, holds the request: `request.json` (paths, options, seed), `arrays.npz` (token rows and plans, no pickles), and
 afterwards the answer: `result.json`, `result.npy`. On CPU without `accelerate` the bytes are those of training in
 this process: the same code with the same threads. With it each process takes its share of a step's rows, which are
@@ -88,7 +88,7 @@ def fit(
 def reference_logps(
     folder: Path, rows: batches.Rows, precision: str, progress: Progress, limit: int, threads: int, place: Path
 ) -> np.ndarray:
-    """`trainers.reference_logps` in another process, whose request is kept at `place` meanwhile."""
+    """`losses.reference_logps` in another process, whose request is kept at `place` meanwhile."""
     arrays: Arrays = {}
     _flatten(rows, "rows", arrays)
     request = {"call": "reference", "folder": str(folder.absolute()), "precision": precision, "limit": limit}
@@ -211,13 +211,15 @@ def work(folder: Path) -> None:
     with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
         arrays = dict(stored)
     torch.set_num_threads(int(request["options"]["threads"]))
-    from tasks.core import trainers
-
     if request["call"] == "reference":
+        from tasks.core import losses
+
         rows = _built("Rows", "rows", arrays)
         path, precision, limit = Path(request["folder"]), request["precision"], request["limit"]
-        np.save(folder / "result.npy", trainers.reference_logps(path, rows, precision, _tell, limit))
+        np.save(folder / "result.npy", losses.reference_logps(path, rows, precision, _tell, limit))
         return
+    from tasks.core import trainers
+
     sources = [_built(kind, str(number), arrays) for number, kind in enumerate(request["sources"])]
     options = json.loads(json.dumps(request["options"]), object_hook=lambda given: SimpleNamespace(**given))
     fitted = trainers.fit(

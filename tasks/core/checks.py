@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tasks.core import families, fitting
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, MissingArtifact, unknown_name
+from tasks.core.errors import BadInput, unknown_name
 from tasks.core.params import (
     BASE,
     FILE,
@@ -237,10 +237,9 @@ def _check_model(root: Path, name: str, template: bool) -> None:
     from tasks.core import hub, models
 
     try:
-        folder = models.resolve(root, Pointer(name, ""))
-    except MissingArtifact:
-        if not hub.NAME.fullmatch(name):
-            raise
-        hub.look(name)
-    else:
-        models.validate_folder(folder, template)
+        if (root / Path(name).expanduser()).is_dir() or hub.cached(name) or not hub.NAME.fullmatch(name):
+            models.validate_folder(models.resolve(root, Pointer(name, "")), template)
+        else:
+            hub.look(name)
+    except BadInput as error:
+        raise BadInput(f"base.pretrained: {error}") from error

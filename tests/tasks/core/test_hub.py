@@ -113,10 +113,10 @@ def test_each_refusal_says_what_to_do(tmp_path, endpoint):
     ]
     expected = [
         "owner/gated is gated: accept its terms on its page on the hub, then `hf auth login`",
-        "owner/nowhere is not on the hub, or is private; check the name",
+        "owner/nowhere is no folder and not on the hub, or is private there; check the name",
         "owner/pickles has no *.safetensors on the hub",
         "HF_HUB_OFFLINE forbids fetching it; unset it, or run `hf download owner/whole`",
-        "owner/whole is not in the local Hugging Face cache, and the hub does not answer as it should",
+        "owner/whole is no folder and not in the local Hugging Face cache, and the hub does not answer as it should",
     ]
     for (kind, message), part in zip(
         refused, [e for e in expected for _ in range(1 + ("pickles" not in e))], strict=True

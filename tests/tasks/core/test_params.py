@@ -192,11 +192,11 @@ def test_one_message_lists_all_problems(params: dict[str, Any]) -> None:
 
 
 def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
-    params["base"]["pretrained"] = "models/mine"
+    params["base"]["pretrained"] = "./models/mine"
     (tmp_path / "tasks/families").mkdir(parents=True)
     (tmp_path / "tasks/families/countdown_corpus.py").touch()
     for file, text, expected in [
-        (None, "", "models/mine is not there"),
+        (None, "", r"base\.pretrained: model \./models/mine is not there"),
         ("README.md", "", "mine is no model folder: it has no config.json"),
         ("config.json", '{"model_type": "qwen3"}', r"mine is no model folder: it has no \*.safetensors"),
         ("model.safetensors", "", "mine has no tokenizer"),

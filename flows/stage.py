@@ -146,7 +146,13 @@ class Runner:
             scratch=state.scratch_dir(self.root),
             open_model=self._open_model,
             progress=self.progress,
+            apart=self.params["runner"]["training"],
+            release=self._release,
         )
+
+    def _release(self) -> None:
+        if self._opener is not None:
+            self._opener.close()
 
     def _open_model(self, pointer: Pointer) -> "Asker":
         if self._opener is None:

@@ -22,7 +22,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks import critics, metrics, refinement, sampling
-from tasks.core import families, labels, tables
+from tasks.core import digests, families, labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
 from tasks.core.context import Context, Pointer
@@ -87,7 +87,7 @@ def run(context: Context) -> None:
     context.read("data/tasks/family.json")
     family = families.load(context.root)
     folder = context.data("candidate")
-    model = context.model(Pointer(folder, models.digest(context.read(folder))))
+    model = context.model(Pointer(folder, models.digest(context.read(folder), context.scratch / digests.KNOWN)))
     options: Evaluation = context.options
     results = {}
     for part in ("heldout", "probe"):

@@ -192,16 +192,11 @@ class Asker:
             self._engine = None
 
     def engine(self) -> Engine:
-        """The loaded engine. Raises `StageFailed` if the folder is not the model that the pointer names."""
+        """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names."""
         if self._engine is None:
             from tasks.core import engines, models
 
-            found = models.digest(self.folder)
-            if found != self.digest:
-                raise StageFailed(
-                    f"{self.pointer.path} holds another model (digest {found}) than the one asked for ({self.digest}); "
-                    "restore it with `dvc checkout`, or rerun the stage that made it"
-                )
+            models.verify(self.folder, self.pointer, self.scratch / digests.KNOWN)
             options = self.engine_options
             self._engine = self.opener.make_room(self) or engines.load(
                 options["name"],

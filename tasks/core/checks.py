@@ -2,7 +2,8 @@
 
 Each line has the place, what was given, what is allowed, and the nearest valid name. Sections are checked
 by the `parse` of their stage, as they stand and once more with every override; then whether they fit one
-another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules and no torch.
+another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules, and torch only where
+training in 4 bits needs a GPU to be there.
 """
 
 import math
@@ -235,11 +236,20 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
                 problems.extend(fitting.supply(params, keys, pool))
     base = params.get("base")
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
-    if isinstance(pretrained, str):
-        _try(problems, _check_model, root, pretrained)
+    if isinstance(base, Mapping) and isinstance(pretrained, str):
+        _try(problems, _check_model, root, pretrained, base.get("chat_template") is None)
+    if not problems:
+        problems.extend(fitting.machine(params, keys, root))
 
 
-def _check_model(root: Path, name: str) -> None:
-    from tasks.core.models import resolve, validate_folder
+def _check_model(root: Path, name: str, template: bool) -> None:
+    """A model on disk is checked as it stands; for one that is not, the hub is asked whether it can be fetched."""
+    from tasks.core import hub, models
 
-    validate_folder(resolve(root, Pointer(name, "")))
+    try:
+        if (root / Path(name).expanduser()).is_dir() or hub.cached(name) or not hub.NAME.fullmatch(name):
+            models.validate_folder(models.resolve(root, Pointer(name, "")), template)
+        else:
+            hub.look(name)
+    except BadInput as error:
+        raise BadInput(f"base.pretrained: {error}") from error

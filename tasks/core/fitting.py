@@ -7,6 +7,8 @@ be, a gate that nobody measures, a pool that is too small for what the iteration
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tasks.core import families
@@ -41,6 +43,7 @@ def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
     yield from _parts(filters, training)
     for name, entry in training.items():
         yield from _warmup(f"train.{name}", entry)
+    yield from _adapters(params, key)
     yield from _gate(params, key)
 
 
@@ -113,6 +116,62 @@ def _warmup(where: str, entry: Mapping[str, Any]) -> Iterator[str]:
             f"{where}.warmup_steps: given {entry['warmup_steps']}, but there are {entry['steps']} steps, so the learning "
             "rate would never be reached; lower it"
         )
+
+
+def _adapters(params: Mapping[str, Any], key: str) -> Iterator[str]:
+    """An adapter that is kept is trained on by the next block and the next iteration, so they must have its shape."""
+    initial = params["iterations"][key]["initial"]
+    before = {} if initial == BASE else section(params, "train", initial)
+    shape = None
+    for entry in _in_order(before).values():
+        shape = _shape(entry) if _keeps(entry) else None
+    for name, entry in _in_order(section(params, "train", key)).items():
+        own = _shape(entry)
+        if own and shape and own != shape:
+            yield (
+                f"train.{name}.lora: given {own}, but the adapter that it starts from has {shape}, and is trained on; "
+                "give the same, or let what makes that one `merge` it"
+            )
+        shape = own if _keeps(entry) else None
+
+
+def _in_order(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The blocks of a train section as they run."""
+    return dict(sorted(training.items(), key=lambda item: (_block(*item) == "dpo", item[0])))
+
+
+def _keeps(entry: Mapping[str, Any]) -> bool:
+    return entry["lora"] is not None and entry["lora"]["adapter"] == "keep"
+
+
+def _shape(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    lora = entry["lora"]
+    return lora and {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
+
+
+def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Iterator[str]:
+    """What training asks of this machine and is not there: a GPU and bitsandbytes, a file for accelerate."""
+    entries = {} if params["base"]["pretrained"] else {"base.sft": params["base"]["sft"]}
+    for key in keys:
+        entries |= {f"train.{name}": entry for name, entry in section(params, "train", key).items()}
+    for place, entry in entries.items():
+        if (file := entry["accelerate"]) is not None and not (root / file).is_file():
+            yield (
+                f"{place}.accelerate: given {file!r}: there is no such file; `accelerate config --config_file {file}` "
+                "makes one"
+            )
+        if entry["lora"] and entry["lora"]["load_in_4bit"]:
+            lacking = _lacking_for_4_bits()
+            if lacking:
+                yield f"{place}.lora.load_in_4bit: given true, but {lacking}; set it to false (LoRA on the whole base)"
+
+
+def _lacking_for_4_bits() -> str | None:
+    if find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed (`pip install bitsandbytes`, on a machine with a GPU)"
+    import torch
+
+    return None if torch.cuda.is_available() else "there is no CUDA GPU here, which bitsandbytes needs"
 
 
 def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:

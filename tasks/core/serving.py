@@ -45,12 +45,13 @@ class Serving(Options):
 
 
 class Runner(Options):
-    """The `runner` section: where shards are computed."""
+    """The `runner` section: where shards are computed, and where training runs."""
 
     name: Literal["local", "ray"]
     address: str | None  # of an existing Ray cluster; null: one is started on this machine
     workers: int = Field(ge=1)  # processes with an engine of their own (ray)
     gpus: float = Field(ge=0)  # GPUs that each of them has to itself (ray)
+    training: Literal["auto", "always", "never"]  # in a process of its own; auto: where there is a GPU
 
 
 class Prices(Options):
@@ -78,7 +79,7 @@ DEFAULTS = {
             quarantine_share=0.01,
         ),
     ).model_dump(),
-    "runner": Runner(name="local", address=None, workers=2, gpus=0.0).model_dump(),
+    "runner": Runner(name="local", address=None, workers=2, gpus=0.0, training="auto").model_dump(),
     "prices": Prices(
         currency="USD", prompt_tokens=0.0, completion_tokens=0.0, engine_hours=0.0, training_hours=0.0
     ).model_dump(),

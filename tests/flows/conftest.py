@@ -130,7 +130,7 @@ seed: 0
 labels: false
 engine: {name: toy}
 serving: {}
-runner: {name: local}
+runner: {name: local, training: never}
 start: {number: 5}
 grow: {by: 1}
 iterations:

@@ -190,3 +190,30 @@ def test_an_engine_that_is_not_installed_is_refused_with_how_to_install_it(
         check.check(repository)
     monkeypatch.setattr(engines, "find_spec", lambda name: object())
     assert check.check(repository).startswith("ok:")
+
+
+def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = "no-such/model-at-all"
+    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "prompts.jsonl").write_text(prompts(900))
+    with pytest.raises(
+        BadInput, match=r"^base\.pretrained: no-such/model-at-all is no folder and not in .* HF_HUB_OFFLINE forbids"
+    ):
+        check.check(repository)
+
+
+def test_a_model_without_a_chat_template(repository: Path) -> None:
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = "model"
+    (repository / "model").mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (repository / "model" / file).write_text('{"model_type": "qwen3"}')
+    (repository / "prompts.jsonl").write_text(prompts(900))
+    (repository / "params.yaml").write_text(layout.render(params))
+    with pytest.raises(BadInput, match=r"has no chat template; set base\.chat_template \(`plain`"):
+        check.check(repository)
+    params["base"]["chat_template"] = "plain"
+    (repository / "params.yaml").write_text(layout.render(params))
+    assert check.check(repository).startswith("ok: 28 stages")

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.core import models
 from tasks.core.engine import Completion, Sampling
 from tasks.core.engines import cache, draws
 from tasks.core.engines.texts import Texts
@@ -40,7 +40,8 @@ Result = TypeVar("Result")
 def load(
     folder: Path, precision: str, threads: int, batch_size: int, serving: Mapping[str, Any]
 ) -> "TransformersEngine":
-    """The engine with the model and tokenizer of `folder` (safetensors; no code of the folder is run).
+    """The engine with the model and tokenizer of `folder` (safetensors; no code of the folder is run); an adapter is
+    merged into its base in memory.
 
     Raises `BadInput` for an unknown precision or a folder that holds no such model.
     """
@@ -48,17 +49,13 @@ def load(
         raise BadInput(f"engine.precision: given {precision!r}; allowed are {', '.join(PRECISIONS)}")
     if batch_size < 1 or threads < 1:
         raise BadInput(f"engine: given batch_size {batch_size} and threads {threads}; both must be 1 or more")
-    if not (folder / "config.json").is_file():
+    if not models.is_part(folder) and not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=PRECISIONS[precision], use_safetensors=True, **options
-        )
+        tokenizer = models.plain_tokenizer(folder)
+        model = models.load(folder, PRECISIONS[precision])
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder}: no model that transformers can load: {error}") from error
     return TransformersEngine(model.to(device).eval(), tokenizer, threads, batch_size)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flows import layout, recipe
+from tasks.core import fitting
 from tasks.core import params as parameters
 from tasks.core.errors import BadInput, UnknownName
 
@@ -25,6 +26,9 @@ def params(committed: dict[str, Any]) -> dict[str, Any]:
     return parameters.parse(layout.render(committed), "params.yaml")
 
 
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj"], "adapter": "keep", "load_in_4bit": False}
+
+
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
     """Sets a dotted path; a mapping shared by alias is changed in both places, as in the file."""
     *folders, last = path.split(".")
@@ -38,6 +42,30 @@ def refusal(params: dict[str, Any]) -> str:
         parameters.check(params, recipes=recipe.names())
     assert caught.value.exit_code == 2
     return str(caught.value)
+
+
+def test_an_adapter_keeps_its_shape_from_one_iteration_to_the_next(params: dict[str, Any]) -> None:
+    put(params, "train.sft.lora", LORA)
+    parameters.check(params)
+    put(params, "iterations.i02.train", {"sft": {"lora": {"rank": 4}}})
+    assert "train.sft.lora: given {'rank': 4," in refusal(params)
+    put(params, "iterations.i01.train", {"sft": {"lora": {"adapter": "merge"}}})
+    put(params, "iterations.i02.train", {"sft": {"lora": {"rank": 4, "adapter": "merge"}}})
+    parameters.check(params)
+
+
+def test_what_this_machine_lacks_for_training(params: dict[str, Any], tmp_path: Path) -> None:
+    keys = ["i01", "i02"]
+    assert list(fitting.machine(params, keys, tmp_path)) == []
+    put(params, "train.sft.accelerate", "eight_gpus.yaml")
+    (told,) = {line for line in fitting.machine(params, keys, tmp_path) if line.startswith("train")}
+    assert told.startswith("train.sft.accelerate: given 'eight_gpus.yaml': there is no such file; `accelerate config")
+    (tmp_path / "eight_gpus.yaml").touch()
+    assert list(fitting.machine(params, keys, tmp_path)) == []
+    put(params, "train.sft.lora", {**LORA, "load_in_4bit": True})
+    (told,) = fitting.machine(params, keys, tmp_path)
+    assert told.startswith("train.sft.lora.load_in_4bit: given true, but ")
+    assert "bitsandbytes" in told
 
 
 def test_the_committed_file_passes_every_check() -> None:
@@ -120,6 +148,10 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(params: dict[str, Any], p
             ["solv"],
             "filter.replay.parts (what the corpus has): unknown part 'solv'; did you mean",
         ),
+        ("base.chat_template", "plane", "unknown chat template 'plane'; did you mean 'plain'?"),
+        ("train.sft.packing", 1, "train.sft.packing: given 1"),
+        ("train.sft.pass_tokens", 0, "train.sft.pass_tokens: given 0"),
+        ("train.sft.lora", {**LORA, "adapter": "kept"}, "train.sft.lora.adapter: given 'kept'; input should be 'keep'"),
         ("base.architecture.hidden_size", "x", "base.architecture.hidden_size: given 'x'; transformers wants int"),
         ("base.architecture.hidden_size", -4, "base.architecture.hidden_size: given -4; a size is at least 1"),
         ("base.architecture.num_hidden_layers", 0, "num_hidden_layers: given 0; a size is at least 1"),
@@ -185,11 +217,11 @@ def test_one_message_lists_all_problems(params: dict[str, Any]) -> None:
 
 
 def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
-    params["base"]["pretrained"] = "models/mine"
+    params["base"]["pretrained"] = "./models/mine"
     (tmp_path / "tasks/families").mkdir(parents=True)
     (tmp_path / "tasks/families/countdown_corpus.py").touch()
     for file, text, expected in [
-        (None, "", "models/mine is not there"),
+        (None, "", r"base\.pretrained: model \./models/mine is not there"),
         ("README.md", "", "mine is no model folder: it has no config.json"),
         ("config.json", '{"model_type": "qwen3"}', r"mine is no model folder: it has no \*.safetensors"),
         ("model.safetensors", "", "mine has no tokenizer"),

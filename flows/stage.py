@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -38,7 +38,7 @@ from tasks.core.context import Context, Pointer
 from tasks.core.errors import AutodidactError, BadInput, StageFailed
 
 if TYPE_CHECKING:
-    from tasks.core.asking import Asker
+    from tasks.core.asking import Asker, Opener
 
 CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
 FIGURES_SHOWN = 3
@@ -68,7 +68,7 @@ class Runner:
         self.params = params.load(root)
         params.check(self.params, root if files else None, recipe.names())
         self.progress = Progress()
-        self._opener: Callable[[Pointer], Asker] | None = None
+        self._opener: Opener | None = None
 
     def execute(self, stage: str, key: str | None, since: float | None = None) -> None:
         """One stage, as a Prefect flow. Needs a Prefect server (`flows.server`), or Prefect starts its own.
@@ -197,6 +197,11 @@ class Runner:
         }
 
     def _measured(self, record: dict[str, Any], context: Context, began: float, imports: float) -> dict[str, Any]:
+        if self._opener is not None:
+            usage = self._opener.take_usage()
+            context.spend(**usage.figures())
+            if usage.seconds:
+                context.log(engine_tokens_per_second=round(usage.tokens / usage.seconds, 1))
         measured = {
             "seconds": round(time.time() - began, 3),
             "imports_seconds": round(clock.seconds() - imports, 3),

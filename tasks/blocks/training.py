@@ -104,6 +104,7 @@ class Job:
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     curves: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)  # figures that add up over trainings
     rows: dict[str, int] = field(default_factory=dict)  # part -> rows of the data that a step can draw
 
 
@@ -223,6 +224,7 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
         job.curves.append(kept | {"step": before + entry["step"]})
     tokens = np.sum([source.step_tokens() for source in sources], axis=0)
     timed = int(tokens[options.steps - fitted.steps :].sum())
+    job.spent["training_tokens"] = timed
     job.figures.update(
         {
             f"{kind}_tokens": int(tokens.sum()),

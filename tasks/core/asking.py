@@ -14,7 +14,7 @@ batch size, and the sampling options with seed and sample numbers.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise, product
@@ -36,27 +36,36 @@ PACKAGES = {"transformers": ("transformers", "torch")}  # whose versions a reply
 
 @dataclass
 class Usage:
-    """What was asked since the last `take`: requests (replies wanted), made (computed now, not stored before),
-    tokens of the computed ones, and seconds the engine was busy."""
+    """What was asked since the last `take_usage`: requests (replies wanted), made (computed now, not stored before),
+    tokens of the computed ones, and seconds the engine was busy. `distinct` and its tokens: the requests without
+    repetition, stored or not, that is what would have been made with nothing stored."""
 
     requests: int = 0
     made: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    distinct: int = 0
+    distinct_prompt_tokens: int = 0
+    distinct_tokens: int = 0
 
     def figures(self) -> dict[str, float]:
-        """Names and values for `Context.log`."""
-        figures: dict[str, float] = {
+        """Names and values for `Context.spend`; empty where nothing was asked."""
+        if not self.requests:
+            return {}
+        return {
             "requests": self.requests,
             "requests_made": self.made,
+            "requests_distinct": self.distinct,
             "engine_prompt_tokens": self.prompt_tokens,
             "engine_tokens": self.tokens,
             "engine_seconds": round(self.seconds, 3),
+            "distinct_prompt_tokens": self.distinct_prompt_tokens,
+            "distinct_tokens": self.distinct_tokens,
         }
-        if self.seconds:
-            figures["engine_tokens_per_second"] = round(self.tokens / self.seconds, 1)
-        return figures
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass
@@ -104,6 +113,9 @@ class Asker:
             for row in shard.table().iter_rows():
                 replies[block.start + row[0]].append(Completion(*row[1:]))
         self.usage.requests += len(prompts) * sampling.n
+        self.usage.distinct += len(unique) * sampling.n
+        self.usage.distinct_prompt_tokens += sum(reply.prompt_tokens for several in replies for reply in several)
+        self.usage.distinct_tokens += sum(reply.tokens for several in replies for reply in several)
         place = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[place[prompt]] for prompt in prompts]
 
@@ -118,6 +130,7 @@ class Asker:
             shards.append(self._shard(key, partial(self._score, asked, told)))
         self._run(shards, what)
         self.usage.requests += len(pairs)
+        self.usage.distinct += len(unique)
         scores = [row for shard in shards for row in shard.table()["logprobs"].to_list()]
         known = dict(zip(unique, scores, strict=True))
         return [known[pair] for pair in pairs]
@@ -139,10 +152,10 @@ class Asker:
             "versions": [version(package) for package in PACKAGES.get(options["name"], ())],
         }
 
-    def take_usage(self) -> dict[str, float]:
-        """Figures since the last call, which starts the count anew."""
-        figures, self.usage = self.usage.figures(), Usage()
-        return figures
+    def take_usage(self) -> Usage:
+        """What was used since the last call, which starts the count anew."""
+        taken, self.usage = self.usage, Usage()
+        return taken
 
     def close(self) -> None:
         """Gives the engine's memory back; the next request loads it again."""
@@ -261,6 +274,10 @@ class Opener:
         loaded = [asker for asker in self._askers.values() if asker._engine is not None and asker is not wanted]
         for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
             asker.close()
+
+    def take_usage(self) -> Usage:
+        """What all its models used since the last call."""
+        return sum((asker.take_usage() for asker in self._askers.values()), Usage())
 
     def close(self) -> None:
         for asker in self._askers.values():

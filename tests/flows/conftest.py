@@ -64,8 +64,14 @@ class Shard:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(self.key)
 
+@dataclass
+class Usage:
+    seconds: float = 0.0
+    def figures(self):
+        return {}
+
 class Opener:
-    def __init__(self, root, engine, scratch, map_shards, progress):
+    def __init__(self, root, engine, scratch, map_shards, progress, serving):
         self.root, self.scratch, self.map_shards, self.loaded = root, scratch, map_shards, set()
     def __call__(self, pointer):
         if pointer.digest not in self.loaded:
@@ -73,6 +79,8 @@ class Opener:
                 log.write(f"load {pointer.digest}\\n")
         self.loaded.add(pointer.digest)
         return self
+    def take_usage(self):
+        return Usage()
     def ask(self, question):
         keys = [f"{question}-{number}" for number in range(3)]
         self.map_shards([Shard(k, self.scratch / "shards" / k, self.root / "asked.log") for k in keys])
@@ -128,6 +136,7 @@ recipe: toy
 seed: 0
 labels: false
 engine: {name: toy}
+serving: {}
 start: {number: 5}
 grow: {by: 1}
 iterations:
@@ -178,7 +187,7 @@ def make(root: Path) -> Toy:
         ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__", "track.py", "summary.py")
     )
     (root / "tasks/core").mkdir(parents=True)
-    for module in ("context", "digests", "errors"):
+    for module in ("blocks", "context", "digests", "errors", "serving"):
         shutil.copy(ROOT / f"tasks/core/{module}.py", root / f"tasks/core/{module}.py")
     texts = {
         "tasks/__init__.py": "",

@@ -26,6 +26,7 @@ from tasks.core import families, labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
 from tasks.core.context import Context, Pointer
+from tasks.core.demand import Counts, Demand
 from tasks.core.errors import unknown_name
 from tasks.core.family import Family
 from tasks.core.seeds import derive
@@ -111,6 +112,20 @@ def run(context: Context) -> None:
     _write(context.write(context.data("evaluation/metrics.json")), figures)
     _write(context.write(context.data("evaluation/probe.json")), report)
     _write(context.write(f"data/evaluations/{context.key}.json"), {**figures, "iteration": context.key})
+
+
+def requests(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
+    """What the examination of `prompts` prompts asks, at most: no two answers alike, every greedy one refused.
+    `questions`: as in `tasks.core.demand.Counts`."""
+    answers = Counts(prompts, prompts * (1 + options.samples), questions)
+    asked = [
+        Demand("answer", prompts, options.max_new_tokens),
+        Demand("answer", prompts * options.samples, options.max_new_tokens, options.samples),
+        *critics.requests(options.critics, answers),
+    ]
+    if options.refine is not None:
+        asked += refinement.requests(options.refine, options.critics, Counts(prompts, prompts, questions))
+    return asked
 
 
 def examine(

@@ -18,7 +18,8 @@ from pydantic import Field
 
 from tasks.core import labels, tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Bound, Options
+from tasks.core.blocks import Block, Bound, Options, Requests
+from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Sampling
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Family, Messages, Verdict
@@ -236,3 +237,29 @@ BLOCKS: dict[str, Block] = {
     "verifier": verifier,
 }
 USES_LABELS: set[Block] = {verifier}
+
+
+def _questions(options: FactoredCritique, counts: Counts) -> list[Demand]:
+    return [Demand("question", counts.candidates * counts.questions, options.max_new_tokens)]
+
+
+def _drawn(options: Drawn, counts: Counts) -> list[Demand]:
+    draws = options.draws if options.temperature else 1
+    return [Demand("critique", counts.candidates * draws, options.max_new_tokens, draws)]
+
+
+REQUESTS: dict[Block, Requests] = {
+    factored_critique: _questions,
+    nl_critique: _drawn,
+    judge_pointwise: _drawn,
+}
+
+
+def requests(critics: Sequence[Bound], counts: Counts) -> list[Demand]:
+    """What all critics ask about `counts.candidates`, at most."""
+    return [
+        demand
+        for bound in critics
+        if bound.block in REQUESTS
+        for demand in REQUESTS[bound.block](bound.options, counts)
+    ]

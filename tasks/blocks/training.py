@@ -140,6 +140,14 @@ BLOCKS: dict[str, Block] = {"sft": sft, "dpo": dpo}
 PHASE = {sft: 0, dpo: 1}  # blocks of one stage run in this order, each from the one before
 
 
+def rows(options: TrainingOptions) -> int:
+    """Rows that a whole training reads: steps times the rows of a step; a pair is two rows."""
+    step = sum(options.mixture.values()) if isinstance(options, SftOptions) else 0
+    if isinstance(options, DpoOptions):
+        step = 2 * options.batch_size + sum(options.replay.values())
+    return options.steps * step
+
+
 def use_threads(threads: int) -> None:
     """Sets the threads that torch computes with. Bytes depend on their number."""
     if "torch" not in sys.modules:

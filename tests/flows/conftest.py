@@ -187,7 +187,7 @@ def make(root: Path) -> Toy:
         ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__", "track.py", "summary.py")
     )
     (root / "tasks/core").mkdir(parents=True)
-    for module in ("blocks", "context", "digests", "errors", "serving"):
+    for module in ("blocks", "context", "demand", "digests", "errors", "serving"):
         shutil.copy(ROOT / f"tasks/core/{module}.py", root / f"tasks/core/{module}.py")
     texts = {
         "tasks/__init__.py": "",

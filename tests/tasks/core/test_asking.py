@@ -47,9 +47,9 @@ def test_usage_of_stored_replies_is_known_and_costs_nothing(tmp_path):
     second.generate(QUESTIONS, sampling, "x")
     stored = second.take_usage()
     assert (stored.made, stored.tokens, stored.prompt_tokens, stored.seconds) == (0, 0, 0, 0.0)
-    assert (stored.distinct_tokens, stored.distinct_prompt_tokens) == (paid.tokens, paid.prompt_tokens) == (400, 300)
+    assert (stored.distinct_tokens, stored.distinct_prompt_tokens) == (paid.tokens, paid.prompt_tokens) == (500, 300)
     both = paid + stored
-    assert (both.requests, both.made, both.distinct, both.tokens) == (200, 100, 200, 400)
+    assert (both.requests, both.made, both.distinct, both.tokens) == (200, 100, 200, 500)
 
 
 def test_more_prompts_or_samples_ask_only_for_what_is_new(tmp_path):

@@ -93,9 +93,10 @@ def command(
     if not (estimate and as_json):
         print(said)
     if estimate:
-        from flows import estimate as estimates
+        from flows import estimate_table
+        from flows.estimate import estimate as estimated
 
-        estimates.show(estimates.estimate(root, parameters.load(root), everything, seconds), as_json)
+        estimate_table.show(estimated(root, parameters.load(root), everything, seconds), as_json)
 
 
 if __name__ == "__main__":

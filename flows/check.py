@@ -93,10 +93,11 @@ def command(
     if not (estimate and as_json):
         print(said)
     if estimate:
-        from flows import estimate_table
+        from flows import estimate_table, graph
         from flows.estimate import estimate as estimated
 
-        estimate_table.show(estimated(root, parameters.load(root), everything, seconds), as_json)
+        made = estimated(root, parameters.load(root), graph.stale(root), everything, seconds)
+        estimate_table.show(made, as_json)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ Bytes: models from the files' sizes (a LoRA adapter alone where it is kept alone
 tokens. DVC's cache holds every artifact a second time, unless the file system can share the blocks (reflinks).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import graph, history, probe, workload
+from flows import history, probe, workload
 from flows.workload import Stage, Task
 from tasks.blocks import training
 from tasks.core import models
@@ -106,10 +106,11 @@ class Estimate:
         return [need for need in self.needs if need.runs or self.everything]
 
 
-def estimate(root: Path, params: Mapping[str, Any], everything: bool, seconds: float) -> Estimate:
-    """What bringing the graph up to date takes, with `everything` what all of it takes from nothing. `seconds`: how long
-    measuring may take, 0 for not at all. Raises `BadInput`."""
-    stale = set(graph.stale(root))
+def estimate(
+    root: Path, params: Mapping[str, Any], stale: Collection[str], everything: bool, seconds: float
+) -> Estimate:
+    """What the stages take that are `stale` (`flows.graph.stale`), with `everything` what all of them take. `seconds`: how
+    long measuring may take, 0 for not at all. Raises `BadInput`."""
     stages: list[Stage] = [(s, k) for s in parameters.STAGES for k in parameters.stage_keys(params, s)]
     given = workload.task(root, params, "prepare" not in stale)
     questions, distinct = workload.most_questions(given.family, given.answers)

@@ -88,6 +88,7 @@ class Measured:
     replies: dict[str, float] = field(default_factory=dict)  # part -> tokens
     speeds: list[probe.Found] = field(default_factory=list)
     training: list[float] = field(default_factory=list)  # tokens a second
+    problem: str | None = None  # why the probe did not find everything
     real: bool = False  # whether the model is the one that will run, and no random one
 
 

@@ -114,10 +114,10 @@ def remarks(made: Estimate) -> list[str]:
             f"time: of engine and trainer alone, from at most {made.seconds:.0f} s of measuring {of} here; two measurements of "
             f"one thing differ up to {spread:.1f} times"
         )
+    if found.problem:
+        lines.append(f"the probe did not get to its end: {found.problem}; --probe SECONDS gives it more time")
     if not found.speeds:
-        lines.append(
-            "engine time is unknown: nothing was measured (--probe SECONDS gives the probe more time; no server is asked)"
-        )
+        lines.append("engine time is unknown: nothing was measured (a server elsewhere is not asked)")
     if found.bytes is not None:
         kept = sum(1 for need in made.wanted if need.model_bytes)
         more = human(OPTIMIZER * found.bytes)

@@ -34,21 +34,23 @@ FIRST_STEPS = 2
 
 
 def measure(root: Path, request: Mapping[str, Any], seconds: float) -> list[Found]:
-    """What the probe found within `seconds`; what took longer is missing. Prints nothing."""
+    """What the probe found within `seconds`; what took longer is missing, and the last finding is `problem`, a text."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(request["engine"]["threads"])}
     with tempfile.TemporaryDirectory(prefix="probe-", dir=state.scratch_dir(root)) as scratch:
         asked = json.dumps({**request, "root": str(root), "scratch": scratch, "seconds": seconds})
         child = subprocess.Popen(
             [sys.executable, "-m", "flows.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env=environment,
+            stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         try:
-            out, _ = child.communicate(asked, timeout=seconds)
+            out, errors = child.communicate(asked, timeout=seconds)
+            said = errors.strip().splitlines()[-1:] if child.returncode else []
         except subprocess.TimeoutExpired:
             child.kill()
             out, _ = child.communicate()
+            said = [f"was stopped after {seconds:.0f} s"]
     lines = [line for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines] + [{"problem": line} for line in said]
 
 
 def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:

@@ -15,7 +15,7 @@ tokens. DVC's cache holds every artifact a second time, unless the file system c
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Measured:
     """What the probe found. Without a tokenizer, tokens are characters divided by four."""
 
     bytes: int | None = None
+    parameters: int | None = None
     adapter_bytes: int | None = None
     prompts: dict[str, float] = field(default_factory=dict)  # kind -> tokens
     rows: dict[str, float] = field(default_factory=dict)  # part -> tokens of prompt and reply
@@ -177,7 +178,8 @@ def _measured(
     folder = _model(root, params, based)
     found.real = folder is not None
     if folder is not None:
-        found.bytes = probe.size(folder)
+        known = probe.sizes(folder, first.lora.model_dump() if first and first.lora else None)
+        found = replace(found, **known)
     if seconds <= 0:
         return found
     widest = {d.kind: d for d in sorted(everything, key=lambda d: d.requests) if d.kind in kinds}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 150  # characters
-OPTIMIZER = 3  # a checkpoint's bytes are those of the trained float32 weights so many times: weights and two moments
+CHECKPOINT = 12  # bytes for each parameter that is trained: its float32 weight and Adam's two moments
 
 
 def as_json(made: Estimate) -> dict[str, Any]:
@@ -118,12 +118,12 @@ def remarks(made: Estimate) -> list[str]:
         lines.append(f"the probe did not get to its end: {found.problem}; --probe SECONDS gives it more time")
     if not found.speeds:
         lines.append("engine time is unknown: nothing was measured (a server elsewhere is not asked)")
-    if found.bytes is not None:
+    if found.bytes is not None and found.parameters is not None:
         kept = sum(1 for need in made.wanted if need.model_bytes)
-        more = human(OPTIMIZER * found.bytes)
+        more = human(CHECKPOINT * found.parameters)
         lines.append(
             f"disk: a model is {human(found.bytes)}, {kept} are written; DVC's cache holds artifacts once more where the file "
-            f"system has no reflinks; while training, each of up to 2 checkpoints takes about {more} (full weights)"
+            f"system has no reflinks; while training, each of up to 2 checkpoints takes about {more} (all weights trained)"
         )
     return lines
 

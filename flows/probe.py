@@ -3,7 +3,7 @@
 A process of its own, so that it can be stopped at any time and leaves no memory behind: `measure` starts it, reads what
 it found so far, and ends it when its time is over. Its findings, one JSON object a line, in this order:
 
-    {"bytes": n, "adapter_bytes": n or null}          of the model's files; of a LoRA adapter for it, where train has one
+    {"bytes": n, "parameters": n, "adapter_bytes": n or null}     of the model; of a LoRA adapter for it, where train has one
     {"prompts": {kind: tokens}, "rows": {part: tokens}, "replies": {part: tokens}}     means
     {"kind": ..., "draws": ..., "longest": ..., "seconds": [a, b], "tokens": t}    of a request, measured twice; its new tokens
     {"training": [b, a]}                               tokens a second of a longer and of a very short training
@@ -59,8 +59,7 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
 
     ends = time.monotonic() + request["seconds"]
     folder = Path(request["folder"]) if request["folder"] else _built(request["random"], scratch / "model")
-    lora = (request["train"] or {}).get("options", {}).get("lora")
-    yield {"bytes": size(folder), "adapter_bytes": adapter_size(folder, lora) if lora else None}
+    yield sizes(folder, (request["train"] or {}).get("options", {}).get("lora"))
     tokenizer = models.load_tokenizer(folder)
 
     def tokens(texts: Sequence[str]) -> list[int]:
@@ -181,18 +180,28 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def adapter_size(folder: Path, lora: Mapping[str, Any]) -> int:
-    """Bytes of a float32 LoRA adapter: rank times inputs and outputs of every targeted layer, from the headers of the
-    model's safetensors."""
-    number = 0
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """Every tensor's shape by its name, from the headers of the folder's safetensors."""
+    found = {}
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-        for name, tensor in header.items():
-            if name.endswith(".weight") and name.split(".")[-2] in lora["targets"]:
-                number += lora["rank"] * sum(tensor["shape"])
-    return 4 * number
+        found |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    return found
+
+
+def sizes(folder: Path, lora: Mapping[str, Any] | None) -> Found:
+    """`bytes` of the folder, `parameters` of the model, and `adapter_bytes` of a float32 LoRA adapter for it: rank times
+    inputs and outputs of every targeted layer."""
+    tensors = shapes(folder)
+    layers = [tensors[n] for n in tensors if lora and n.endswith(".weight") and n.split(".")[-2] in lora["targets"]]
+    adapted = [sum(shape) for shape in layers if len(shape) == 2]
+    return {
+        "bytes": size(folder),
+        "parameters": sum(math.prod(shape) for shape in tensors.values()),
+        "adapter_bytes": 4 * lora["rank"] * sum(adapted) if lora else None,
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

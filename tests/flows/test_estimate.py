@@ -92,7 +92,9 @@ def test_an_adapter_has_rank_times_inputs_and_outputs(tmp_path: Path) -> None:
     header = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
     text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    assert probe.adapter_size(tmp_path, {"rank": 2, "targets": ["q_proj"]}) == 4 * 2 * (12 + 12)
+    found = probe.sizes(tmp_path, {"rank": 2, "targets": ["q_proj"]})
+    assert found == {"bytes": 8 + len(text), "parameters": 32 + 32 + 36, "adapter_bytes": 4 * 2 * (12 + 12)}
+    assert probe.sizes(tmp_path, None)["adapter_bytes"] is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.23, "4.2 s"), (42.0, "42 s"), (750, "12 min"), (11000, "3.1 h")])

@@ -182,7 +182,7 @@ def size(folder: Path) -> int:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Every tensor's shape by its name, from the headers of the folder's safetensors."""
-    found = {}
+    found: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

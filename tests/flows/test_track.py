@@ -303,7 +303,7 @@ def test_what_was_used_is_on_every_level_adds_up_and_follows_the_prices(reposito
     assert [run.data.metrics["paid/made"] for run in stages if "record" in run.data.tags] == [7, 7]
     assert runs(repository, level="iteration", iteration="i02")[0].data.metrics["paid/made"] == 14
     assert runs(repository, level="iteration", iteration="i02")[0].data.metrics["needed/made"] == 7
-    assert history_of(repository, evolution, "paid/made") == [(0, 0), (1, 7), (2, 14), (3, 0)]
+    assert dict(history_of(repository, evolution, "paid/made")) == {0: 0, 1: 7, 2: 14, 3: 0}
     assert evolution.data.metrics["total/paid/made"] == 21
     assert "total/paid/cost" not in evolution.data.metrics
     edit(repository, prices__engine_hours=3600.0)

@@ -200,6 +200,11 @@ class Runner:
         }
 
     def _measured(self, record: dict[str, Any], context: Context, began: float, imports: float) -> dict[str, Any]:
+        if self._opener is not None:
+            usage = self._opener.take_usage()
+            context.spend(**usage.figures())
+            if usage.seconds:
+                context.log(engine_tokens_per_second=round(usage.tokens / usage.seconds, 1))
         measured = {
             "seconds": round(time.time() - began, 3),
             "imports_seconds": round(clock.seconds() - imports, 3),

@@ -1,7 +1,8 @@
 """The table at the end of a run: one line per iteration, then where to look next.
 
 Everything comes from the artifacts (`data/iNN/evaluation/metrics.json`, `policy.json`, the tokens that the
-tables count), only the seconds from the records; without a record they are unknown. A figure that could not
+tables count), only the seconds and, where params.yaml gives prices, what was paid (`flows.costs`) from the records;
+without a record they are unknown. A figure that could not
 be computed, for a family without truth or a critic that accepted nothing, is shown as "-".
 
 `python -m flows.summary` prints it; nothing is written.
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import exits, history, state
+from flows import costs, exits, history, state
 from tasks.core import params as parameters
 
 if TYPE_CHECKING:
@@ -47,15 +48,33 @@ def rows(root: Path) -> list[tuple[str, ...]]:
     return found
 
 
+def paid(root: Path) -> tuple[str, list[str]] | None:
+    """Heading and cells of the column of costs, an iteration each; None where nothing has a price."""
+    params = parameters.load(root)
+    account = costs.account(root, params) if "prices" in params else None
+    if account is None or not account.priced:
+        return None
+    spent = [account.sum("paid", key) for key in history.keys(params)]
+    told = [f"{'>= ' if one.unknown else ''}{one.cost(account.prices):,.2f}" for one in spent]
+    return f"paid,\n{account.prices.currency}", [
+        UNKNOWN if one.unknown and not one.executions else text for one, text in zip(spent, told, strict=True)
+    ]
+
+
 def table(root: Path) -> "Table":
     """The rows as a rich table."""
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
-    for column in COLUMNS:
+    lines: list[tuple[str, ...]] = rows(root)
+    columns: tuple[str, ...] = COLUMNS
+    if extra := paid(root):
+        columns = (*columns, extra[0])
+        lines = [(*cells, cell) for cells, cell in zip(lines, extra[1], strict=True)]
+    for column in columns:
         made.add_column(column, justify="left" if column in ("iteration", "promoted") else "right", no_wrap=True)
-    for cells in rows(root):
+    for cells in lines:
         made.add_row(*cells)
     return made
 

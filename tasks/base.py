@@ -148,6 +148,7 @@ def _trained(context: Context, folder: str) -> None:
     training.sft(job, options.sft)
     shutil.rmtree(initial)
     context.log(corpus=corpus.height, vocabulary=len(tokenizer), **job.figures)
+    context.spend(**job.spent)
 
 
 def _texts(corpus: pl.DataFrame) -> Iterator[str]:

@@ -34,7 +34,6 @@ def run(context: Context) -> None:
         critiques=critiques.height,
         unparsed=int((~critiques["parsed"]).sum()),
         tokens=int(critiques["tokens"].sum()),
-        **judge.take_usage(),
     )
     for bound in context.options:
         verdicts = blocks.aggregate(critiques, bound.name)["verdict"]

@@ -26,6 +26,7 @@ from tasks.core import digests, families, labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
 from tasks.core.context import Context, Pointer
+from tasks.core.demand import Counts, Demand
 from tasks.core.errors import unknown_name
 from tasks.core.family import Family
 from tasks.core.seeds import derive
@@ -105,13 +106,26 @@ def run(context: Context) -> None:
         tokens=sum(sum(result.tokens.values()) for result in results.values()),
         heldout_prompts=heldout.predictions["prompt_id"].n_unique(),
         probe_prompts=probe.predictions["prompt_id"].n_unique(),
-        **model.take_usage(),
     )
     predictions = context.write(context.data("evaluation/predictions.parquet"))
     tables.write(heldout.predictions, predictions, tables.PREDICTIONS)
     _write(context.write(context.data("evaluation/metrics.json")), figures)
     _write(context.write(context.data("evaluation/probe.json")), report)
     _write(context.write(f"data/evaluations/{context.key}.json"), {**figures, "iteration": context.key})
+
+
+def requests(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
+    """What the examination of `prompts` prompts asks, at most: no two answers alike, every greedy one refused.
+    `questions`: as in `tasks.core.demand.Counts`."""
+    answers = Counts(prompts, prompts * (1 + options.samples), questions)
+    asked = [
+        Demand("answer", prompts, options.max_new_tokens),
+        Demand("answer", prompts * options.samples, options.max_new_tokens, options.samples),
+        *critics.requests(options.critics, answers),
+    ]
+    if options.refine is not None:
+        asked += refinement.requests(options.refine, options.critics, Counts(prompts, prompts, questions))
+    return asked
 
 
 def examine(
@@ -132,7 +146,8 @@ def examine(
     answers = pl.concat([greedy, drawn]).with_columns(
         judged_id=pl.col("candidate_id").first().over("prompt_id", "response")
     )
-    critiques = _criticise(answers, prompts, family, model, options, derive(seed, "critics"))
+    voters = [False] * greedy.height + [True] * drawn.height
+    critiques = _criticise(answers, voters, prompts, family, model, options, derive(seed, "critics"))
     refined, again = tables.empty(tables.CANDIDATES), tables.empty(tables.CRITIQUES)
     if options.refine is not None:
         before = critiques.join(greedy.select("candidate_id"), on="candidate_id", how="semi", maintain_order="left")
@@ -165,6 +180,7 @@ def examine(
 
 def _criticise(
     answers: pl.DataFrame,
+    voters: list[bool],
     prompts: pl.DataFrame,
     family: Family,
     model: Asker,
@@ -172,15 +188,15 @@ def _criticise(
     seed: int,
 ) -> pl.DataFrame:
     """CRITIQUES of the answers. Equal responses to one prompt are criticised once, under the id of the first of
-    them (`judged_id`); a critic that counts how many answers agree gets all of them."""
+    them (`judged_id`); a vote gets all of them, and only samples vote, so that k samples stay k samples."""
     everything = answers.select(list(tables.CANDIDATES))
     once = everything.filter(answers["candidate_id"] == answers["judged_id"])
     counting = [critic for critic in options.critics if critic.block is critics.vote]
     others = [critic for critic in options.critics if critic.block is not critics.vote]
     found = [tables.empty(tables.CRITIQUES)]
-    for chosen, candidates in ((others, once), (counting, everything)):
+    for chosen, candidates, voting in ((others, once, None), (counting, everything, voters)):
         if chosen:
-            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", False))
+            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", False, voting))
     return pl.concat(found)
 
 

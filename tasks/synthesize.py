@@ -36,8 +36,6 @@ def run(context: Context) -> None:
         supply = blocks.Supply(family, pool, previous, forbidden, model, derive(context.seed, bound.name), bound.name)
         found.append(bound(supply))
         context.log(**supply.figures)
-        if model:
-            context.log(**model.take_usage())
     prompts = pl.concat(found).unique("prompt_id", keep="first", maintain_order=True)
     held_out = [family.fingerprint(messages) in forbidden for messages in prompts["messages"].to_list()]
     prompts = prompts.filter(~pl.Series(held_out, dtype=pl.Boolean)).with_columns(answer=pl.lit(None, dtype=pl.String))

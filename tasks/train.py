@@ -75,6 +75,7 @@ def run(context: Context) -> None:
         )
         bound(job)
         context.log(**job.figures)
+        context.spend(**job.spent)
         rows[bound.name] = job.rows
         start = job.output
     if not context.options:

@@ -18,7 +18,8 @@ from pydantic import Field
 
 from tasks.core import labels, tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Bound, Options
+from tasks.core.blocks import Block, Bound, Options, Requests
+from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Family, Messages, Verdict
@@ -34,6 +35,7 @@ class Judging:
 
     candidate_ids: list[str]
     draws: list[int]  # the number of each among the samples of its prompt
+    voters: list[bool]  # whether it counts in a vote
     prompt_ids: list[str]
     questions: list[Messages]  # the prompt of each candidate
     responses: list[str]
@@ -56,15 +58,23 @@ def critique(
     seed: int,
     labels_for: str,
     labels: bool,
+    voters: Sequence[bool] | None = None,
 ) -> pl.DataFrame:
-    """CRITIQUES of all candidates by all critics."""
+    """CRITIQUES of all candidates by all critics. `voters`: which candidates count in a vote, None for all."""
     asked = prompts.select("prompt_id", question="messages", gold="answer").with_row_index("place")
-    joined = candidates.join(asked, on="prompt_id", how="left").sort("place", "source", "turn", "draw", "candidate_id")
+    joined = (
+        candidates.with_columns(
+            voter=pl.Series([True] * candidates.height if voters is None else voters, dtype=pl.Boolean)
+        )
+        .join(asked, on="prompt_id", how="left")
+        .sort("place", "source", "turn", "draw", "candidate_id")
+    )
     found = [tables.empty(tables.CRITIQUES)]
     for bound in critics:
         judging = Judging(
             candidate_ids=joined["candidate_id"].to_list(),
             draws=joined["draw"].to_list(),
+            voters=joined["voter"].to_list(),
             prompt_ids=joined["prompt_id"].to_list(),
             questions=joined["question"].to_list(),
             responses=joined["response"].to_list(),
@@ -162,21 +172,23 @@ class Vote(Options):
 
 def vote(judging: Judging, options: Vote) -> pl.DataFrame:
     """Self-consistency (Wang et al. 2022): score = share of the prompt's candidates that give the same answer,
-    candidates without an answer counted in the total. Verdict: the answer is the prompt's only most common one."""
-    total = Counter(judging.prompt_ids)
-    votes: dict[str, Counter[str]] = {}
-    for prompt, answer in zip(judging.prompt_ids, judging.answers, strict=True):
+    candidates without an answer counted in the total. Verdict: the answer is the prompt's only most common one.
+    What is no voter is judged by the voters of its prompt and changes no score."""
+    total: Counter[str] = Counter()
+    votes: dict[str, Counter[str]] = {prompt: Counter() for prompt in judging.prompt_ids}
+    for prompt, answer, counts in zip(judging.prompt_ids, judging.answers, judging.voters, strict=True):
+        total[prompt] += counts
         if answer is not None:
-            votes.setdefault(prompt, Counter())[answer] += 1
+            votes[prompt][answer] += counts
     verdicts = []
     for prompt, answer in zip(judging.prompt_ids, judging.answers, strict=True):
         if answer is None:
             verdicts.append([Verdict(parsed=False, why="no answer")])
             continue
-        counts = votes[prompt]
-        top = max(counts.values())
-        alone = counts[answer] == top and sum(count == top for count in counts.values()) == 1
-        verdicts.append([Verdict(True, alone, counts[answer] / total[prompt])])
+        got = votes[prompt]
+        top = max(1, *got.values())
+        alone = got[answer] == top and list(got.values()).count(top) == 1
+        verdicts.append([Verdict(True, alone, got[answer] / max(1, total[prompt]))])
     return _table(judging, verdicts, [[0] for _ in verdicts], model=None)
 
 
@@ -234,3 +246,29 @@ BLOCKS: dict[str, Block] = {
     "verifier": verifier,
 }
 USES_LABELS: set[Block] = {verifier}
+
+
+def _questions(options: FactoredCritique, counts: Counts) -> list[Demand]:
+    return [Demand("question", counts.candidates * counts.questions, options.max_new_tokens)]
+
+
+def _drawn(options: Drawn, counts: Counts) -> list[Demand]:
+    draws = options.draws if options.temperature else 1
+    return [Demand("critique", counts.candidates * draws, options.max_new_tokens, draws)]
+
+
+REQUESTS: dict[Block, Requests] = {
+    factored_critique: _questions,
+    nl_critique: _drawn,
+    judge_pointwise: _drawn,
+}
+
+
+def requests(critics: Sequence[Bound], counts: Counts) -> list[Demand]:
+    """What all critics ask about `counts.candidates`, at most."""
+    return [
+        demand
+        for bound in critics
+        if bound.block in REQUESTS
+        for demand in REQUESTS[bound.block](bound.options, counts)
+    ]

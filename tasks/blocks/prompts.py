@@ -11,7 +11,8 @@ from pydantic import Field
 
 from tasks.core import tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Options
+from tasks.core.blocks import Block, Options, Requests
+from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import Family, Invented, Messages
@@ -139,3 +140,10 @@ BLOCKS: dict[str, Block] = {
     "self_instruct": self_instruct,
 }
 USES_MODEL = {self_instruct}
+
+
+def _invented(options: SelfInstruct, counts: Counts) -> list[Demand]:
+    return [Demand("invent", options.n * options.attempts, options.max_new_tokens, options.attempts)]
+
+
+REQUESTS: dict[Block, Requests] = {self_instruct: _invented}

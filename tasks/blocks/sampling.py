@@ -7,7 +7,8 @@ from pydantic import Field
 
 from tasks.core import tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Options
+from tasks.core.blocks import Block, Options, Requests
+from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Completion, Sampling
 from tasks.core.family import Family, Messages
 
@@ -80,3 +81,14 @@ def candidates(
 
 
 BLOCKS: dict[str, Block] = {"iid_k": iid_k, "single": single}
+
+
+def _sampled(options: IidK, counts: Counts) -> list[Demand]:
+    return [Demand("answer", counts.prompts * options.n, options.max_new_tokens, options.n)]
+
+
+def _answered(options: Single, counts: Counts) -> list[Demand]:
+    return [Demand("answer", counts.prompts, options.max_new_tokens)]
+
+
+REQUESTS: dict[Block, Requests] = {iid_k: _sampled, single: _answered}

@@ -118,6 +118,7 @@ class Job:
     release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back, called before such a process
     curves: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)  # figures that add up over trainings
     rows: dict[str, int] = field(default_factory=dict)  # part -> rows of the data that a step can draw
 
 
@@ -151,6 +152,14 @@ def dpo(job: Job, options: DpoOptions) -> None:
 
 BLOCKS: dict[str, Block] = {"sft": sft, "dpo": dpo}
 PHASE = {sft: 0, dpo: 1}  # blocks of one stage run in this order, each from the one before
+
+
+def rows(options: TrainingOptions) -> int:
+    """Rows that a whole training reads: steps times the rows of a step; a pair is two rows."""
+    step = sum(options.mixture.values()) if isinstance(options, SftOptions) else 0
+    if isinstance(options, DpoOptions):
+        step = 2 * options.batch_size + sum(options.replay.values())
+    return options.steps * step
 
 
 def use_threads(threads: int) -> None:
@@ -274,6 +283,7 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
         job.curves.append(kept | {"step": before + entry["step"]})
     tokens = np.sum([source.step_tokens() for source in sources], axis=0)
     timed = int(tokens[options.steps - fitted.steps :].sum())
+    job.spent["training_tokens"] = timed
     job.figures.update(
         {
             f"{kind}_tokens": int(tokens.sum()),

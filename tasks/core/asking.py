@@ -22,7 +22,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise, product
@@ -48,15 +48,19 @@ PACKAGES = {  # whose versions a reply depends on; of several names for one pack
 
 @dataclass
 class Usage:
-    """What was asked since the last `take`: requests (replies wanted), made (computed now, not stored before),
-    tokens of the computed ones, seconds the engine was busy; of an endpoint also how often a request was tried again,
-    and how many were given up."""
+    """What was asked since the last `take_usage`: requests (replies wanted), made (computed now, not stored before),
+    tokens of the computed ones, and seconds the engine was busy. `distinct` and its tokens: the requests without
+    repetition, stored or not, that is what would have been made with nothing stored. Of an endpoint also how often a
+    request was tried again, and how many were given up."""
 
     requests: int = 0
     made: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    distinct: int = 0
+    distinct_prompt_tokens: int = 0
+    distinct_tokens: int = 0
     retries: int = 0
     quarantined: int = 0
     endpoint: bool = False
@@ -67,19 +71,22 @@ class Usage:
             setattr(self, name, getattr(self, name) + amount)
 
     def figures(self) -> dict[str, float]:
-        """Names and values for `Context.log`."""
-        figures: dict[str, float] = {
+        """Names and values for `Context.spend`; empty where nothing was asked."""
+        if not (self.requests or self.made):
+            return {}
+        return {
             "requests": self.requests,
             "requests_made": self.made,
+            "requests_distinct": self.distinct,
             "engine_prompt_tokens": self.prompt_tokens,
             "engine_tokens": self.tokens,
             "engine_seconds": round(self.seconds, 3),
-        }
-        if self.seconds:
-            figures["engine_tokens_per_second"] = round(self.tokens / self.seconds, 1)
-        if self.endpoint:
-            figures |= {"requests_retried": self.retries, "requests_quarantined": self.quarantined}
-        return figures
+            "distinct_prompt_tokens": self.distinct_prompt_tokens,
+            "distinct_tokens": self.distinct_tokens,
+        } | ({"requests_retried": self.retries, "requests_quarantined": self.quarantined} if self.endpoint else {})
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass
@@ -138,6 +145,9 @@ class Asker:
             for row in shard.table().iter_rows():
                 replies[block.start + row[0]].append(Completion(*row[1:]))
         self.usage.requests += len(prompts) * sampling.n
+        self.usage.distinct += len(unique) * sampling.n
+        self.usage.distinct_prompt_tokens += sum(reply.prompt_tokens for several in replies for reply in several)
+        self.usage.distinct_tokens += sum(reply.tokens for several in replies for reply in several)
         place = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[place[prompt]] for prompt in prompts]
 
@@ -154,6 +164,7 @@ class Asker:
             shards.append(self._shard(key, partial(self._score, asked, told)))
         self._run(shards, what)
         self.usage.requests += len(pairs)
+        self.usage.distinct += len(unique)
         scores = [row for shard in shards for row in shard.table()["logprobs"].to_list()]
         known = dict(zip(unique, scores, strict=True))
         return [known[pair] for pair in pairs]
@@ -180,10 +191,10 @@ class Asker:
             "versions": [installed(package) for package in PACKAGES.get(options["name"], ())],
         }
 
-    def take_usage(self) -> dict[str, float]:
-        """Figures since the last call, which starts the count anew."""
-        figures, self.usage = self.usage.figures(), Usage(endpoint=self.row_by_row)
-        return figures
+    def take_usage(self) -> Usage:
+        """What was used since the last call, which starts the count anew."""
+        taken, self.usage = self.usage, Usage(endpoint=self.row_by_row)
+        return taken
 
     def close(self) -> None:
         """Gives the engine's memory back; the next request loads it again."""
@@ -333,6 +344,10 @@ class Opener:
         for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
             asker.close()
         return None
+
+    def take_usage(self) -> Usage:
+        """What all its models used since the last call."""
+        return sum((asker.take_usage() for asker in self._askers.values()), Usage())
 
     def close(self) -> None:
         for asker in self._askers.values():

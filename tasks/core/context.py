@@ -95,6 +95,10 @@ class Context:
         """Figures for MLflow: counts, shares, token counts. Never part of an artifact."""
         self.figures.update(figures)
 
+    def spend(self, **figures: float) -> None:
+        """Figures of what was used up, such as tokens and seconds: given twice, they add up."""
+        self.figures.update({name: self.figures.get(name, 0) + value for name, value in figures.items()})
+
     @property
     def name(self) -> str:
         return f"{self.stage}@{self.key}" if self.key else self.stage

@@ -57,6 +57,13 @@ def generate(asker: "Asker", prompts: Sequence[str], sampling: Sampling, what: s
     found = {
         prompt: [reply(row) for row in several] * (sampling.n if greedy else 1) for prompt, several in rows.items()
     }
+    asker.usage.add(
+        {
+            "distinct": sum(len(several) for several in rows.values()),
+            "distinct_prompt_tokens": sum(reply.prompt_tokens for reply in replies.values()),
+            "distinct_tokens": sum(reply.tokens for reply in replies.values()),
+        }
+    )
     return [found[prompt] for prompt in prompts]
 
 
@@ -70,7 +77,7 @@ def score(asker: "Asker", pairs: Sequence[tuple[str, str]], what: str) -> list[l
     }
     call = _Call(asker, list(rows.values()), what, strict=True)
     scores = call.replies(call.engine.read_scores)
-    asker.usage.requests += len(pairs)
+    asker.usage.add({"requests": len(pairs), "distinct": len(rows)})
     return [scores[rows[pair].key] for pair in pairs]
 
 

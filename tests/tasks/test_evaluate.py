@@ -29,6 +29,9 @@ SECTION: dict[str, Any] = {
 }  # fmt: skip
 
 
+Script = Callable[[str, float, int], str]  # (content, temperature, draw) -> text
+
+
 class Sums:
     """Prompts like "2 3"; the right response is the sum. The critic asks "sum 2 3" and compares."""
 
@@ -61,7 +64,7 @@ class Scripted:
 
     digest = "d"
 
-    def __init__(self, script: Callable[[str, float, int], str]) -> None:
+    def __init__(self, script: Script) -> None:
         self.script, self.asked = script, []
 
     def generate(
@@ -74,9 +77,6 @@ class Scripted:
             [no_reply("timeout") if text == "(fails)" else Completion(text, 3, 2, -1.0, "stop") for text in several]
             for several in texts
         ]
-
-    def take_usage(self) -> dict[str, float]:
-        return {}
 
 
 def script(content: str, temperature: float, draw: int) -> str:
@@ -105,10 +105,8 @@ def prompts(*given: str) -> pl.DataFrame:
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Runs evaluate@i01 on two held-out and two probe prompts; returns what it wrote."""
 
-    def run(
-        family: Sums | None = None, name: str = "run", told: Callable[[str, float, int], str] = script, **changes: Any
-    ) -> SimpleNamespace:
-        root, staging, model = tmp_path / name, tmp_path / f"{name}.out", Scripted(told)
+    def run(family: Sums | None = None, name: str = "run", reply: Script = script, **changes: Any) -> SimpleNamespace:
+        root, staging, model = tmp_path / name, tmp_path / f"{name}.out", Scripted(reply)
         (root / "data/i01/candidate").mkdir(parents=True)
         (root / "data/i01/candidate/config.json").write_text('{"model_type": "qwen3"}')
         (root / "data/tasks").mkdir(parents=True)
@@ -203,7 +201,7 @@ def test_what_got_no_reply_counts_as_unanswered(stage: Callable[..., SimpleNames
         lost = (content == "1 1" and temperature == 0) or (content == "5 5" and temperature > 0 and draw == 0)
         return "(fails)" if lost else script(content, temperature, draw)
 
-    result = stage(told=told)
+    result = stage(reply=told)
     kinds = dict(result.predictions.group_by("kind").len().iter_rows())
     assert (kinds["greedy"], kinds["sample"]) == (4, 16)
     lost = result.predictions.filter((pl.col("response") == "") & (pl.col("tokens") == 0))
@@ -215,10 +213,25 @@ def test_what_got_no_reply_counts_as_unanswered(stage: Callable[..., SimpleNames
     assert result.metrics["unanswered"] == pytest.approx((1 + 1 + 3 + 2) / 16)
 
 
-def test_a_vote_counts_all_copies(stage: Callable[..., SimpleNamespace]) -> None:
+def test_samples_vote_with_all_their_copies_and_the_greedy_answer_does_not(
+    stage: Callable[..., SimpleNamespace],
+) -> None:
     result = stage(critics={"own": {"block": "vote"}}, refine=None)
-    scores = result.predictions.filter((pl.col("kind") == "sample") & (pl.col("answer") == "2"))["score"]
-    assert scores.to_list() == [pytest.approx(3 / 5)] * 2  # two samples and the greedy answer, of five
+    scores = result.predictions.filter(pl.col("answer") == "2").sort("kind")[["kind", "score"]]
+    assert scores.rows() == [("greedy", 2 / 4), ("sample", 2 / 4), ("sample", 2 / 4)]
+
+
+def test_the_greedy_answer_leaves_the_vote_of_the_samples_alone(stage: Callable[..., SimpleNamespace]) -> None:
+    """Of two samples of "1 1", the first is wrong: a greedy answer that agreed with the second would decide the vote."""
+
+    def split(content: str, temperature: float, draw: int) -> str:
+        return "2" if temperature == 0 or draw == 1 else "7"
+
+    result = stage(reply=split, samples=2, critics={"own": {"block": "vote"}}, refine=None)
+    ours = pl.col("prompt_id") == prompts("1 1")["prompt_id"][0]
+    rows = result.predictions.filter(ours).sort("kind", "draw").select("kind", "answer", "score", "verdict").rows()
+    assert rows == [("greedy", "2", 0.5, False), ("sample", "7", 0.5, False), ("sample", "2", 0.5, False)]
+    assert result.probe["metrics"]["maj_at_2"] == result.probe["metrics"]["best_of_2"] == 0.0
 
 
 @pytest.mark.parametrize(

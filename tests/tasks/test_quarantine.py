@@ -36,7 +36,7 @@ def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, 
         model = asker(tmp_path, server.url, quarantine_share=1.0, retries=1, concurrency=16)
         options = sampling.IidK(n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
         samples = sampling.iid_k(table, Adding(), model, 1, "iid", options)
-        lost = model.take_usage()["requests_quarantined"]
+        lost = model.take_usage().quarantined
         judges = bind(critics.BLOCKS, {"j": {**JUDGE, "block": block}}, "critique")
         found = critics.critique(judges, samples, table, Adding(), model, 1, "critique", False)
     assert 40 < lost < 100

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tasks.core import asking, engines
-from tasks.core.asking import Opener, installed
+from tasks.core.asking import Opener, Usage, installed
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
 from tasks.core.errors import StageFailed
@@ -38,8 +38,24 @@ def test_equal_conversations_share_their_replies(tmp_path):
     replies = model.generate([user("a"), user("b"), user("a")], Sampling(1, 0.0, 1.0, 4, 0), "x")
     assert replies[0] == replies[2] != replies[1]
     assert engine.asked == 2
-    figures = model.take_usage()
-    assert (figures["requests"], figures["requests_made"]) == (3, 2)
+    used = model.take_usage()
+    assert (used.requests, used.made, used.distinct) == (3, 2, 2)
+    assert (used.prompt_tokens, used.tokens) == (used.distinct_prompt_tokens, used.distinct_tokens) == (2, 6)
+
+
+def test_usage_of_stored_replies_is_known_and_costs_nothing(tmp_path):
+    sampling = Sampling(2, 1.0, 1.0, 8, 1)
+    first, _ = asker(tmp_path, echo)
+    first.generate(QUESTIONS, sampling, "x")
+    paid = first.take_usage()
+    assert first.take_usage() == Usage()
+    second, _ = asker(tmp_path, echo)
+    second.generate(QUESTIONS, sampling, "x")
+    stored = second.take_usage()
+    assert (stored.made, stored.tokens, stored.prompt_tokens, stored.seconds) == (0, 0, 0, 0.0)
+    assert (stored.distinct_tokens, stored.distinct_prompt_tokens) == (paid.tokens, paid.prompt_tokens) == (500, 300)
+    both = paid + stored
+    assert (both.requests, both.made, both.distinct, both.tokens) == (200, 100, 200, 500)
 
 
 def test_more_prompts_or_samples_ask_only_for_what_is_new(tmp_path):

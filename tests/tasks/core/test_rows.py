@@ -50,7 +50,7 @@ def test_replies_come_back_in_order_and_are_asked_for_once(tmp_path):
         assert len(server.asked) == 90
     again = asker(tmp_path, server.url)  # the server is gone
     assert again.generate(QUESTIONS, SAMPLING, "x") == first
-    figures = again.take_usage()
+    figures = again.take_usage().figures()
     assert (figures["requests"], figures["requests_made"], figures["engine_tokens"]) == (90, 0, 0)
 
 
@@ -102,14 +102,14 @@ def test_figures_count_requests_retries_and_tokens(tmp_path):
     with Endpoint(lambda body, before: echo(body, before) if before else 500) as server:
         model = asker(tmp_path, server.url)
         model.generate(QUESTIONS[:5], SAMPLING, "x")
-        figures = model.take_usage()
+        figures = model.take_usage().figures()
     assert figures.pop("engine_seconds") > 0
-    assert figures.pop("engine_tokens_per_second") > 0
     assert figures == {
-        "requests": 15, "requests_made": 15, "engine_prompt_tokens": 45, "engine_tokens": 75,
+        "requests": 15, "requests_made": 15, "requests_distinct": 15, "engine_prompt_tokens": 45, "engine_tokens": 75,
+        "distinct_prompt_tokens": 45, "distinct_tokens": 75,
         "requests_retried": 15, "requests_quarantined": 0,
     }  # fmt: skip
-    assert model.take_usage()["requests"] == 0
+    assert model.take_usage().requests == 0
 
 
 def test_what_fails_is_quarantined_and_asked_again_the_next_time(tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_what_fails_is_quarantined_and_asked_again_the_next_time(tmp_path, capsy
         assert [(reply.text, reply.why) for reply in lost] == [("", "HTTP 500")] * 6
         assert all(reply.failed for reply in [*replies[3], *replies[4]])
         assert "samples: 6 of 90 requests quarantined (6 HTTP 500)" in capsys.readouterr().err
-        figures = model.take_usage()
+        figures = model.take_usage().figures()
         assert (figures["requests_quarantined"], figures["requests_made"], figures["requests_retried"]) == (6, 84, 12)
         bad["on"] = False
         asked = len(server.asked)
@@ -142,7 +142,7 @@ def test_too_many_failures_end_the_stage_and_keep_what_arrived(tmp_path):
         with pytest.raises(StageFailed) as caught:
             model.generate(QUESTIONS, SAMPLING, "samples")
         assert len(server.asked) < 90
-        good = model.take_usage()["requests_made"]
+        good = model.take_usage().made
         server.answer = echo
         asked = len(server.asked)
         model.generate(QUESTIONS, SAMPLING, "samples")

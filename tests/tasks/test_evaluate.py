@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tasks import evaluate
+from tasks.blocks import benchmarks
 from tasks.core import tables
 from tasks.core.context import Context
 from tasks.core.engine import Completion, Sampling
@@ -26,7 +27,10 @@ SECTION: dict[str, Any] = {
     "best_of": "own",
     "refine": {"block": "critique_revise", "critic": "own", "per_prompt": 1, "rounds": 1, "temperature": 0.0, "top_p": 1.0,
                "max_new_tokens": 4},
+    "benchmarks": None,
+    "benchmark_files": "tasks/benchmarks",
 }  # fmt: skip
+BENCHMARK = {"tasks": ["sums"], "fewshot": None, "limit": 2, "chat_template": True, "max_new_tokens": 4}
 
 
 class Sums:
@@ -191,6 +195,26 @@ def test_without_truth_without_critics_without_refinement(stage: Callable[..., S
     assert bare.probe["guards"]["critique_unparsed"] is None
 
 
+def test_benchmarks_join_the_held_out_figures_and_stay_out_of_the_loop(
+    stage: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def load(chosen: dict[str, Any], root: Path, files: str) -> list[Any]:
+        loaded.append((chosen["own"].limit, root, files))
+        return [SimpleNamespace(name="own", results=lambda model, seed: {"sums": {"acc,none": 0.25}})]
+
+    monkeypatch.setattr(benchmarks, "load", load)
+    (tmp_path / "run/mine").mkdir(parents=True)
+    result = stage(benchmarks={"own": BENCHMARK}, benchmark_files="mine")
+    assert loaded == [(2, tmp_path / "run", "mine")]
+    assert result.metrics["benchmark_sums_acc"] == result.report["benchmark_sums_acc"] == 0.25
+    assert "mine" in result.context.reads
+    assert "benchmark" not in json.dumps(result.probe)
+    assert not any(name.startswith("benchmark") for name in stage(name="without").metrics)
+    assert len(loaded) == 1
+
+
 def test_a_vote_counts_all_copies(stage: Callable[..., SimpleNamespace]) -> None:
     result = stage(critics={"own": {"block": "vote"}}, refine=None)
     scores = result.predictions.filter((pl.col("kind") == "sample") & (pl.col("answer") == "2"))["score"]
@@ -207,6 +231,8 @@ def test_a_vote_counts_all_copies(stage: Callable[..., SimpleNamespace]) -> None
         ({"critics": {"own": {"block": "factored_critiqe"}}}, "did you mean 'factored_critique'"),
         ({"refine": {**SECTION["refine"], "critic": "other"}}, "evaluate.refine.critic"),
         ({"refine": {**SECTION["refine"], "block": "rewrite"}}, "unknown block 'rewrite'"),
+        ({"benchmarks": {"own": {**BENCHMARK, "shots": 2}}}, "evaluate.benchmarks.own: unknown key 'shots'"),
+        ({"benchmarks": {"own": {**BENCHMARK, "tasks": []}}}, "evaluate.benchmarks.own.tasks"),
     ],
 )
 def test_bad_sections_are_refused(changes: dict[str, Any], message: str) -> None:

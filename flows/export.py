@@ -147,7 +147,8 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
     record = records[chosen] or {}
     pointer = Pointer(record["path"], record["digest"])
     folder = models.resolve(root, pointer)
-    models.validate_folder(folder) if not _base_of(folder) else None
+    if _base_of(folder) is None:
+        models.validate_folder(folder)
     if models.digest(folder) != pointer.digest:
         raise BadInput(
             f"{pointer.path} is not the model that was promoted (its digest is not {pointer.digest}); restore it with "

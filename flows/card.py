@@ -106,9 +106,12 @@ def _opening(params: Mapping[str, Any], key: str, given: recipe.Recipe | None) -
 
 def _use(adapter_of: str | None) -> str:
     name = "AutoPeftModelForCausalLM" if adapter_of else "AutoModelForCausalLM"
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if adapter_of:
+        imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
     return (
         "## Use\n\n```python\n"
-        f"from {'peft' if adapter_of else 'transformers'} import {name}\nfrom transformers import AutoTokenizer\n\n"
+        f"{imports}\n\n"
         'folder = "."  # this folder, or its name on the hub\n'
         f"model = {name}.from_pretrained(folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)\n"
         'messages = [{"role": "user", "content": "..."}]\n'
@@ -164,7 +167,7 @@ def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
         reasons += [f"- {key}: {count:,} by `{block}`: {reason}" for block, reason, count in why.iter_rows()]
     if len(rows) == 1:
         return "## Data\n\nNo iteration has made data for this model.\n"
-    told = "\n\nDropped, by block and reason:\n\n" + "\n".join(reasons) if reasons else ""
+    told = "\nDropped, by block and reason:\n\n" + "\n".join(reasons) if reasons else ""
     return (
         "## Data\n\nRows are what training could draw from: the model's own (new ones of this iteration, and earlier ones "
         "where the recipe keeps them) and, where it replays them, rows of the labelled seed corpus.\n\n"

@@ -30,6 +30,7 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "GOMP_SPINCOUNT": "1000",  # threads wait awake for microseconds only: longer, and two processes on two cores crawl;
     # not at all (OMP_WAIT_POLICY=PASSIVE), and training takes 1.7 times as long on an idle machine

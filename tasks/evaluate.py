@@ -8,8 +8,10 @@ answer that the critic refuses, and the truth of every answer where the family h
 Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts), `metrics.json` beside it
 (flat figures of `tasks.blocks.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
 `iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, and `guards`.
-Only `probe.json` may be read inside the loop. Figures are null where the family has no truth.
-Reruns for another candidate, other sets, this section, its override in the iteration's row, seed or engine.
+Only `probe.json` may be read inside the loop. Figures are null where the family has no truth. `benchmarks` adds the
+figures of standard benchmarks to the held-out ones (`tasks.blocks.benchmarks`).
+Reruns for another candidate, other sets, this section, its override in the iteration's row, the folder
+`benchmark_files`, seed or engine.
 """
 
 import json
@@ -21,7 +23,7 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from tasks.blocks import critics, metrics, refinement, sampling
+from tasks.blocks import benchmarks, critics, metrics, refinement, sampling
 from tasks.core import digests, families, labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
@@ -42,6 +44,8 @@ class Section(Options):
     critics: dict[str, Any]  # name -> critic block
     best_of: str | None  # the critic whose score chooses among samples
     refine: dict[str, Any] | None  # a refinement block
+    benchmarks: dict[str, benchmarks.Benchmark] | None  # name -> tasks of lm-eval
+    benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Evaluation:
     critics: list[Bound]
     own: str | None
     refine: Bound | None
+    benchmarks: Mapping[str, benchmarks.Benchmark]
+    benchmark_files: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,10 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
         if name is not None and name not in names:
             raise unknown_name("critic", name, names, place)
     own = given.best_of or gate or (names[0] if names else None)
-    return Evaluation(given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refine)
+    return Evaluation(
+        given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refine,
+        given.benchmarks or {}, given.benchmark_files,
+    )  # fmt: skip
 
 
 def run(context: Context) -> None:
@@ -90,12 +99,17 @@ def run(context: Context) -> None:
     folder = context.data("candidate")
     model = context.model(Pointer(folder, models.digest(context.read(folder), context.scratch / digests.KNOWN)))
     options: Evaluation = context.options
+    standard = []
+    if options.benchmarks:
+        context.read(options.benchmark_files)
+        standard = benchmarks.load(options.benchmarks, context.root, options.benchmark_files)
     results = {}
     for part in ("heldout", "probe"):
         prompts = tables.read(context.read(f"data/tasks/{part}.parquet"), tables.PROMPTS)
         results[part] = examine(prompts, part, family, model, options, derive(context.seed, part))
     heldout, probe = results["heldout"], results["probe"]
     figures = metrics.summary(heldout.predictions, options.samples)
+    figures |= benchmarks.measure(standard, model, context.seed)
     report = {
         "metrics": metrics.summary(probe.predictions, options.samples),
         "guards": metrics.guards(probe.predictions, probe.critiques),

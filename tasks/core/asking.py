@@ -116,9 +116,9 @@ class Asker:
         return self.pointer.digest
 
     def generate(
-        self, messages: Sequence[Messages], sampling: Sampling, what: str, about: Sequence[int] | None = None
+        self, messages: Sequence[Messages | str], sampling: Sampling, what: str, about: Sequence[int] | None = None
     ) -> list[list[Completion]]:
-        """`sampling.n` replies for each conversation, in order. Equal conversations are asked once and share
+        """`sampling.n` replies for each conversation (or text, see `render`), in order. Equal conversations are asked once and share
         their replies. `what` names the work in progress bars. `about`: the draw of the candidate that each conversation
         is about, so that judging more samples of a prompt leaves the shards of the first ones as they are."""
         prompts = self.render(messages)
@@ -151,7 +151,7 @@ class Asker:
         place = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[place[prompt]] for prompt in prompts]
 
-    def score(self, messages: Sequence[Messages], responses: Sequence[str], what: str) -> list[list[float]]:
+    def score(self, messages: Sequence[Messages | str], responses: Sequence[str], what: str) -> list[list[float]]:
         """Log-probability in nats of every token of each response (end of text included)."""
         pairs = list(zip(self.render(messages), responses, strict=True))
         if self.row_by_row:
@@ -169,16 +169,16 @@ class Asker:
         known = dict(zip(unique, scores, strict=True))
         return [known[pair] for pair in pairs]
 
-    def render(self, messages: Sequence[Messages]) -> list[str]:
-        """The text the model reads, with the chat template and the opening of its reply; for a server that renders
-        messages itself, the messages as JSON."""
+    def render(self, messages: Sequence[Messages | str]) -> list[str]:
+        """The text the model reads: a conversation with the chat template and the opening of the reply, a text as it
+        stands; for a server that renders messages itself, the messages as JSON."""
         from tasks.core import models
 
         if _server_renders(self.engine_options):
             return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.folder)
-        return [models.render(self._tokenizer, conversation) for conversation in messages]
+        return [asked if isinstance(asked, str) else models.render(self._tokenizer, asked) for asked in messages]
 
     def identity(self) -> dict[str, Any]:
         """Everything but the requests that decides what the engine replies."""

@@ -6,6 +6,7 @@ another (`tasks.core.fitting`), and the user's files and model. Imports the stag
 training in 4 bits needs a GPU to be there.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from tasks.core.params import (
 )  # fmt: skip
 from tasks.core.serving import SECTIONS, Serving, endpoint_problems
 
+MISSING_LM_EVAL = "evaluate.benchmarks: lm-eval is not installed; `pip install --constraint constraints.txt --editable '.[lm-eval]'` adds it"
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
 Result = TypeVar("Result")
 
@@ -234,12 +236,34 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
             pool = _try(problems, families.check_inputs, family, given, root)
             if not problems and pool is not None:
                 problems.extend(fitting.supply(params, keys, pool))
+    evaluate = params.get("evaluate")
+    if isinstance(evaluate, Mapping) and not any("evaluat" in problem for problem in problems):
+        problems.extend(_benchmark_problems(params, root, [BASE, *keys]))
     base = params.get("base")
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
     if isinstance(base, Mapping) and isinstance(pretrained, str):
         _try(problems, _check_model, root, pretrained, base.get("chat_template") is None)
     if not problems:
         problems.extend(fitting.machine(params, keys, root))
+
+
+def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> Iterator[str]:
+    """The folder that evaluate depends on is there, the same for all iterations, and lm-eval is where it is wanted."""
+    files = params["evaluate"]["benchmark_files"]
+    if not (root / files).is_dir():
+        yield (
+            f"evaluate.benchmark_files: given {files!r}, but {root / files} is no folder; name the one with your tasks for "
+            "lm-eval (a recipe writes tasks/benchmarks), benchmarks or not: stage evaluate depends on it"
+        )
+    sections = {key: section(params, "evaluate", key) for key in keys}
+    for key, own in sections.items():
+        if own["benchmark_files"] != files:
+            yield (
+                f"evaluations.{key}.benchmark_files: given "
+                f"{own['benchmark_files']!r}; it is one folder for all iterations, set in evaluate"
+            )
+    if any(own["benchmarks"] for own in sections.values()) and importlib.util.find_spec("lm_eval") is None:
+        yield MISSING_LM_EVAL
 
 
 def _check_model(root: Path, name: str, template: bool) -> None:

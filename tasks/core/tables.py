@@ -114,6 +114,20 @@ FINGERPRINTS = _schema({"fingerprint": pl.String, "part": pl.String})  # part: h
 LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
 
 ROW_GROUP = 50_000
+DATASET_CARD = """---
+configs:
+- config_name: sft
+  data_files: sft.parquet
+  default: true
+- config_name: pairs
+  data_files: pairs.parquet
+- config_name: dropped
+  data_files: dropped.parquet
+---
+
+`sft`: prompt and completion as messages; `pairs`: prompt, chosen and rejected as messages; `dropped`: candidates that were
+not trusted, with the block that dropped them and its reason. TRL and `datasets.load_dataset` open this folder as it is.
+"""  # the README.md of a dataset's folder: which file is which configuration
 
 
 def content_id(*parts: Any) -> str:

@@ -20,6 +20,7 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     (tmp_path / "params.yaml").write_text(layout.render(recipe.compose("self_evolution")))
     (tmp_path / "tasks/families").mkdir(parents=True)
+    (tmp_path / "tasks/benchmarks").mkdir()
     for name in ("countdown_corpus.py", "strings.py"):
         (tmp_path / "tasks/families" / name).touch()
     return tmp_path

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tasks import evaluate
+from tasks.blocks import benchmarks
 from tasks.core import tables
 from tasks.core.context import Context
 from tasks.core.engine import Completion, Sampling, no_reply
@@ -26,7 +27,10 @@ SECTION: dict[str, Any] = {
     "best_of": "own",
     "refine": {"block": "critique_revise", "critic": "own", "per_prompt": 1, "rounds": 1, "temperature": 0.0, "top_p": 1.0,
                "max_new_tokens": 4},
+    "benchmarks": None,
+    "benchmark_files": "tasks/benchmarks",
 }  # fmt: skip
+BENCHMARK = {"tasks": ["sums"], "fewshot": None, "limit": 2, "chat_template": True, "max_new_tokens": 4}
 
 
 Script = Callable[[str, float, int], str]  # (content, temperature, draw) -> text
@@ -213,6 +217,26 @@ def test_what_got_no_reply_counts_as_unanswered(stage: Callable[..., SimpleNames
     assert result.metrics["unanswered"] == pytest.approx((1 + 1 + 3 + 2) / 16)
 
 
+def test_benchmarks_join_the_held_out_figures_and_stay_out_of_the_loop(
+    stage: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def load(chosen: dict[str, Any], root: Path, files: str) -> list[Any]:
+        loaded.append((chosen["own"].limit, root, files))
+        return [SimpleNamespace(name="own", results=lambda model, seed: {"sums": {"acc,none": 0.25}})]
+
+    monkeypatch.setattr(benchmarks, "load", load)
+    (tmp_path / "run/mine").mkdir(parents=True)
+    result = stage(benchmarks={"own": BENCHMARK}, benchmark_files="mine")
+    assert loaded == [(2, tmp_path / "run", "mine")]
+    assert result.metrics["benchmark_sums_acc"] == result.report["benchmark_sums_acc"] == 0.25
+    assert "mine" in result.context.reads
+    assert "benchmark" not in json.dumps(result.probe)
+    assert not any(name.startswith("benchmark") for name in stage(name="without").metrics)
+    assert len(loaded) == 1
+
+
 def test_samples_vote_with_all_their_copies_and_the_greedy_answer_does_not(
     stage: Callable[..., SimpleNamespace],
 ) -> None:
@@ -244,6 +268,8 @@ def test_the_greedy_answer_leaves_the_vote_of_the_samples_alone(stage: Callable[
         ({"critics": {"own": {"block": "factored_critiqe"}}}, "did you mean 'factored_critique'"),
         ({"refine": {**SECTION["refine"], "critic": "other"}}, "evaluate.refine.critic"),
         ({"refine": {**SECTION["refine"], "block": "rewrite"}}, "unknown block 'rewrite'"),
+        ({"benchmarks": {"own": {**BENCHMARK, "shots": 2}}}, "evaluate.benchmarks.own: unknown key 'shots'"),
+        ({"benchmarks": {"own": {**BENCHMARK, "tasks": []}}}, "evaluate.benchmarks.own.tasks"),
     ],
 )
 def test_bad_sections_are_refused(changes: dict[str, Any], message: str) -> None:

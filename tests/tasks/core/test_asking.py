@@ -58,6 +58,12 @@ def test_usage_of_stored_replies_is_known_and_costs_nothing(tmp_path):
     assert (both.requests, both.made, both.distinct, both.tokens) == (200, 100, 200, 500)
 
 
+def test_a_text_is_asked_as_it_stands(tmp_path):
+    model, _ = asker(tmp_path, echo)
+    del model.render  # the real one
+    assert model.render(["as it stands <eos>"]) == ["as it stands <eos>"]
+
+
 def test_more_prompts_or_samples_ask_only_for_what_is_new(tmp_path):
     model, engine = asker(tmp_path, echo)
     model.generate(QUESTIONS[:30], Sampling(4, 1.0, 1.0, 8, 1), "x")

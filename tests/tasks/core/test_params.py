@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from flows import layout, recipe
+from flows.declared import declared
 from tasks.core import fitting
 from tasks.core import params as parameters
 from tasks.core.errors import BadInput, UnknownName
 
 ROOT = Path(__file__).parents[3]
+BENCHMARK = {"tasks": ["facts"], "fewshot": 0, "limit": 8, "chat_template": True, "max_new_tokens": 8}
 OPTIONS = recipe.compose("self_evolution")["prepare"]["options"]
 
 
@@ -220,6 +222,7 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
     params["base"]["pretrained"] = "./models/mine"
     (tmp_path / "tasks/families").mkdir(parents=True)
     (tmp_path / "tasks/families/countdown_corpus.py").touch()
+    (tmp_path / "tasks/benchmarks").mkdir()
     for file, text, expected in [
         (None, "", r"base\.pretrained: model \./models/mine is not there"),
         ("README.md", "", "mine is no model folder: it has no config.json"),
@@ -269,6 +272,26 @@ def test_a_critic_must_say_what_a_filter_asks_for(
         parameters.check(params)
     else:
         assert expected in refusal(params)
+
+
+def test_benchmarks_need_their_folder_and_lm_eval(params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of a task file must be seen: the folder that evaluate depends on is one, and it is there."""
+    params["evaluate"]["benchmark_files"] = "tasks/nowhere"
+    put(params, "evaluations.i02", {"benchmark_files": "tasks/benchmarks"})
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, ROOT)
+    assert "evaluate.benchmark_files: given 'tasks/nowhere'" in str(caught.value)
+    assert "evaluations.i02.benchmark_files: given 'tasks/benchmarks'; it is one folder for" in str(
+        caught.value
+    )
+    put(params, "iterations.i02.evaluate", {})
+    params["evaluate"] |= {"benchmark_files": "tasks/families", "benchmarks": {"own": BENCHMARK}}
+    assert "tasks/families" in declared(ROOT, params, "evaluate", "i02").deps
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"evaluate\.benchmarks: lm-eval is not installed; `pip install"):
+        parameters.check(params, ROOT)
+    params["evaluate"]["benchmarks"] = None
+    parameters.check(params, ROOT)
 
 
 def test_two_replays_add_up(params: dict[str, Any]) -> None:

@@ -26,12 +26,21 @@ COUNTDOWN = {
 TEXT = {
     "prompt_field": "q",
     "answer_field": "a",
+    "system_field": None,
+    "messages_field": None,
+    "id_field": None,
+    "split": {"file": None, "field": None, "value": None},
     "extraction": "numeric",
+    "unusable": "refuse",
     "duplicates": "refuse",
     "limit": None,
+    "limit_by": "first",
+    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
+    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
     "heldout": 3,
     "probe": 2,
     "labelled": 4,
+    "system": None,
 }
 
 

@@ -12,12 +12,21 @@ from tests.support import context, policy
 OPTIONS = {
     "prompt_field": "q",
     "answer_field": "a",
+    "system_field": None,
+    "messages_field": None,
+    "id_field": None,
+    "split": {"file": None, "field": None, "value": None},
     "extraction": "numeric",
+    "unusable": "refuse",
     "duplicates": "refuse",
     "limit": None,
+    "limit_by": "first",
+    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
+    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
     "heldout": 4,
     "probe": 3,
     "labelled": 2,
+    "system": None,
 }
 
 

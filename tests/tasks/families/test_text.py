@@ -18,12 +18,21 @@ OPTIONS = {
     "path": "prompts.jsonl",
     "prompt_field": "question",
     "answer_field": "answer",
+    "system_field": None,
+    "messages_field": None,
+    "id_field": None,
+    "split": {"file": None, "field": None, "value": None},
     "extraction": "numeric",
+    "unusable": "refuse",
     "duplicates": "refuse",
     "limit": None,
+    "limit_by": "first",
+    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
+    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
     "heldout": 3,
     "probe": 2,
     "labelled": 4,
+    "system": None,
 }
 FAMILY = families.create("text", OPTIONS)
 ROWS = [{"question": f"How much is {n} and {n}?", "answer": f"{n} + {n}\n#### {2 * n}"} for n in range(20)]

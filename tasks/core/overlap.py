@@ -256,7 +256,7 @@ class Passages:
         self._wholes: dict[int, tuple[Words, NDArray[np.int64]]] = {}  # of texts of just that many words
         for length in range(1, n + 1):
             runs = windows(texts, length)
-            if length >= shortest or length == n:
+            if len(runs.hashes) and (length >= shortest or length == n):
                 self._runs[length] = _index(runs.hashes, runs.owners)
             whole = lengths[runs.owners] == length
             if length < n and whole.any():

@@ -136,7 +136,11 @@ def test_files_are_split_by_prompt(tmp_path, name):
         assert family.verify(row["messages"], row["answer"], f"#### {row['answer']}")
     assert all("####" in row["completion"][0]["content"] for row in data.corpus)
     write(tmp_path, list(reversed(ROWS)), name)
-    assert family.build(random.Random(9), str(tmp_path)) == data
+    again = family.build(random.Random(9), str(tmp_path))
+    for name in ("corpus", "pool", "probe", "heldout"):
+        rows, others = getattr(data, name), getattr(again, name)
+        assert [row.pop("origin")["row"] for row in rows] == [21 - row.pop("origin")["row"] for row in others]
+        assert rows == others
 
 
 def test_without_answers_there_is_no_truth(tmp_path):
@@ -194,15 +198,16 @@ def test_other_bad_files(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(BadInput, match="no readable Parquet"):
         families.check_inputs("text", OPTIONS | {"path": "a.parquet"}, tmp_path)
-    (tmp_path / "a.csv").write_text("question\n")
-    with pytest.raises(BadInput, match=r"'\.csv' is no format"):
-        families.check_inputs("text", OPTIONS | {"path": "a.csv"}, tmp_path)
+    (tmp_path / "a.xlsx").write_text("question\n")
+    with pytest.raises(BadInput, match=r"'\.xlsx' is no format"):
+        families.check_inputs("text", OPTIONS | {"path": "a.xlsx"}, tmp_path)
 
 
 def test_duplicates_can_be_dropped_and_files_cut(tmp_path):
     write(tmp_path, [*ROWS, {"question": "HOW much is 3 and 3", "answer": "6"}])
     data = families.create("text", OPTIONS | {"duplicates": "drop"}).build(random.Random(0), str(tmp_path))
-    assert data.dropped == {"duplicate": 1}
+    [dropped] = data.dropped
+    assert (dropped["row"], dropped["reason"], dropped["other_row"]) == (21, "duplicate", 4)
     assert len(data.pool) == 11
     assert len(families.create("text", OPTIONS | {"limit": 12}).build(random.Random(0), str(tmp_path)).pool) == 3
 

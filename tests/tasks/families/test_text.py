@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import families
+from tasks.core import families, tables
 from tasks.core.errors import BadInput
 from tasks.families.text import fenced, number_in, numbers
 
@@ -293,6 +293,26 @@ def test_inventing():
     assert FAMILY.parse_invented("Two words").why == "too short"
     assert FAMILY.parse_invented("word " * 200).why == "too long"
     assert FAMILY.parse_invented("How many are there? #### 5").messages is None
+
+
+def test_the_guard_refuses_equal_prompts_near_copies_and_shared_passages():
+    question = (
+        "Ann has seven red apples and gives two of them to her little brother Tom who eats one; what is left to her?"
+    )
+    words = [*FAMILY.traces(prompt(question))]
+    row = {"fingerprint": FAMILY.fingerprint(prompt(question)), "part": "heldout", "words": words}
+    reserved = tables.frame([row], tables.FINGERPRINTS)
+    guard = FAMILY.guard(reserved)
+    assert guard(prompt(question.upper())) == "held out"
+    assert guard(prompt(question.replace("what is left to her", "what is left to Ann"))) == "near copy of held out"
+    passage = " ".join(question.split()[:13])
+    assert guard(prompt(f"Yesterday a man came by. {passage} boys in the park and then all went home again?")) == (
+        "passage of held out"
+    )
+    assert guard(prompt("Ann has nine green pears; how many are left when she has eaten two?")) is None
+    equal_only = families.create("text", OPTIONS | {"near_duplicates": None, "decontaminate": None}).guard(reserved)
+    assert equal_only(prompt(question)) == "held out"
+    assert equal_only(prompt(question + " Why?")) is None
 
 
 def test_a_system_message_stands_before_every_prompt_to_be_answered_and_nowhere_else():

@@ -31,8 +31,8 @@ Bytes = NDArray[np.uint8]
 
 RECALL = 0.99  # share of the pairs right at the threshold that become candidates
 CHUNK = 50_000  # texts whose shingles are in memory at once
-CROWDED = 256  # kept texts of one band and value that a text is compared with, at most
-SLACK = 0.15  # four standard deviations of a similarity estimated from 128 minima
+CROWDED = 32  # kept texts of one band and value that a text is compared with, at most: templates crowd them
+SLACK = 0.106  # three standard deviations of a similarity of 0.8 estimated from 128 minima
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, hence invertible modulo 2^64
 
 

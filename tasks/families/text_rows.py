@@ -158,6 +158,8 @@ def select(options: Options, path: Path, extract: Extract) -> Selected:
     cannot work, and where too few rows are left."""
     made = Selected()
     given = sources(options, path)
+    if given.others:
+        made.counts["files_that_are_no_data"] = len(given.others)
     reader = _Reader(options, path)
     rows = _limited(options, _of_split(options, reader, given.rows, made), made)
     if not made.counts["read"]:

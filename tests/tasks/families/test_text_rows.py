@@ -332,7 +332,7 @@ def test_gsm8k(options, kept, dropped):
     fields = {"prompt_field": "question", "answer_field": "answer", "split": NO_SPLIT | {"file": "train.jsonl"}}
     sizes = {"heldout": 200, "probe": 100, "labelled": 1000, "decontaminate": given}
     made = select(SHARED / "gsm8k", **fields | sizes | options)
-    assert made.counts == {"read": 7473, "other_split": 0, "kept": kept}
+    assert made.counts == {"files_that_are_no_data": 1, "read": 7473, "other_split": 0, "kept": kept}
     assert Counter(drop.reason for drop in made.dropped) == dropped
     assert [len(part) for part in (made.heldout, made.probe, made.labelled)] == [200, 100, 1000]
 
@@ -343,6 +343,6 @@ def test_gsm8k(options, kept, dropped):
 def test_self_instruct(tmp_path):
     fields = {"prompt_field": "instruction", "answer_field": None, "id_field": "id", "labelled": 0}
     made = select(SHARED / "self_instruct", **fields)
-    assert made.counts == {"read": 175, "other_split": 0, "kept": 175}
+    assert made.counts == {"files_that_are_no_data": 1, "read": 175, "other_split": 0, "kept": 175}
     assert not made.dropped
     assert {row.id for row in everything(made)} == {f"seed_task_{n}" for n in range(175)}

@@ -101,9 +101,8 @@ def _told(counts: Mapping[str, int], reasons: Mapping[str, int]) -> list[str]:
     """What became of the user's rows; nothing where the family generates its problems."""
     if not counts:
         return []
-    aside = [f"{n:,} {what.replace('_', ' ')}" for what, n in counts.items() if n and what not in ("read", "kept")]
-    kept = f"{counts['kept']:,} kept"
-    lines = [f"prepare  {counts['read']:,} rows: {', '.join([kept, *aside])}"]
+    aside = [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n and what not in ("read", "kept")]
+    lines = [f"prepare  {counts['read']:,} rows: kept {counts['kept']:,}{''.join(f', {entry}' for entry in aside)}"]
     lines += [f"prepare  {n:,} dropped: {reason}" for reason, n in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))]
     return lines if not reasons else [*lines, "prepare  each of them is in data/tasks/dropped.parquet"]
 

@@ -298,17 +298,17 @@ class Lookup:
 
     def __init__(self, texts: Hashed, near: tuple[float, int] | None, passages: tuple[int, int] | None) -> None:
         """`near`: threshold and shingle; `passages`: n and shortest; None: not looked at."""
-        self._near = near
+        self._near = near if len(texts) else None
         self._passages = Passages(texts, *passages) if passages and len(texts) else None
-        if near and len(texts):
-            runs = _shingles(texts, near[1], 0, len(texts))
+        if self._near is not None:
+            runs = _shingles(texts, self._near[1], 0, len(texts))
             pairs = np.unique(np.stack([runs.hashes, runs.owners.astype(np.uint64)]), axis=1)
             self._keys, self._owners = pairs[0], pairs[1].astype(np.int64)
             self._sizes = np.bincount(self._owners, minlength=len(texts))
 
     def near(self, text: str) -> Near | None:
         """The most similar text, if it is near."""
-        if not self._near or not hasattr(self, "_keys"):
+        if self._near is None:
             return None
         threshold, length = self._near
         own = np.unique(_shingles(hashed([text]), length, 0, 1).hashes)

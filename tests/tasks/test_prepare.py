@@ -142,7 +142,7 @@ def test_rows_of_the_user_are_found_again_kept_or_dropped(tmp_path, capsys):
     assert (context.figures["rows_read"], context.figures["rows_kept"]) == (22, 20)
     assert (context.figures["dropped_duplicate"], context.figures["dropped_no_answer"]) == (1, 1)
     assert capsys.readouterr().out.splitlines() == [
-        "prepare  22 rows: 20 kept",
+        "prepare  22 rows: kept 20",
         "prepare  1 dropped: duplicate",
         "prepare  1 dropped: no answer",
         "prepare  each of them is in data/tasks/dropped.parquet",

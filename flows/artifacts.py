@@ -35,6 +35,7 @@ TASK_SCHEMAS = {  # below data/tasks/
     "probe": tables.PROMPTS,
     "heldout": tables.PROMPTS,
     "corpus": tables.SFT,
+    "origins": tables.ORIGINS,
 }
 HASH_LIMIT = 2**26  # bytes; larger model folders go by their recorded digest, unless nothing else is left to look at
 

@@ -168,6 +168,7 @@ def _about_prompt(artifacts: Artifacts, prompt: str) -> Record:
     about["answer"] = next((row["answer"] for _, row in entries if row.get("answer") is not None), None)
     about["parent_ids"] = sorted({parent for _, row in entries for parent in row["parent_ids"] or []})
     about["sources"] = [{"where": label, "block": row["source"]} for label, row in entries]
+    about["origins"] = artifacts.task("origins", mine, ["file", "row", "id"]).to_dicts()
     child = pl.col("parent_ids").list.contains(prompt)
     children = [artifacts.table(key, "prompts", child, ["prompt_id"])["prompt_id"] for key in artifacts.loop]
     about["children"] = sorted({name for several in children for name in several})

@@ -113,6 +113,9 @@ def _prompt(made: Page, prompt: Record, named: bool) -> None:
         made.text(1, "answer", prompt["answer"])
     places = [f"{source['where']} ({source['block']})" for source in prompt["sources"]]
     made.add(1, f"in {', '.join(places) or 'no table of prompts'}")
+    for origin in prompt["origins"]:
+        own = f", id {origin['id']}" if origin["id"] else ""
+        made.add(1, f"from {origin['file']}, row {origin['row']}{own}")
     for name, ids in (("parents", prompt["parent_ids"]), ("children", prompt["children"])):
         for other in made.some(1, ids, name):
             made.add(1, f"{name.removesuffix('s') if name == 'parents' else 'child'} {other}")

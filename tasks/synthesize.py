@@ -2,6 +2,7 @@
 
 Reads the pool, its labels, the fingerprints of held-out problems, the previous policy (blocks that let the
 model write prompts ask it) and the previous iteration's prompts. Writes `data/iN/prompts.parquet` (PROMPTS).
+What is, or is too much like, a held-out problem is refused (the family's guard).
 `answer` is filled only when the recipe declares `labels: true`, so a label-free loop has none to see.
 """
 
@@ -29,15 +30,15 @@ def run(context: Context) -> None:
     previous = tables.read(context.read(context.data("prompts.parquet", context.row["previous"])), tables.PROMPTS)
     fingerprints = tables.read(context.read("data/tasks/fingerprints.parquet"), tables.FINGERPRINTS)
     labels = tables.read(context.read("data/tasks/labels.parquet"), tables.LABELS)
-    forbidden = frozenset(fingerprints["fingerprint"])
+    guard = family.guard(fingerprints)
     found = [tables.empty(tables.PROMPTS)]
     for bound in context.options:
         model = context.model(context.pointer(context.row["previous"])) if bound.block in blocks.USES_MODEL else None
-        supply = blocks.Supply(family, pool, previous, forbidden, model, derive(context.seed, bound.name), bound.name)
+        supply = blocks.Supply(family, pool, previous, guard, model, derive(context.seed, bound.name), bound.name)
         found.append(bound(supply))
         context.log(**supply.figures)
     prompts = pl.concat(found).unique("prompt_id", keep="first", maintain_order=True)
-    held_out = [family.fingerprint(messages) in forbidden for messages in prompts["messages"].to_list()]
+    held_out = [guard(messages) is not None for messages in prompts["messages"].to_list()]
     prompts = prompts.filter(~pl.Series(held_out, dtype=pl.Boolean)).with_columns(answer=pl.lit(None, dtype=pl.String))
     if context.labels:
         prompts = prompts.drop("answer").join(labels, on="prompt_id", how="left", maintain_order="left")

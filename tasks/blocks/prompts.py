@@ -1,7 +1,7 @@
 """Prompt blocks: which prompts an iteration works on.
 
 A block sees the pool that `prepare` made (in its fixed order), the prompts of the previous iteration and
-the fingerprints of held-out problems, and returns rows of the PROMPTS table without answers.
+the guard that knows held-out problems by their fingerprints, and returns rows of the PROMPTS table without answers.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from tasks.core.blocks import Block, Options, Requests
 from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.family import Family, Invented, Messages
+from tasks.core.family import Family, Guard, Invented, Messages
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Supply:
     family: Family
     pool: pl.DataFrame  # PROMPTS, in the pool's order
     previous: pl.DataFrame  # PROMPTS of the previous iteration, empty for the first
-    forbidden: frozenset[str]  # fingerprints of held-out and probe problems
+    guard: Guard  # keeps held-out and probe problems out
     model: Asker | None
     seed: int
     name: str  # the block's name in params.yaml
@@ -96,7 +96,7 @@ class SelfInstruct(Options):
 
 def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     """New prompts written by the model (Self-Instruct, Wang et al. 2022): `n * attempts` replies, parsed by the family;
-    what does not parse, repeats a known prompt or matches a held-out problem is left out and counted.
+    what does not parse, repeats a known prompt or is too much like a held-out problem is left out and counted.
     Raises `StageFailed` if nothing is left."""
     assert supply.model is not None
     examples = supply.pool.sample(n=min(supply.pool.height, options.shots * options.n), shuffle=True, seed=supply.seed)
@@ -119,8 +119,8 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
                 row = supply.row(invented.messages, parents)
                 if row["prompt_id"] in seen:
                     reason = "repeated"
-                elif supply.family.fingerprint(invented.messages) in supply.forbidden:
-                    reason = "held out"
+                elif why := supply.guard(invented.messages):
+                    reason = why
                 elif len(rows) < wanted:
                     seen.add(str(row["prompt_id"]))
                     rows.append(row)

@@ -8,6 +8,7 @@ training in 4 bits needs a GPU to be there.
 
 import importlib.util
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -229,7 +230,7 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
         if not (root / source).exists():
             problems.append(
                 f"prepare.source: given {source!r}, but {root / source}: there is no such file; name the file that the "
-                "problems come from (`python -m flows.recipe list`: a recipe writes that of its family)"
+                f"problems come from (`python -m flows.recipe list`: a recipe writes that of its family){_of_hub(source)}"
             )
         else:
             given = families.with_source(family, prepare["options"], source)
@@ -245,6 +246,16 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
         _try(problems, _check_model, root, pretrained, base.get("chat_template") is None)
     if not problems:
         problems.extend(fitting.machine(params, keys, root))
+
+
+def _of_hub(source: str) -> str:
+    """What to do with a name of the Hugging Face hub."""
+    name = source.removeprefix("hf://").removeprefix("datasets/")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+        return ""
+    return (
+        f"; if it is a dataset of the Hugging Face hub, `python -m flows.fetch {name}` makes files of it to name here"
+    )
 
 
 def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> Iterator[str]:

@@ -41,10 +41,10 @@ def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str,
     return {**options, **({"path": source} if reads_file else {})}
 
 
-def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int]:
-    """How many prompts of each difficulty the pool will have. Refuses, with `BadInput`, prompt files and sizes
-    that `prepare` would refuse. Seconds at most."""
-    counts: dict[int, int] = _module(name).check_inputs(create(name, options), str(root))
+def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int] | None:
+    """How many prompts of each difficulty the pool will have, None where only a reading of all data would tell. Refuses,
+    with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
+    counts: dict[int, int] | None = _module(name).check_inputs(create(name, options), str(root))
     return counts
 
 

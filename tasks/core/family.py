@@ -9,11 +9,14 @@ the template's delimiters; where it cannot be quoted safely the method returns N
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import polars as pl
+
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
+Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,16 @@ class Invented:
 @dataclass(frozen=True)
 class SeedData:
     """What `prepare` gets from a family. Prompt rows are dicts with `messages`, `difficulty`, `answer` (None
-    where verification needs none); corpus rows are dicts with `part` (the skill), `prompt`, `completion`."""
+    where verification needs none); corpus rows are dicts with `part` (the skill), `prompt`, `completion`. Where they
+    come from the user's data, both have `origin`, a dict with `file`, `row`, `id`."""
 
     corpus: list[dict[str, Any]]
     pool: list[dict[str, Any]]  # unlabelled prompts in the order in which iterations use them
     probe: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows of the user's file
+    reserved: list[dict[str, Any]] = field(default_factory=list)  # `fingerprint`, `words` of benchmark prompts
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # rows of the user's data, as in tables.UNUSED
+    counts: dict[str, int] = field(default_factory=dict)  # rows read, and left aside by the user's choice
 
 
 class Family(Protocol):
@@ -78,6 +84,14 @@ class Family(Protocol):
 
     def fingerprint(self, messages: Messages) -> str:
         """Equal for prompts that are the same problem; what keeps held-out problems out of training."""
+        ...
+
+    def traces(self, messages: Messages) -> list[int]:
+        """What `guard` needs of an evaluated problem beside its fingerprint: hashes of its words, or nothing."""
+        ...
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        """Keeps evaluated problems, and what is too much like them, out of training. `reserved`: FINGERPRINTS."""
         ...
 
     # --- critique, refine, judge, invent: templates and parsers -----------------------------------
@@ -108,3 +122,9 @@ class Family(Protocol):
 
     # --- truth: only through tasks.core.labels -----------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool: ...
+
+
+def by_fingerprint(family: Family, reserved: pl.DataFrame) -> Guard:
+    """The guard that refuses equal problems and nothing else."""
+    forbidden = frozenset(reserved["fingerprint"])
+    return lambda messages: "held out" if family.fingerprint(messages) in forbidden else None

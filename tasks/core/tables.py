@@ -110,7 +110,35 @@ PREDICTIONS = _schema(
         "tokens": pl.Int32,
     }
 )
-FINGERPRINTS = _schema({"fingerprint": pl.String, "part": pl.String})  # part: heldout | probe
+FINGERPRINTS = _schema(
+    {
+        "fingerprint": pl.String,
+        "part": pl.String,  # heldout | probe | benchmark
+        "words": pl.List(pl.UInt64),  # hashes of the problem's words in order; empty where equal problems alone count
+    }
+)
+ORIGINS = _schema(  # where a prompt of the user's data comes from
+    {
+        "prompt_id": pl.String,
+        "part": pl.String,  # pool | labelled | probe | heldout
+        "file": pl.String,  # below prepare.source
+        "row": pl.Int64,  # counted from 1: the line of JSONL
+        "id": pl.String,  # the row's own, null without `id_field`
+    }
+)
+UNUSED = _schema(  # rows of the user's data that are in no part, and why
+    {
+        "file": pl.String,
+        "row": pl.Int64,
+        "id": pl.String,
+        "reason": pl.String,
+        "detail": pl.String,  # the shared passage, or what is missing
+        "other_file": pl.String,  # the row that it collided with
+        "other_row": pl.Int64,
+        "other_id": pl.String,
+        "similarity": pl.Float64,  # Jaccard similarity of their shingles, for near copies
+    }
+)
 LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
 
 ROW_GROUP = 50_000

@@ -26,11 +26,12 @@ from functools import cached_property
 from math import comb
 from typing import NamedTuple
 
+import polars as pl
 from pydantic import Field
 
 from tasks.core import blocks
 from tasks.core.errors import BadInput
-from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
 
 OPERATORS = ("+", "-", "*")
 NONE_LEFT, NOT_AVAILABLE = ".", "x"
@@ -196,6 +197,12 @@ class Countdown:
         puzzle = self.puzzle(messages)
         numbers: list[str] = sorted(puzzle.numbers, key=self.integers.__getitem__)
         return puzzle_text(numbers, puzzle.target)
+
+    def traces(self, messages: Messages) -> list[int]:
+        return []
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        return by_fingerprint(self, reserved)
 
     # --- the holistic critic -----------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:

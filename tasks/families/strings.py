@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
+import polars as pl
 from pydantic import Field
 
 from tasks.core import blocks
 from tasks.core.errors import BadInput
-from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
 
 NO_CRITIC = "strings has no critique skill"
 NO_REFINEMENT = "strings has no refinement skill"
@@ -117,6 +118,12 @@ class Strings:
 
     def fingerprint(self, messages: Messages) -> str:
         return self._string(messages)
+
+    def traces(self, messages: Messages) -> list[int]:
+        return []
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        return by_fingerprint(self, reserved)
 
     # --- skills that this family does not have -------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:

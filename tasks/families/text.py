@@ -1,8 +1,8 @@
-r"""Text: the user's own prompts from a JSONL or Parquet file, with or without answers.
+r"""Text: the user's own prompts from files, with or without answers.
 
-`prompt_field` and `answer_field` name the columns. Rows are split by a hash of the prompt: held-out
-set, probe set, labelled rows (the corpus' part `solve`, completions as the file gives them), and the rest
-is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
+`prepare.options` (`tasks.families.text_options`) name the fields; `tasks.families.text_rows` says which rows are used.
+They are split by a hash of the prompt: held-out set, probe set, labelled rows (the corpus' part `solve`, completions as
+the file gives them), and the rest is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
 or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
 
 Templates are the files of `tasks/families/templates/text/`; prepare copies them beside its data, and the other stages
@@ -20,15 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
 
 import jinja2
-from pydantic import Field
+import polars as pl
 
-from tasks.core import blocks, digests
+from tasks.core import overlap
 from tasks.core.errors import BadInput
-from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
-from tasks.families.text_files import Row, read_rows
+from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
+from tasks.families import text_rows
+from tasks.families.text_options import Options
+from tasks.families.text_rows import Row
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"
 POINTS = 5
@@ -37,21 +38,6 @@ INVENTED_WORDS = (3, 150)  # shortest and longest prompt that a model may write,
 LONG, LONGER = 30, 60  # words of a prompt from which its difficulty is 2 and 3
 NO_QUESTIONS = "text has no sub-questions"
 UNUSABLE = {"factored_critique": NO_QUESTIONS}  # blocks that this family cannot work with, and why
-
-
-class Options(blocks.Options):
-    """`prepare.options` of this family."""
-
-    path: str = Field(min_length=1)  # .jsonl or .parquet; relative to the repository's root, or absolute
-    prompt_field: str = Field(min_length=1)
-    answer_field: str | None  # null: no answers, so no accuracy
-    extraction: Literal["numeric", "text"]
-    duplicates: Literal["refuse", "drop"]  # what to do with a prompt that the file has twice
-    limit: int | None = Field(ge=1)  # rows from the start of the file; null: all
-    heldout: int = Field(ge=1)
-    probe: int = Field(ge=1)
-    labelled: int = Field(ge=0)  # rows whose answers base may train on
-    system: str | None = Field(default=None, min_length=1)  # system message before every prompt to be answered
 
 
 @dataclass(frozen=True)
@@ -72,23 +58,64 @@ class Text:
 
     # --- data ------------------------------------------------------------------------------------
     def build(self, rng: random.Random, root: str) -> SeedData:
-        """The file's rows, split by hash; `rng` is not used. Raises `BadInput` for a file that cannot work."""
-        parts, duplicates = split(self, root)
+        """The rows, split by hash; `rng` is not used. Raises `BadInput` for data that cannot work."""
+        chosen = text_rows.select(self.options, Path(root) / self.options.path, lambda text: self.extract([], text))
         corpus = [
             {
                 "part": "solve",
-                "prompt": self._prompt(row.prompt),
+                "prompt": self._prompt(row.prompt, row.system),
                 "completion": [{"role": "assistant", "content": row.answer}],
+                "origin": _origin(row),
             }
-            for row in parts["labelled"]
+            for row in chosen.labelled
         ]
-        made = {name: [self._row(row) for row in parts[name]] for name in ("pool", "probe", "heldout")}
-        return SeedData(corpus, made["pool"], made["probe"], made["heldout"], {"duplicate": duplicates})
+        return SeedData(
+            corpus,
+            *([self._row(row) for row in part] for part in (chosen.pool, chosen.probe, chosen.heldout)),
+            reserved=[
+                {"fingerprint": text_rows.fingerprint(row.prompt), "words": _word_hashes(row.prompt)}
+                for row in chosen.benchmarks
+            ],
+            dropped=[drop._asdict() for drop in chosen.dropped],
+            counts=chosen.counts,
+        )
 
     def _row(self, row: Row) -> dict:
-        messages = self._prompt(row.prompt)
+        messages = self._prompt(row.prompt, row.system)
         answer = None if row.answer is None else self.extract(messages, row.answer)
-        return {"messages": messages, "difficulty": self.difficulty(messages), "answer": answer}
+        return {
+            "messages": messages,
+            "difficulty": _level(row.prompt.strip()),
+            "answer": answer,
+            "origin": _origin(row),
+        }
+
+    def traces(self, messages: Messages) -> list[int]:
+        """Hashes of the question's words."""
+        return _word_hashes(self.question(messages))
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        """Refuses equal prompts, near copies and shared passages, as `prepare.options` say."""
+        near, passages = self.options.near_duplicates, self.options.decontaminate
+        texts = overlap.Hashed()
+        for hashes in reserved["words"].to_list():
+            texts.extend(hashes)
+        lookup = overlap.Lookup(
+            texts,
+            (near.threshold, near.shingle) if near else None,
+            (passages.ngram, passages.shortest) if passages else None,
+        )
+        equal = by_fingerprint(self, reserved)
+
+        def refuses(messages: Messages) -> str | None:
+            why = equal(messages)
+            if why is None:
+                question = self.question(messages)
+                why = "near copy of held out" if lookup.near(question) else None
+                why = why or ("passage of held out" if lookup.shared(question) else None)
+            return why
+
+        return refuses
 
     def vocabulary(self) -> None:
         return None
@@ -97,9 +124,10 @@ class Text:
     def _render(self, template: str, **values: object) -> str:
         return _environment(self.templates).get_template(template).render(numeric=self.numeric, **values).strip()
 
-    def _prompt(self, question: str) -> Messages:
-        system = [{"role": "system", "content": self.options.system}] if self.options.system else []
-        return system + _user(self._render("answer.j2", question=question.strip()))
+    def _prompt(self, question: str, system: str | None = None) -> Messages:
+        given = system or self.options.system
+        before = [{"role": "system", "content": given}] if given else []
+        return before + _user(self._render("answer.j2", question=question.strip()))
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
@@ -126,7 +154,7 @@ class Text:
         return _level(self.question(messages))
 
     def fingerprint(self, messages: Messages) -> str:
-        return fingerprint(self.question(messages))
+        return text_rows.fingerprint(self.question(messages))
 
     # --- critique and refinement -------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
@@ -185,14 +213,16 @@ def _level(question: str) -> int:
     return 1 if words < LONG else 2 if words < LONGER else 3
 
 
+def _origin(row: Row) -> dict[str, str | int | None]:
+    return {"file": row.file, "row": row.number, "id": row.id}
+
+
+def _word_hashes(question: str) -> list[int]:
+    return overlap.hashed([question])[0]
+
+
 def _user(content: str) -> Messages:
     return [{"role": "user", "content": content}]
-
-
-def fingerprint(question: str) -> str:
-    """Of the words alone: case, punctuation, spacing and look-alike forms make no new problem."""
-    text = unicodedata.normalize("NFKC", question).casefold()
-    return digests.of_value(re.findall(r"\w+", text) or text.split())
 
 
 # --- numbers ---------------------------------------------------------------------------------------
@@ -299,53 +329,9 @@ def _environment(templates: Path) -> jinja2.Environment:
     return environment
 
 
-# --- splitting ---------------------------------------------------------------------------------------
-def split(family: Text, root: str) -> tuple[dict[str, list[Row]], int]:
-    """Rows of `heldout`, `probe`, `labelled` and `pool`, in the order of the prompts' hashes, and how many
-    duplicates were dropped. Raises `BadInput` for a file that cannot work, with file, row and field."""
-    options = family.options
-    if options.labelled and options.answer_field is None:
-        raise BadInput(
-            f"prepare.options.labelled: given {options.labelled}, but answer_field is null, so no row has an answer "
-            "to learn from; name the field or set labelled to 0"
-        )
-    path = Path(root) / options.path
-    rows: dict[str, Row] = {}
-    duplicates = 0
-    for row in read_rows(path, options.prompt_field, options.answer_field, options.limit):
-        if "\x00" in row.prompt or not row.prompt.strip():
-            raise BadInput(f"{path}: row {row.number}: '{options.prompt_field}' has no text, or a NUL character")
-        if row.answer is not None and family.extract([], row.answer) is None:
-            raise BadInput(
-                f"{path}: row {row.number}: no answer in '{options.answer_field}' ({row.answer[:60]!r}); "
-                "correct it, or set extraction to text"
-            )
-        known = rows.setdefault(fingerprint(row.prompt), row)
-        if known is not row:
-            duplicates += 1
-            if options.duplicates == "refuse":
-                raise BadInput(
-                    f"{path}: rows {known.number} and {row.number} have the same prompt ({row.prompt[:60]!r}); "
-                    "remove one, or set prepare.options.duplicates to drop to keep the first of each"
-                )
-    wanted = options.heldout + options.probe + options.labelled
-    if len(rows) <= wanted:
-        raise BadInput(
-            f"{path}: {len(rows)} different prompts, but heldout {options.heldout}, probe {options.probe} and "
-            f"labelled {options.labelled} take {wanted} and the pool needs one; lower them or add prompts"
-        )
-    ordered = [rows[digest] for digest in sorted(rows)]
-    parts, start = {}, 0
-    for name in ("heldout", "probe", "labelled"):
-        number = int(getattr(options, name))
-        parts[name] = ordered[start : start + number]
-        start += number
-    parts["pool"] = ordered[start:]
-    return parts, duplicates
-
-
 def create(options: Options, templates: Path = TEMPLATES) -> Text:
     """The family. Raises `BadInput` for a template that does not show the question once; reads no data."""
+    text_rows.check_options(options)
     family = Text(options, templates)
     family.question(family._prompt("A question"))
     return family
@@ -361,6 +347,12 @@ def difficulties(options: Options) -> list[int]:
     return [1, 2, 3]
 
 
-def check_inputs(family: Text, root: str) -> dict[int, int]:
-    """How many prompts of each difficulty the pool will have. Reads the file and refuses what `prepare` would refuse."""
-    return dict(Counter(_level(row.prompt) for row in split(family, root)[0]["pool"]))
+def check_inputs(family: Text, root: str) -> dict[int, int] | None:
+    """How many prompts of each difficulty the pool will have. Refuses what `prepare` would refuse; of data that is too
+    large to be read before any work, as far as the first rows of the files show it, and gives None."""
+    path = Path(root) / family.options.path
+    if not text_rows.is_small(family.options, path):
+        text_rows.sample(family.options, path)
+        return None
+    chosen = text_rows.select(family.options, path, lambda text: family.extract([], text))
+    return dict(Counter(_level(row.prompt) for row in chosen.pool))

@@ -95,6 +95,10 @@ def test_check_imports_no_heavy_library(repository: Path) -> None:
             "prepare.source: given 'tasks/families/countdown_corpus.py'",
         ),
         (
+            lambda r: edit(r / "params.yaml", "source: tasks/families/countdown_corpus.py", "source: openai/gsm8k"),
+            "if it is a dataset of the Hugging Face hub, `python -m flows.fetch openai/gsm8k` makes files of it",
+        ),
+        (
             lambda r: edit(r / "params.yaml", "fixed_unlabeled, n: 2200", "fixed_unlabeled, n: 22000"),
             "synthesize.pool: i01 asks for 22000 prompts, but the pool has 6",
         ),

@@ -128,6 +128,14 @@ def test_a_prompt_leads_to_the_models_trained_on_it(repository):
     assert {model[role]["digest"] for role in ("initial", "reference", "judge")} == {digests["i00"]}
 
 
+def test_a_prompt_of_the_users_data_knows_its_row(repository):
+    root, prompt, _ = repository
+    origin = {"prompt_id": prompt, "part": "pool", "file": "train.jsonl", "row": 17, "id": "q-17"}
+    assert "train.jsonl" not in text(root, prompt)
+    write(root, "tasks/origins", [origin], tables.ORIGINS)
+    assert "from train.jsonl, row 17, id q-17" in text(root, prompt)
+
+
 def test_a_refinement_shows_what_it_was_made_from_and_why_its_sibling_was_dropped(repository):
     root, _, _ = repository
     found = lives.life(root, REFINED)

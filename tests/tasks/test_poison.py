@@ -34,7 +34,9 @@ TEXT = families.create(
     "text",
     {
         "path": "p.jsonl", "prompt_field": "q", "answer_field": "a", "extraction": "numeric", "duplicates": "refuse",
-        "limit": None, "heldout": 1, "probe": 1, "labelled": 1,
+        "limit": None, "limit_by": "first", "heldout": 1, "probe": 1, "labelled": 1, "system_field": None,
+        "messages_field": None, "id_field": None, "split": {"file": None, "field": None, "value": None},
+        "unusable": "refuse", "near_duplicates": None, "decontaminate": None, "system": None,
     },
 )  # fmt: skip
 FAMILIES: dict[str, Any] = {"countdown": COUNTDOWN, "text": TEXT}

@@ -6,18 +6,27 @@ import polars as pl
 import pytest
 
 from tasks import prepare, synthesize
-from tasks.core import tables
-from tests.support import context, policy
+from tasks.core import families, tables
+from tests.support import asker, context, policy
 
 OPTIONS = {
     "prompt_field": "q",
     "answer_field": "a",
+    "system_field": None,
+    "messages_field": None,
+    "id_field": None,
+    "split": {"file": None, "field": None, "value": None},
     "extraction": "numeric",
+    "unusable": "refuse",
     "duplicates": "refuse",
     "limit": None,
+    "limit_by": "first",
+    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
+    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
     "heldout": 4,
     "probe": 3,
     "labelled": 2,
+    "system": None,
 }
 
 
@@ -52,3 +61,31 @@ def test_the_next_iteration_takes_the_next_prompts(repository):
     synthesize.run(context(repository, "synthesize", "i02", options, row=row))
     first, second = (pl.read_parquet(repository / f"data/{key}/prompts.parquet")["prompt_id"] for key in ("i01", "i02"))
     assert set(first).isdisjoint(second)
+
+
+def test_invented_prompts_that_are_too_much_like_evaluated_ones_are_left_out(repository):
+    """The model invents a held-out problem, one with its thirteen words, a near copy of it, and something new."""
+    family = families.load(repository)
+    held_out = (
+        "Bob the old baker sells forty warm loaves every single morning except on rainy Sundays. How many a year?"
+    )
+    row = {"fingerprint": "x", "part": "heldout", "words": family.traces(family._prompt(held_out))}  # type: ignore[attr-defined]
+    path = repository / "data/tasks/fingerprints.parquet"
+    reserved = pl.concat([pl.read_parquet(path), tables.frame([row], tables.FINGERPRINTS)])
+    tables.write(reserved, path, tables.FINGERPRINTS)
+    replies = [
+        f"In a town, {held_out[:87]} he thinks, and how many does his sister buy?",
+        held_out.replace("a year", "a week"),
+        "A train goes 60 miles in one hour. How far does it go in four?",
+    ]
+    model, _ = asker(repository, lambda _, draw: replies[draw % 3])
+    options = synthesize.parse(
+        {"new": {"block": "self_instruct", "n": 3, "shots": 0, "attempts": 2, "temperature": 1.0, "top_p": 1.0,
+                 "max_new_tokens": 32}}
+    )  # fmt: skip
+    made = context(repository, "synthesize", "i01", options, lambda pointer: model)
+    synthesize.run(made)
+    prompts = tables.read(repository / "data/i01/prompts.parquet", tables.PROMPTS)
+    assert [family.question(messages) for messages in prompts["messages"].to_list()] == [replies[2]]  # type: ignore[attr-defined]
+    assert made.figures["new_passage_of_held_out"] == 2
+    assert made.figures["new_near_copy_of_held_out"] == 2

@@ -5,6 +5,7 @@ from tasks.blocks import prompts as blocks
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.errors import BadInput, StageFailed
+from tasks.core.family import by_fingerprint
 from tests.support import Adding, Unsteady, asker, prompts, user
 
 POOL = prompts(*(f"add {i} 1" for i in range(10))).sort("prompt_id")
@@ -12,7 +13,11 @@ POOL = prompts(*(f"add {i} 1" for i in range(10))).sort("prompt_id")
 
 def supply(previous=None, model=None, pool=POOL, forbidden=()):
     before = tables.empty(tables.PROMPTS) if previous is None else previous
-    return blocks.Supply(Adding(), pool, before, frozenset(forbidden), model, 1, "block")
+    family, reserved = (
+        Adding(),
+        tables.frame([{"fingerprint": f, "part": "heldout", "words": []} for f in forbidden], tables.FINGERPRINTS),
+    )
+    return blocks.Supply(family, pool, before, by_fingerprint(family, reserved), model, 1, "block")
 
 
 def block(name, **options):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import families
+from tasks.core import families, tables
 from tasks.core.errors import BadInput
 from tasks.families.text import fenced, number_in, numbers
 
@@ -18,12 +18,21 @@ OPTIONS = {
     "path": "prompts.jsonl",
     "prompt_field": "question",
     "answer_field": "answer",
+    "system_field": None,
+    "messages_field": None,
+    "id_field": None,
+    "split": {"file": None, "field": None, "value": None},
     "extraction": "numeric",
+    "unusable": "refuse",
     "duplicates": "refuse",
     "limit": None,
+    "limit_by": "first",
+    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
+    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
     "heldout": 3,
     "probe": 2,
     "labelled": 4,
+    "system": None,
 }
 FAMILY = families.create("text", OPTIONS)
 ROWS = [{"question": f"How much is {n} and {n}?", "answer": f"{n} + {n}\n#### {2 * n}"} for n in range(20)]
@@ -127,7 +136,11 @@ def test_files_are_split_by_prompt(tmp_path, name):
         assert family.verify(row["messages"], row["answer"], f"#### {row['answer']}")
     assert all("####" in row["completion"][0]["content"] for row in data.corpus)
     write(tmp_path, list(reversed(ROWS)), name)
-    assert family.build(random.Random(9), str(tmp_path)) == data
+    again = family.build(random.Random(9), str(tmp_path))
+    for name in ("corpus", "pool", "probe", "heldout"):
+        rows, others = getattr(data, name), getattr(again, name)
+        assert [row.pop("origin")["row"] for row in rows] == [21 - row.pop("origin")["row"] for row in others]
+        assert rows == others
 
 
 def test_without_answers_there_is_no_truth(tmp_path):
@@ -185,15 +198,16 @@ def test_other_bad_files(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(BadInput, match="no readable Parquet"):
         families.check_inputs("text", OPTIONS | {"path": "a.parquet"}, tmp_path)
-    (tmp_path / "a.csv").write_text("question\n")
-    with pytest.raises(BadInput, match=r"'\.csv' is no format"):
-        families.check_inputs("text", OPTIONS | {"path": "a.csv"}, tmp_path)
+    (tmp_path / "a.xlsx").write_text("question\n")
+    with pytest.raises(BadInput, match=r"'\.xlsx' is no format"):
+        families.check_inputs("text", OPTIONS | {"path": "a.xlsx"}, tmp_path)
 
 
 def test_duplicates_can_be_dropped_and_files_cut(tmp_path):
     write(tmp_path, [*ROWS, {"question": "HOW much is 3 and 3", "answer": "6"}])
     data = families.create("text", OPTIONS | {"duplicates": "drop"}).build(random.Random(0), str(tmp_path))
-    assert data.dropped == {"duplicate": 1}
+    [dropped] = data.dropped
+    assert (dropped["row"], dropped["reason"], dropped["other_row"]) == (21, "duplicate", 4)
     assert len(data.pool) == 11
     assert len(families.create("text", OPTIONS | {"limit": 12}).build(random.Random(0), str(tmp_path)).pool) == 3
 
@@ -279,6 +293,26 @@ def test_inventing():
     assert FAMILY.parse_invented("Two words").why == "too short"
     assert FAMILY.parse_invented("word " * 200).why == "too long"
     assert FAMILY.parse_invented("How many are there? #### 5").messages is None
+
+
+def test_the_guard_refuses_equal_prompts_near_copies_and_shared_passages():
+    question = (
+        "Ann has seven red apples and gives two of them to her little brother Tom who eats one; what is left to her?"
+    )
+    words = [*FAMILY.traces(prompt(question))]
+    row = {"fingerprint": FAMILY.fingerprint(prompt(question)), "part": "heldout", "words": words}
+    reserved = tables.frame([row], tables.FINGERPRINTS)
+    guard = FAMILY.guard(reserved)
+    assert guard(prompt(question.upper())) == "held out"
+    assert guard(prompt(question.replace("what is left to her", "what is left to Ann"))) == "near copy of held out"
+    passage = " ".join(question.split()[:13])
+    assert guard(prompt(f"Yesterday a man came by. {passage} boys in the park and then all went home again?")) == (
+        "passage of held out"
+    )
+    assert guard(prompt("Ann has nine green pears; how many are left when she has eaten two?")) is None
+    equal_only = families.create("text", OPTIONS | {"near_duplicates": None, "decontaminate": None}).guard(reserved)
+    assert equal_only(prompt(question)) == "held out"
+    assert equal_only(prompt(question + " Why?")) is None
 
 
 def test_a_system_message_stands_before_every_prompt_to_be_answered_and_nowhere_else():

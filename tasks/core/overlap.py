@@ -21,7 +21,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,9 @@ class Windows(NamedTuple):
     hashes: Words
     owners: NDArray[np.int64]
     places: NDArray[np.int64]
+
+    def pick(self, which: NDArray[Any]) -> "Windows":
+        return Windows(self.hashes[which], self.owners[which], self.places[which])
 
 
 def windows(texts: Hashed, length: int, first: int = 0, last: int | None = None) -> Windows:
@@ -191,12 +194,11 @@ def _shingles(texts: Hashed, length: int, first: int, last: int) -> Windows:
     for short in np.unique(lengths[lengths < length]).tolist():
         runs = windows(texts, short, first, last)
         whole = lengths[runs.owners - first] == short
-        parts.append(Windows(*(column[whole] for column in runs)))
+        parts.append(runs.pick(whole))
     if len(parts) == 1:
         return parts[0]
-    joined = Windows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    order = np.argsort(joined.owners, kind="stable")
-    return Windows(*(column[order] for column in joined))
+    hashes, owners, places = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Windows(hashes, owners, places).pick(np.argsort(owners, kind="stable"))
 
 
 def _signatures(texts: Hashed, length: int, permutations: int, b: int, r: int) -> tuple[Bytes, Words]:
@@ -279,7 +281,7 @@ class Passages:
             for index, wanted in ((self._runs, full), (self._wholes, full | inside)):
                 if length in index and wanted.any():
                     runs = windows(texts, length, first, last)
-                    runs = Windows(*(column[wanted[runs.owners - first]] for column in runs))
+                    runs = runs.pick(wanted[runs.owners - first])
                     keys, owners = index[length]
                     place = np.minimum(np.searchsorted(keys, runs.hashes), len(keys) - 1)
                     for hit in np.flatnonzero(keys[place] == runs.hashes).tolist():
@@ -312,7 +314,7 @@ class Lookup:
             return None
         threshold, length = self._near
         own = np.unique(_shingles(hashed([text]), length, 0, 1).hashes)
-        low, high = (np.searchsorted(self._keys, own, side) for side in ("left", "right"))  # type: ignore[call-overload]
+        low, high = (np.searchsorted(self._keys, own, side) for side in ("left", "right"))
         hits = np.concatenate([self._owners[a:b] for a, b in zip(low, high, strict=True)])
         common = np.bincount(hits, minlength=len(self._sizes))
         scores = common / (self._sizes + len(own) - common)

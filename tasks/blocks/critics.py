@@ -11,40 +11,19 @@ the questions and comparing the answers is code.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import polars as pl
 from pydantic import Field
 
+from tasks.blocks import judges
+from tasks.blocks.judging import MALFORMED, UNFINISHED, Drawn, Judging, table
 from tasks.core import labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Block, Bound, Options
 from tasks.core.engine import Sampling
 from tasks.core.errors import LabelsForbidden
-from tasks.core.family import Family, Messages, Verdict
+from tasks.core.family import Family, Verdict
 from tasks.core.seeds import derive
-
-MALFORMED = Verdict(parsed=False, why="malformed response")
-UNFINISHED = Verdict(parsed=False, why="unfinished reply")  # "Score: 1" may have become "Score: 10"
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What a critic is given: parallel lists of candidates and of the prompts they answer."""
-
-    candidate_ids: list[str]
-    draws: list[int]  # the number of each among the samples of its prompt
-    prompt_ids: list[str]
-    questions: list[Messages]  # the prompt of each candidate
-    responses: list[str]
-    answers: list[str | None]
-    gold: list[str | None]  # the prompt's answer, null in label-free runs
-    family: Family
-    judge: Asker
-    seed: int
-    name: str
-    labels_for: str  # the stage that judges
-    labels: bool
 
 
 def critique(
@@ -104,14 +83,7 @@ def factored_critique(judging: Judging, options: FactoredCritique) -> pl.DataFra
         start += len(questions)
         verdicts.append(judging.family.assemble(question, response, [answer.text for answer in answers]))
         tokens.append(sum(answer.tokens for answer in answers))
-    return _table(judging, [[v] for v in verdicts], [[t] for t in tokens])
-
-
-class Drawn(Options):
-    draws: int = Field(ge=1)  # critiques of each candidate
-    temperature: float = Field(ge=0)
-    top_p: float = Field(gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
+    return table(judging, [[v] for v in verdicts], [[t] for t in tokens])
 
 
 def nl_critique(judging: Judging, options: Drawn) -> pl.DataFrame:
@@ -128,11 +100,8 @@ def judge_pointwise(judging: Judging, options: Drawn) -> pl.DataFrame:
 def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
     """Asks for `draws` critiques of each candidate; equal candidates of a prompt share theirs."""
     asked = [judging.family.critique_messages(q, r) for q, r in zip(judging.questions, judging.responses, strict=True)]
-    sampling = Sampling(options.draws, options.temperature, options.top_p, options.max_new_tokens, judging.seed)
-    if options.temperature == 0:
-        sampling = Sampling(1, 0.0, 1.0, options.max_new_tokens, 0)
     put = [(messages, draw) for messages, draw in zip(asked, judging.draws, strict=True) if messages is not None]
-    replies = iter(judging.judge.generate([m for m, _ in put], sampling, judging.name, [draw for _, draw in put]))
+    replies = iter(judging.ask(options, put))
     verdicts: list[list[Verdict]] = []
     tokens: list[list[int]] = []
     for question, response, messages in zip(judging.questions, judging.responses, asked, strict=True):
@@ -150,7 +119,7 @@ def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
             ]
         )
         tokens.append([reply.tokens for reply in several])
-    return _table(judging, verdicts, tokens)
+    return table(judging, verdicts, tokens)
 
 
 class Vote(Options):
@@ -174,7 +143,7 @@ def vote(judging: Judging, options: Vote) -> pl.DataFrame:
         top = max(counts.values())
         alone = counts[answer] == top and sum(count == top for count in counts.values()) == 1
         verdicts.append([Verdict(True, alone, counts[answer] / total[prompt])])
-    return _table(judging, verdicts, [[0] for _ in verdicts], model=None)
+    return table(judging, verdicts, [[0] for _ in verdicts], model=None)
 
 
 class VerifierOptions(Options):
@@ -190,28 +159,18 @@ def verifier(judging: Judging, options: VerifierOptions) -> pl.DataFrame:
         )
     verify = labels.verifier(judging.family, judging.labels_for, judging.labels)
     rights = [verify(q, g, r) for q, g, r in zip(judging.questions, judging.gold, judging.responses, strict=True)]
-    return _table(
-        judging, [[Verdict(True, right, float(right))] for right in rights], [[0] for _ in rights], model=None
-    )
-
-
-def _table(
-    judging: Judging, verdicts: Sequence[Sequence[Verdict]], tokens: Sequence[Sequence[int]], model: str | None = ""
-) -> pl.DataFrame:
-    digest = judging.judge.digest if model == "" else model
-    rows = [
-        (candidate, None, judging.name, draw, v.text, v.verdict, v.score, v.parsed, v.why, count, digest)
-        for candidate, several, counts in zip(judging.candidate_ids, verdicts, tokens, strict=True)
-        for draw, (v, count) in enumerate(zip(several, counts, strict=True))
-    ]
-    return pl.DataFrame(rows, schema=tables.CRITIQUES, orient="row")
+    return table(judging, [[Verdict(True, right, float(right))] for right in rights], [[0] for _ in rights], model=None)
 
 
 def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
     """One row per candidate of `critic`: `candidate_id`, `verdict` (majority of the parsed draws, null on a tie or
     where none parsed), `score` (mean of the parsed draws, null where none parsed), `text` (the first parsed draw's),
-    `why` (of the first draw that did not parse). Sorted by candidate."""
-    rows = critiques.filter((pl.col("critic") == critic) & pl.col("other_id").is_null()).sort("candidate_id", "draw")
+    `why` (of the first draw that did not parse). Of a critic that compares, the score is the win rate
+    (`judges.win_rates`) and there is no verdict. Sorted by candidate."""
+    own = critiques.filter(pl.col("critic") == critic)
+    if own["other_id"].null_count() < own.height:
+        return judges.win_rates(own)
+    rows = own.sort("candidate_id", "draw")
     parsed = pl.col("parsed")
     yes = (parsed & pl.col("verdict").fill_null(False)).sum()
     no = (parsed & ~pl.col("verdict").fill_null(True)).sum()
@@ -229,5 +188,7 @@ BLOCKS: dict[str, Block] = {
     "judge_pointwise": judge_pointwise,
     "vote": vote,
     "verifier": verifier,
+    **judges.BLOCKS,
 }
+AMONG_SAMPLES: set[Block] = {vote, *judges.COMPARING}  # say nothing about a candidate by itself
 USES_LABELS: set[Block] = {verifier}

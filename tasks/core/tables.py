@@ -110,6 +110,13 @@ PREDICTIONS = _schema(
         "tokens": pl.Int32,
     }
 )
+INVENTED = _schema(  # prompts that the model wrote, in an iteration and in all before it
+    {
+        "prompt_id": pl.String,
+        "fingerprint": pl.String,
+        "text": pl.String,  # the prompt's own text, null for a family whose prompts are not free text
+    }
+)
 FINGERPRINTS = _schema({"fingerprint": pl.String, "part": pl.String})  # part: heldout | probe
 LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
 

@@ -28,7 +28,8 @@ def repository(tmp_path):
     section = {"family": "text", "source": "prompts.jsonl", "options": OPTIONS}
     prepare.run(context(tmp_path, "prepare", None, prepare.parse(section)))
     policy(tmp_path, "i00")
-    tables.write(tables.empty(tables.PROMPTS), tmp_path / "data/i00/prompts.parquet", tables.PROMPTS)
+    for name, schema in (("prompts", tables.PROMPTS), ("invented", tables.INVENTED)):
+        tables.write(tables.empty(schema), tmp_path / f"data/i00/{name}.parquet", schema)
     return tmp_path
 
 

@@ -10,9 +10,10 @@ from tests.support import Adding, asker, prompts, user
 POOL = prompts(*(f"add {i} 1" for i in range(10))).sort("prompt_id")
 
 
-def supply(previous=None, model=None, pool=POOL, forbidden=()):
+def supply(previous=None, model=None, pool=POOL, forbidden=(), invented=None, family=None):
     before = tables.empty(tables.PROMPTS) if previous is None else previous
-    return blocks.Supply(Adding(), pool, before, frozenset(forbidden), model, 1, "block")
+    known = tables.empty(tables.INVENTED) if invented is None else invented
+    return blocks.Supply(family or Adding(), pool, before, known, frozenset(forbidden), model, 1, "block")
 
 
 def block(name, **options):
@@ -52,7 +53,9 @@ def test_invented_prompts_are_parsed_deduplicated_and_kept_off_the_held_out_ones
     replies = ["add 7 7", "add 7 7", "junk", "add 8 8", "add 0 1", "add 9 9"]
     model, _ = asker(tmp_path, lambda p, d: replies[d % 6])
     given = supply(model=model, forbidden={Adding().fingerprint(user("add 8 8"))})
-    made = block("self_instruct", n=3, shots=0, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8)(given)
+    made = block(
+        "self_instruct", n=3, shots=0, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8, near_copy=None
+    )(given)
     assert sorted(m[0]["content"] for m in made["messages"].to_list()) == ["add 7 7", "add 9 9"]
     assert given.figures == {"block_held_out": 1, "block_not_an_addition": 1, "block_repeated": 2}
 
@@ -60,6 +63,6 @@ def test_invented_prompts_are_parsed_deduplicated_and_kept_off_the_held_out_ones
 def test_nothing_usable_says_what_was_wrong(tmp_path):
     model, _ = asker(tmp_path, lambda p, d: "junk")
     with pytest.raises(StageFailed, match=r"no usable prompt in 4 replies: \{.not an addition.: 4\}"):
-        block("self_instruct", n=2, shots=1, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8)(
+        block("self_instruct", n=2, shots=1, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8, near_copy=None)(
             supply(model=model)
         )

@@ -8,7 +8,8 @@ reply is read only if that leaves nothing to guess:
 - some sentence states a verdict, and all that do state the same one;
 - no other sentence speaks of one in another way (a copy of the instructions, "Score: 4-5", look-alike letters);
 - the verdict is on the scale, and closes the reply; a yes or no may open it instead;
-- what the judge was shown does not state the same verdict in the same way, for then it may be a repetition.
+- what the judge was shown does not state the same verdict, for then it may be a repetition: with a label ("Score: 4") or
+  in double brackets at all, in a looser form ("4 out of 5", "Yes.") in the same form.
 
 Anything else gives the reason and no value.
 """
@@ -95,11 +96,11 @@ _BETTER = rf"(?:is\s+(?:the\s+)?(?:better|best|winner|stronger|superior)(?:\s+(?
 PREFERENCE = Grammar(
     "verdict",
     _forms(
-        label=rf"{_LEAD}{_THE}{_WINNER}\s*(?:[:=–—]|is)\s*(?:{_SIDE}(?:\s+{_BETTER})?|{_TIE})[.!]?",
+        label=rf"{_LEAD}{_THE}{_WINNER}\s*(?:[:=–—]|is)\s*(?:{_SIDE}(?:\s+{_BETTER})?|{_TIE})\s*[.!]?",
         sentence=rf"{_LEAD}(?:{_SIDE}\s+{_BETTER}|i\s+(?:would\s+)?(?:prefer|choose|pick)\s+(?:the\s+)?{_NOUN}\s+(?P<other>a|b)"
-        rf"|(?:it|this)(?:[’']s|\s+is)\s+{_TIE})[.!]?",
-        brackets=rf"(?:{_SIDE}|{_TIE}|(?P<third>c))[.!]?",
-        bare=rf"(?:{_SIDE}|{_TIE})[.!]?",
+        rf"|(?:it|this)(?:[’']s|\s+is)\s+{_TIE})\s*[.!]?",
+        brackets=rf"(?:{_SIDE}|{_TIE}|(?P<third>c))\s*[.!]?",
+        bare=rf"(?:{_SIDE}|{_TIE})\s*[.!]?",
     ),
     re.compile(r"(?<![^\W_])(?:winner|verdict)[\W_]{0,8}?[:=–—]|\[\["),
     _forms(
@@ -110,17 +111,22 @@ PREFERENCE = Grammar(
     alone=frozenset({"bare"}),
 )
 
-_MET = r"(?:met|answer|verdict|judge?ment|decision|satisfied|fulfilled|criterion(?:\s+(?:is\s+)?met)?)"
+_MET = r"(?:met|verdict|judge?ment|decision|satisfied|fulfilled|criterion(?:\s+(?:is\s+)?met)?)"
 _YES = r"(?P<value>yes|no)"
 _WHY = r"(?:[,.;:!]|\s*[–—]|\s+-(?=\s)|\s+because\b)(?!\s*(?:but|or|and|yes|no|/)(?![^\W_])).*"
+_YES_AND_WHY = rf"{_YES}(?:\s*[.!]?|{_WHY})"
 YES_OR_NO = Grammar(
     "yes or no",
     _forms(
-        label=rf"{_LEAD}{_THE}{_MET}\s*[:=–—]\s*{_YES}(?:[.!]?|{_WHY})",
-        bare=rf"{_LEAD}{_YES}(?:[.!]?|{_WHY})",
+        label=rf"{_LEAD}{_THE}{_MET}\s*[:=–—]\s*{_YES_AND_WHY}",
+        answer=rf"{_LEAD}{_THE}answer\s*[:=–—]\s*{_YES_AND_WHY}",
+        bare=rf"{_LEAD}{_YES_AND_WHY}",
     ),
     re.compile(r"(?<![^\W_])(?:met|verdict)[\W_]{0,8}?[:=–—]|\[\[|^(?:yes|no)\s*(?:/|(?:and|or|but)\b)"),
-    _forms(label=rf"{_MET}[\W_]{{0,4}}[:=–—][\W_]{{0,6}}{_YES}(?![^\W_])"),
+    _forms(
+        label=rf"{_MET}[\W_]{{0,4}}[:=–—][\W_]{{0,6}}{_YES}(?![^\W_])",
+        answer=rf"answer[\W_]{{0,4}}[:=–—][\W_]{{0,6}}{_YES}(?![^\W_])",
+    ),
     opens=True,
 )
 
@@ -150,7 +156,8 @@ def read(grammar: Grammar, reply: str, shown: str) -> Reading:
         if value not in {str(number) for number in range(POINTS + 1)}:
             return Reading(None, f"the score is not a whole number from 0 to {POINTS}")
     known = _stated_in(grammar, shown)
-    if any((statement.form, value) in known for _, statement in found):
+    plainly = {(form, value) for form in ("label", "brackets")}  # repeated in whatever form
+    if any((statement.form, value) in known for _, statement in found) or plainly & known:
         return Reading(None, f"what was judged states the same {grammar.what}")
     return Reading(value)
 
@@ -248,9 +255,13 @@ def _clean(line: str) -> str:
 
 def _unwrapped(unit: str) -> str:
     r"""`\boxed{4}`, `[[4]]` and `[4]` as 4."""
-    unit = re.sub(r"\\(?:text|textbf|mathrm|mathbf|boxed)\{([^{}]*)\}", r"\1", unit)
-    unit = re.sub(r"\\boxed\{([^{}]*)\}", r"\1", unit)
-    return re.sub(r"\[\[?([^\[\]]*)\]\]?", r"\1", unit).strip()
+    for pattern in (
+        r"\\(?:text|textbf|mathrm|mathbf|boxed)\{([^{}]*)\}",
+        r"\\boxed\{([^{}]*)\}",
+        r"\[\[?([^\[\]]*)\]\]?",
+    ):
+        unit = re.sub(pattern, r" \1 ", unit)  # with spaces: 0\boxed{2} is not 02
+    return " ".join(unit.split())
 
 
 # --- prompts ---------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_countdown_is_written_and_found_again(tmp_path):
     root, context = ran(tmp_path, "countdown", COUNTDOWN)
     files = {path.relative_to(root).as_posix() for path in (root / "data/tasks").rglob("*") if path.is_file()}
     assert files == set(context.writes)
-    assert len(files) == 7 + len(families.USES)
+    assert len(files) == 8 + len(families.USES)
     assert all("countdown has no template files" in text for text in families.templates("countdown").values())
     assert not context.reads
     family = families.load(root)

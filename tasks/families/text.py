@@ -29,7 +29,7 @@ from tasks.core.errors import BadInput
 from tasks.core.family import Choice, Invented, Messages, Question, SeedData, Verdict
 from tasks.families import text_replies, text_templates
 from tasks.families.text_files import Row, read_rows
-from tasks.families.text_replies import POINTS
+from tasks.families.text_replies import POINTS, simple
 from tasks.families.text_templates import defused
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"
@@ -237,12 +237,15 @@ _NUMBER = re.compile(
     rf"(?<![\w./])(?P<fraction>-?[0-9]+/[0-9]+)(?![\w/])"
     rf"|(?:(?<![\w)\].])(?P<minus>-))?(?:\$\s?(?P<inner>-)?)?(?<![\w.])(?P<whole>{_DIGITS})?(?P<decimals>\.[0-9]+)?"
 )
+_ANSWER = re.compile(r"(?i)(?<!\w)answer(?:\s+is\s*:?|\s*[:=])(?!\s*(?:not|no)\b)([^\n]*)")
+_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")  # of LaTeX
 
 
 def numbers(text: str) -> list[str]:
-    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written."""
+    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written. Digits
+    of all scripts count."""
     found = []
-    for match in _NUMBER.finditer(text.replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
+    for match in _NUMBER.finditer(simple(text).replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
         if match["fraction"]:
             found.append(match["fraction"])
         elif match["whole"] or match["decimals"]:
@@ -254,13 +257,17 @@ def numbers(text: str) -> list[str]:
 
 
 def number_in(text: str) -> str | None:
-    r"""The answer: after the last `####`, else in the last `\boxed{}`, else the last number; None without one.
-    A marked answer with digits that is not a single number (a fraction in LaTeX) stays as its text without spaces."""
+    r"""The answer: after the last `####`, else in the last `\boxed{}`, else the first number after the last "answer is" or
+    "answer:", else the last number; None without one. A marked answer with digits that is not a single number (a fraction
+    in LaTeX) stays as its text without spaces."""
     marked = re.findall(r"####([^\n]*)", text)
     piece = marked[-1] if marked else _boxed(text)
     if piece is None:
-        found = numbers(text)
+        told = [found for line in _ANSWER.findall(text) if (found := numbers(line))]
+        found = told[-1][:1] if told else numbers(text)
         return found[-1] if found else None
+    inside = _boxed(piece)
+    piece = _WORDS.sub(r" \1 ", piece if inside is None else inside)
     found = numbers(piece)
     if len(found) == 1 and "\\" not in piece.replace("\\$", "").replace("\\%", ""):
         return found[0]

@@ -258,12 +258,12 @@ def numbers(text: str) -> list[str]:
 
 def number_in(text: str) -> str | None:
     r"""The answer: after the last `####`, else in the last `\boxed{}`, else the first number after the last "answer is" or
-    "answer:", else the last number; None without one. A marked answer with digits that is not a single number (a fraction
+    "answer:" (and after the last equals sign in that line), else the last number; None without one. A marked answer with digits that is not a single number (a fraction
     in LaTeX) stays as its text without spaces."""
     marked = re.findall(r"####([^\n]*)", text)
     piece = marked[-1] if marked else _boxed(text)
     if piece is None:
-        told = [found for line in _ANSWER.findall(text) if (found := numbers(line))]
+        told = [found for line in _ANSWER.findall(text) if (found := numbers(line.rpartition("=")[2]))]
         found = told[-1][:1] if told else numbers(text)
         return found[-1] if found else None
     inside = _boxed(piece)

@@ -158,7 +158,7 @@ def read(grammar: Grammar, reply: str, shown: str) -> Reading:
     known = _stated_in(grammar, shown)
     plainly = {(form, value) for form in ("label", "brackets")}  # repeated in whatever form
     if any((statement.form, value) in known for _, statement in found) or plainly & known:
-        return Reading(None, f"what was judged states the same {grammar.what}")
+        return Reading(None, f"the candidate or its prompt states the same {grammar.what}")
     return Reading(value)
 
 

@@ -104,6 +104,7 @@ def write(folder, rows, name="prompts.jsonl"):
         ("The answer is 42. I checked it 3 times.", "42"),
         ("**Final Answer:** 42 apples in 3 baskets", "42"),
         ("The answer is not 7. It is 8.", "8"),
+        ("The answer is 5 + 3 = 8.", "8"),
         ("Answer: 3\nWait.\nAnswer: 4", "4"),
         ("", None),
         ("9" * 5000, "9" * 5000),

@@ -105,10 +105,13 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     prompt that a model wrote, or matches a held-out problem. Raises `StageFailed` if nothing is left."""
     assert supply.model is not None
     family = supply.family
-    examples = supply.pool.sample(n=min(supply.pool.height, options.shots * options.n), shuffle=True, seed=supply.seed)
-    shown = examples["messages"].to_list()
-    wanted = options.n
-    asked = [family.invent_messages(shown[i * options.shots : (i + 1) * options.shots]) for i in range(wanted)]
+    wanted, shots = options.n, options.shots
+    examples = supply.pool.sample(n=min(supply.pool.height, shots * wanted), shuffle=True, seed=supply.seed)
+    shown = [
+        examples[[(index * shots + shot) % examples.height for shot in range(shots)]] if examples.height else examples
+        for index in range(wanted)
+    ]
+    asked = [family.invent_messages(several["messages"].to_list()) for several in shown]
     distinct = {str(messages) for messages in asked}
     draws = options.attempts if len(distinct) > 1 else options.attempts * wanted
     sampling = Sampling(draws, options.temperature, options.top_p, options.max_new_tokens, supply.seed)
@@ -118,8 +121,8 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     rows: list[dict[str, object]] = []
     refused: Counter[str] = Counter()
     for index, several in enumerate(replies):
-        place = slice(index * options.shots, (index + 1) * options.shots)
-        parents, models = examples["prompt_id"].to_list()[place], Words(options.near_copy, _texts(family, shown[place]))
+        parents = shown[index]["prompt_id"].to_list()
+        models = Words(options.near_copy, _texts(family, shown[index]["messages"].to_list()))
         for reply in several:
             found = family.parse_invented(reply.text)
             if reply.finish_reason != "stop":

@@ -332,12 +332,12 @@ def split(family: Text, root: str) -> tuple[dict[str, list[Row]], int]:
     return parts, duplicates
 
 
-def create(options: Options, templates: Path = TEMPLATES) -> Text:
-    """The family. Raises `BadInput` for templates that cannot work; reads no data. Copies of templates were checked
-    before they were made."""
-    if templates == TEMPLATES:
-        text_templates.check(templates)
-    family = Text(options, templates)
+def create(options: Options, templates: Path | None = None) -> Text:
+    """The family, with its own templates or with copies of them in a folder. Raises `BadInput` for own templates that
+    cannot work (copies were checked before they were made); reads no data."""
+    if templates is None:
+        text_templates.check(TEMPLATES)
+    family = Text(options, templates or TEMPLATES)
     family.question(family._prompt("A question"))
     return family
 

@@ -27,9 +27,10 @@ from pydantic import Field
 from tasks.core import blocks, digests
 from tasks.core.errors import BadInput
 from tasks.core.family import Choice, Invented, Messages, Question, SeedData, Verdict
+from tasks.core.plain_text import simple
 from tasks.families import text_replies, text_templates
 from tasks.families.text_files import Row, read_rows
-from tasks.families.text_replies import POINTS, simple
+from tasks.families.text_replies import POINTS
 from tasks.families.text_templates import defused
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"

@@ -15,10 +15,11 @@ Anything else gives the reason and no value.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from tasks.core.plain_text import plain, simple
 
 POINTS = 5
 LONGEST = 300  # characters of a sentence that may be a verdict
@@ -202,21 +203,7 @@ def _stated_in(grammar: Grammar, shown: str) -> set[tuple[str, str]]:
 
 
 # --- text ------------------------------------------------------------------------------------------------
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 _LABEL_ALONE = re.compile(rf"{_THE}(?:{_GRADE}|{_WINNER}|met)\s*:", re.IGNORECASE)
-
-
-def simple(text: str) -> str:
-    """Full-width forms as ASCII, decimal digits of all scripts as 0 to 9, and nothing invisible."""
-    if text.isascii():
-        return text
-    shown = (c for c in text.translate(_FULL_WIDTH) if unicodedata.category(c) != "Cf")
-    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in shown)
-
-
-def plain(text: str) -> str:
-    """`simple`, and look-alike forms as ordinary ones."""
-    return text if text.isascii() else simple(unicodedata.normalize("NFKC", text))
 
 
 def _outside_quotations(text: str) -> list[str]:

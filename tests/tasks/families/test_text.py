@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tasks.core import families
 from tasks.core.errors import BadInput
+from tasks.core.plain_text import plain
 from tasks.families.text import number_in, numbers
-from tasks.families.text_replies import plain
 from tasks.families.text_templates import fenced
 
 OPTIONS = {

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.families.text_replies import PREFERENCE, YES_OR_NO, plain, points, prompts, read
+from tasks.core.plain_text import plain
+from tasks.families.text_replies import PREFERENCE, YES_OR_NO, points, prompts, read
 
 BARE, WORDED = points(bare=True), points(bare=False)
 SCORES = {

@@ -107,10 +107,7 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     family = supply.family
     wanted, shots = options.n, options.shots
     examples = supply.pool.sample(n=min(supply.pool.height, shots * wanted), shuffle=True, seed=supply.seed)
-    shown = [
-        examples[[(index * shots + shot) % examples.height for shot in range(shots)]] if examples.height else examples
-        for index in range(wanted)
-    ]
+    shown = [examples[[(i * shots + shot) % examples.height for shot in range(shots)]] for i in range(wanted)]
     asked = [family.invent_messages(several["messages"].to_list()) for several in shown]
     distinct = {str(messages) for messages in asked}
     draws = options.attempts if len(distinct) > 1 else options.attempts * wanted
@@ -122,7 +119,7 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     refused: Counter[str] = Counter()
     for index, several in enumerate(replies):
         parents = shown[index]["prompt_id"].to_list()
-        models = Words(options.near_copy, _texts(family, shown[index]["messages"].to_list()))
+        patterns = Words(options.near_copy, _texts(family, shown[index]["messages"].to_list()))
         for reply in several:
             found = family.parse_invented(reply.text)
             if reply.finish_reason != "stop":
@@ -136,7 +133,7 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
                         reason = "repeated"
                     elif fingerprint in supply.forbidden:
                         reason = "held out"
-                    elif models.near(text) or written.near(text):
+                    elif patterns.near(text) or written.near(text):
                         reason = "near copy"
                     else:
                         seen.add(fingerprint)
@@ -174,31 +171,36 @@ def _texts(family: Family, several: Sequence[Messages]) -> list[str]:
 
 
 class Words:
-    """Texts that a new one is compared with, as words. `near`: whether ROUGE-L with any of them is at least `least`."""
+    """Texts that a new one is compared with. `near`: whether ROUGE-L with any of them is at least `least`."""
 
     def __init__(self, least: float | None, texts: Iterable[str]) -> None:
         self.least = least
-        self.known: list[tuple[list[str], Counter[str]]] = []
+        self.known: list[tuple[list[str], frozenset[tuple[str, int]]]] = []  # words, and each with its occurrence
         for text in texts:
             self.add(text)
 
     def add(self, text: str) -> None:
         if self.least is not None and (words := _words(text)):
-            self.known.append((words, Counter(words)))
+            self.known.append((words, _occurrences(words)))
 
     def near(self, text: str) -> bool:
         if self.least is None or not (words := _words(text)):
             return False
-        counted = Counter(words)
-        for other, known in self.known:
-            enough = self.least * (len(words) + len(other)) / 2  # of common words in order
-            if (
-                min(len(words), len(other)) >= enough - 1e-9
-                and (counted & known).total() >= enough - 1e-9
-                and rouge_l(words, other) >= self.least
-            ):
-                return True
-        return False
+        own = _occurrences(words)
+        return any(
+            len(own & theirs) + 1e-9 >= self.least * (len(words) + len(other)) / 2  # no subsequence has more words
+            and rouge_l(words, other) >= self.least
+            for other, theirs in self.known
+        )
+
+
+def _occurrences(words: Sequence[str]) -> frozenset[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    found = []
+    for word in words:
+        found.append((word, seen[word]))
+        seen[word] += 1
+    return frozenset(found)
 
 
 def _words(text: str) -> list[str]:

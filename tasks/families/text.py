@@ -304,6 +304,11 @@ def split(family: Text, root: str) -> tuple[dict[str, list[Row]], int]:
     for row in read_rows(path, options.prompt_field, options.answer_field, options.limit):
         if "\x00" in row.prompt or not row.prompt.strip():
             raise BadInput(f"{path}: row {row.number}: '{options.prompt_field}' has no text, or a NUL character")
+        if len(row.prompt) > text_templates.QUOTED:
+            raise BadInput(
+                f"{path}: row {row.number}: '{options.prompt_field}' has {len(row.prompt):,} characters, and prompts at most "
+                f"{text_templates.QUOTED:,}; shorten it or leave the row out"
+            )
         if row.answer is not None and family.extract([], row.answer) is None:
             raise BadInput(
                 f"{path}: row {row.number}: no answer in '{options.answer_field}' ({row.answer[:60]!r}); "

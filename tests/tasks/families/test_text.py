@@ -180,6 +180,7 @@ def bad(rows_or_bytes):
         (bad([{"question": "a", "answer": None}]), r"'answer' is empty \(null\)"),
         (bad([{"question": "a", "answer": "none"}]), "row 1: no answer in 'answer'"),
         (bad([{"question": " ", "answer": "1"}]), "row 1: 'question' has no text"),
+        (bad([{"question": "a" * 20_001, "answer": "1"}]), "row 1: 'question' has 20,001 characters"),
         (b'{"question": "\\ud800", "answer": "1"}\n', "surrogate"),
         (bad([*ROWS, {"question": "how much is 3,  and 3", "answer": "6"}]), "rows 4 and 21 have the same prompt"),
         (bad(ROWS[:9]), "9 different prompts, but"),

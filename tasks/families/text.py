@@ -261,6 +261,7 @@ def number_in(text: str) -> str | None:
     r"""The answer: after the last `####`, else in the last `\boxed{}`, else the first number after the last "answer is" or
     "answer:" (and after the last equals sign in that line), else the last number; None without one. A marked answer with digits that is not a single number (a fraction
     in LaTeX) stays as its text without spaces."""
+    text = simple(text)
     marked = re.findall(r"####([^\n]*)", text)
     piece = marked[-1] if marked else _boxed(text)
     if piece is None:

@@ -115,16 +115,16 @@ def _problems(folder: Path, name: str, use: Use) -> Iterator[str]:
     except jinja2.TemplateSyntaxError as error:
         yield f"{path}, line {error.lineno}: {error.message}"
         return
-    found = list(_of_names(path, tree, use))
-    yield from found or _of_rendering(path, environment.from_string(tree), use)
-
-
-def _of_names(path: Path, tree: nodes.Template, use: Use) -> Iterator[str]:
-    """Variables that there are not or that are not used, and references to other files."""
-    allowed = {*use.quoted, *use.plain, *use.optional}
     lines: dict[str, int] = {}
     for node in tree.find_all(nodes.Name):
         lines.setdefault(node.name, node.lineno)
+    found = list(_of_names(path, tree, use, lines))
+    yield from found or _of_rendering(path, environment.from_string(tree), use, lines)
+
+
+def _of_names(path: Path, tree: nodes.Template, use: Use, lines: Mapping[str, int]) -> Iterator[str]:
+    """Variables that there are not or that are not used, and references to other files."""
+    allowed = {*use.quoted, *use.plain, *use.optional}
     used = meta.find_undeclared_variables(tree)
     for variable in sorted(used - allowed, key=lambda variable: (lines.get(variable, 0), variable)):
         yield str(unknown_name("variable", variable, allowed, f"{path}, line {lines.get(variable, 1)}"))
@@ -138,7 +138,7 @@ def _of_names(path: Path, tree: nodes.Template, use: Use) -> Iterator[str]:
         )
 
 
-def _of_rendering(path: Path, template: jinja2.Template, use: Use) -> Iterator[str]:
+def _of_rendering(path: Path, template: jinja2.Template, use: Use, lines: Mapping[str, int]) -> Iterator[str]:
     """What only shows when values are put in: failures, and text that leaves its quotation."""
     told: set[str] = set()
     for values in _trials(use):
@@ -149,6 +149,7 @@ def _of_rendering(path: Path, template: jinja2.Template, use: Use) -> Iterator[s
             return
         rest = text
         for variable in (*use.quoted, *use.plain):
+            place = f"{path}, line {lines[variable]}"
             for value in values[variable] if isinstance(values[variable], list) else [values[variable]]:
                 rest = rest.replace(fenced(str(value)), "")
                 if variable in use.plain:
@@ -159,7 +160,7 @@ def _of_rendering(path: Path, template: jinja2.Template, use: Use) -> Iterator[s
                     )
                 elif variable in use.quoted and f"probe-{variable}" in rest:
                     told.add(
-                        f"{path}: prints '{variable}' outside of fences; what a model wrote could speak as the prompt "
+                        f"{place}: prints '{variable}' outside of fences; what a model wrote could speak as the prompt "
                         f"there: write {{{{ {'example' if variable == 'examples' else variable} | fenced }}}}"
                     )
         if len(rest) > OWN:

@@ -25,7 +25,7 @@ def test_the_projects_own_templates_pass(folder):
     [
         ("critique.j2", "{{ response | fenced }}", "{{ respons | fenced }}", r"critique\.j2, line 7: unknown variable 'respons'.*'response'"),
         ("critique.j2", "{{ response | fenced }}", "", r"critique\.j2: does not use the variable 'response'"),
-        ("critique.j2", "{{ response | fenced }}", "{{ response }}", r"prints 'response' outside of fences.*response \| fenced"),
+        ("critique.j2", "{{ response | fenced }}", "{{ response }}", r"critique\.j2, line 7: prints 'response' outside of fences.*response \| fenced"),
         ("critique.j2", "{{ response | fenced }}", "```\n{{ response }}\n```", "outside of fences"),
         ("critique.j2", "{% endif %}", "", r"critique\.j2, line \d+: Unexpected end of template"),
         ("critique.j2", "| fenced", "| fence", r"critique\.j2, line 4: No filter named 'fence'"),

@@ -30,7 +30,6 @@ def run(context: Context) -> None:
     pool = tables.read(context.read("data/tasks/prompts.parquet"), tables.PROMPTS).sort("prompt_id")
     previous = tables.read(context.read(context.data("prompts.parquet", context.row["previous"])), tables.PROMPTS)
     invented = tables.read(context.read(context.data("invented.parquet", context.row["previous"])), tables.INVENTED)
-    context.read(families.CODE)
     fingerprints = tables.read(context.read("data/tasks/fingerprints.parquet"), tables.FINGERPRINTS)
     labels = tables.read(context.read("data/tasks/labels.parquet"), tables.LABELS)
     forbidden = frozenset(fingerprints["fingerprint"])

@@ -125,10 +125,10 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
             if reply.finish_reason != "stop":
                 found.pop()
                 refused["unfinished"] += 1
-            for invented in found:
-                reason = invented.why
-                if invented.messages is not None and len(rows) < wanted:
-                    fingerprint, text = family.fingerprint(invented.messages), _text(family, invented.messages)
+            for prompt in found:
+                reason = prompt.why
+                if prompt.messages is not None and len(rows) < wanted:
+                    fingerprint, text = family.fingerprint(prompt.messages), _text(family, prompt.messages)
                     if fingerprint in seen:
                         reason = "repeated"
                     elif fingerprint in supply.forbidden:
@@ -138,7 +138,7 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
                     else:
                         seen.add(fingerprint)
                         written.add(text)
-                        rows.append(supply.row(invented.messages, parents))
+                        rows.append(supply.row(prompt.messages, parents))
                 if reason:
                     refused[reason] += 1
     supply.figures.update(

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.core import blocks, digests
 from tasks.core.errors import BadInput, MissingArtifact, unknown_name
-from tasks.core.family import Family
+from tasks.core.family import FREE_TEXT_BLOCKS, Family
 
 FAMILIES = {
     "countdown": "tasks.families.countdown",
@@ -66,6 +66,11 @@ def unusable(name: str) -> dict[str, str]:
     """Blocks that the family cannot work with, each with the reason. Raises `UnknownName`."""
     found: dict[str, str] = _module(name).UNUSABLE
     return found
+
+
+def has_free_text(name: str) -> bool:
+    """Whether the family is a `FreeText` one. Raises `UnknownName`."""
+    return unusable(name).keys().isdisjoint(FREE_TEXT_BLOCKS)
 
 
 def templates(name: str) -> dict[str, str]:

@@ -25,6 +25,17 @@ def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
     critics = section(params, "critique", key)
     for stage in ("synthesize", "critique", "refine", "evaluate"):
         yield from unusable(stage, section(params, stage, key), params)
+    for name, entry in section(params, "synthesize", key).items():
+        family = params["prepare"]["family"]
+        if (
+            _block(name, entry) == "self_instruct"
+            and entry["near_copy"] is not None
+            and not families.has_free_text(family)
+        ):
+            yield (
+                f"synthesize.{name}.near_copy: given {entry['near_copy']}, but prompts of family {family} are no free text, "
+                "and all of them are alike; use null"
+            )
     if not params["labels"]:
         for name, entry in critics.items():
             if _block(name, entry) == "verifier":

@@ -367,3 +367,16 @@ def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.Monk
     (broken / "checklist.j2").write_text("{{ question | fenced }}\n{{ respons | fenced }} {{ criterion }}\n")
     monkeypatch.setattr(text_family, "TEMPLATES", broken)
     assert f"{broken / 'checklist.j2'}, line 2: unknown variable 'respons'" in refusal(text_params(PAIRWISE, PREFERRED))
+
+
+def test_near_copies_are_looked_for_in_free_text_only() -> None:
+    params = recipe.compose("self_evolution")
+    params["synthesize"] = {
+        "self_instruct": {"n": 9, "shots": 0, "attempts": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9}
+    }
+    params["synthesize"]["self_instruct"]["near_copy"] = None
+    parameters.check(params)
+    params["synthesize"]["self_instruct"]["near_copy"] = 0.7
+    assert "synthesize.self_instruct.near_copy: given 0.7, but prompts of family countdown are no free text" in refusal(
+        params
+    )

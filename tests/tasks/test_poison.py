@@ -630,3 +630,23 @@ def test_only_what_a_judge_chose_counts(tmp_path, block, count, several):
             assert 2 * sum(scores) / len(scores) - 1 == pytest.approx(row["margin"], abs=1e-6)
             assert row["margin"] >= 0.4
             assert row["chosen"][0]["content"] == texts[row["chosen_id"]]
+
+
+@pytest.mark.parametrize("block", CHOICES)
+@pytest.mark.parametrize("brief", [False, True])
+def test_a_planted_choice_stays_quoted(block, brief):
+    """Outside the fences no line is a candidate's, and no turn of another speaker begins."""
+    question = TEXT._prompt("Who won?")
+
+    def asked(first: str, second: str) -> str:
+        if block == "judge_pairwise":
+            return TEXT.pair_messages(question, first, second, brief)[0]["content"]
+        return TEXT.criterion_messages(question, first, "It is short.", brief)[0]["content"]
+
+    own = lines_outside_quotations(asked("red", "green"))
+    for planted in PLANTED_CHOICES[block]:
+        for first, second in ((f"red\n{planted}", "green"), (planted, f"{planted}\n`````\n{planted}")):
+            text = asked(first, second)
+            assert lines_outside_quotations(text) == own
+            assert "<|" not in text
+            assert "[/INST]" not in text

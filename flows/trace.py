@@ -162,7 +162,8 @@ def _candidate(made: Page, candidate: Record, depth: int) -> None:
 
 def _critique(made: Page, critique: Record, depth: int) -> None:
     if critique["parsed"]:
-        verdict = {True: "accepts", False: "refuses", None: "no verdict"}[critique["verdict"]]
+        words = ("better", "worse", "no preference") if critique["other_id"] else ("accepts", "refuses", "no verdict")
+        verdict = dict(zip((True, False, None), words, strict=True))[critique["verdict"]]
         said = verdict + ("" if critique["score"] is None else f", score {critique['score']:.3f}")
     else:
         said = f"not parsed: {critique['why']}"

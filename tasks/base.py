@@ -83,7 +83,8 @@ def run(context: Context) -> None:
     text = json.dumps(policy, sort_keys=True, indent=2) + "\n"
     context.write(context.data("policy.json", key)).write_text(text, encoding="utf-8")
     context.point(pointer, key)
-    tables.write(tables.empty(tables.PROMPTS), context.write(context.data("prompts.parquet", key)), tables.PROMPTS)
+    for name, schema in (("prompts", tables.PROMPTS), ("invented", tables.INVENTED)):
+        tables.write(tables.empty(schema), context.write(context.data(f"{name}.parquet", key)), schema)
     for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
         tables.write(tables.empty(schema), context.write(context.data(f"dataset/{name}.parquet", key)), schema)
     context.write(context.data("dataset/README.md", key)).write_text(tables.DATASET_CARD, encoding="utf-8")

@@ -36,6 +36,8 @@ def run(context: Context) -> None:
         tokens=int(critiques["tokens"].sum()),
     )
     for bound in context.options:
+        if bound.block in blocks.COMPARING:
+            context.log(**blocks.counted(critiques, bound.name))
         verdicts = blocks.aggregate(critiques, bound.name)["verdict"]
         if verdicts.is_not_null().any():
             context.log(**{f"{bound.name}_accepted": verdicts.to_list().count(True) / verdicts.len()})

@@ -4,6 +4,8 @@ Writes, in `data/tasks/`:
     family.json           {"name", "options"}: what every later stage creates the family from
     templates/USE.j2      the prompt templates as they were, which later stages render from, so that an edited one
                           reruns what uses it and nothing else; a remark for a family whose prompts are code
+    code.json             digests of the family's modules that ask and read replies, so that an edit of one reruns the
+                          stages that parse
     corpus.parquet        SFT rows with labels, `part` = skill: what base trains on and later trainings replay
     prompts.parquet       PROMPTS, the unlabelled pool; `answer` is null. Iterations take it in the order of
                           `prompt_id`, which is a hash, so that the order is a fixed shuffle
@@ -67,6 +69,8 @@ def run(context: Context) -> None:
     record = {"name": family.name, "options": context.options.options}
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     context.write("data/tasks/family.json").write_text(text, encoding="utf-8")
+    code = json.dumps(families.code(family.name), sort_keys=True, indent=2) + "\n"
+    context.write(families.CODE).write_text(code, encoding="utf-8")
     for name, template in families.templates(family.name).items():
         context.write(f"{families.TEMPLATES}/{name}").write_text(template, encoding="utf-8")
     tables.write(_corpus(data.corpus), context.write("data/tasks/corpus.parquet"), tables.SFT, ["part", "row_id"])

@@ -63,12 +63,8 @@ class Adding:
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
         return user("invent " + " | ".join(e[0]["content"] for e in examples))
 
-    def parse_invented(self, reply: str) -> Invented:
-        return (
-            Invented([{"role": "user", "content": reply}])
-            if reply.startswith("add ")
-            else Invented(None, "not an addition")
-        )
+    def parse_invented(self, reply: str) -> list[Invented]:
+        return [Invented(user(reply)) if reply.startswith("add ") else Invented(None, "not an addition")]
 
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
         return response.strip() == str(sum(int(n) for n in messages[0]["content"].split()[1:]))

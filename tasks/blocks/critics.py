@@ -11,11 +11,12 @@ the questions and comparing the answers is code.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import polars as pl
 from pydantic import Field
 
+from tasks.blocks import judges
+from tasks.blocks.judging import MALFORMED, Drawn, Judging, table, unread
 from tasks.core import labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Block, Bound, Options, Requests
@@ -24,29 +25,6 @@ from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Family, Messages, Verdict
 from tasks.core.seeds import derive
-
-MALFORMED = Verdict(parsed=False, why="malformed response")
-UNFINISHED = Verdict(parsed=False, why="unfinished reply")  # "Score: 1" may have become "Score: 10"
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What a critic is given: parallel lists of candidates and of the prompts they answer."""
-
-    candidate_ids: list[str]
-    draws: list[int]  # the number of each among the samples of its prompt
-    voters: list[bool]  # whether it counts in a vote
-    prompt_ids: list[str]
-    questions: list[Messages]  # the prompt of each candidate
-    responses: list[str]
-    answers: list[str | None]
-    gold: list[str | None]  # the prompt's answer, null in label-free runs
-    family: Family
-    judge: Asker
-    seed: int
-    name: str
-    labels_for: str  # the stage that judges
-    labels: bool
 
 
 def critique(
@@ -110,18 +88,11 @@ def factored_critique(judging: Judging, options: FactoredCritique) -> pl.DataFra
             continue
         answers = [several[0] for several in replies[start : start + len(questions)]]
         start += len(questions)
-        lost = next((answer for answer in answers if answer.failed), None)
+        lost = next((unread(answer) for answer in answers if answer.failed), None)
         told = [answer.text for answer in answers]
-        verdicts.append(_silent(lost) if lost else judging.family.assemble(question, response, told))
+        verdicts.append(Verdict(parsed=False, why=lost) if lost else judging.family.assemble(question, response, told))
         tokens.append(sum(answer.tokens for answer in answers))
-    return _table(judging, [[v] for v in verdicts], [[t] for t in tokens])
-
-
-class Drawn(Options):
-    draws: int = Field(ge=1)  # critiques of each candidate
-    temperature: float = Field(ge=0)
-    top_p: float = Field(gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
+    return table(judging, [[v] for v in verdicts], [[t] for t in tokens])
 
 
 def nl_critique(judging: Judging, options: Drawn) -> pl.DataFrame:
@@ -138,11 +109,8 @@ def judge_pointwise(judging: Judging, options: Drawn) -> pl.DataFrame:
 def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
     """Asks for `draws` critiques of each candidate; equal candidates of a prompt share theirs."""
     asked = [judging.family.critique_messages(q, r) for q, r in zip(judging.questions, judging.responses, strict=True)]
-    sampling = Sampling(options.draws, options.temperature, options.top_p, options.max_new_tokens, judging.seed)
-    if options.temperature == 0:
-        sampling = Sampling(1, 0.0, 1.0, options.max_new_tokens, 0)
     put = [(messages, draw) for messages, draw in zip(asked, judging.draws, strict=True) if messages is not None]
-    replies = iter(judging.judge.generate([m for m, _ in put], sampling, judging.name, [draw for _, draw in put]))
+    replies = iter(judging.ask(options, put))
     verdicts: list[list[Verdict]] = []
     tokens: list[list[int]] = []
     for question, response, messages in zip(judging.questions, judging.responses, asked, strict=True):
@@ -153,17 +121,12 @@ def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
         several = next(replies)
         verdicts.append([_read(judging.family, question, response, reply) for reply in several])
         tokens.append([reply.tokens for reply in several])
-    return _table(judging, verdicts, tokens)
+    return table(judging, verdicts, tokens)
 
 
 def _read(family: Family, question: Messages, response: str, reply: Completion) -> Verdict:
-    if reply.failed:
-        return _silent(reply)
-    return family.parse_critique(question, response, reply.text) if reply.finish_reason == "stop" else UNFINISHED
-
-
-def _silent(reply: Completion) -> Verdict:
-    return Verdict(parsed=False, why=f"no reply: {reply.why}")
+    why = unread(reply)
+    return Verdict(parsed=False, why=why) if why else family.parse_critique(question, response, reply.text)
 
 
 class Vote(Options):
@@ -189,7 +152,7 @@ def vote(judging: Judging, options: Vote) -> pl.DataFrame:
         top = max(1, *got.values())
         alone = got[answer] == top and list(got.values()).count(top) == 1
         verdicts.append([Verdict(True, alone, got[answer] / max(1, total[prompt]))])
-    return _table(judging, verdicts, [[0] for _ in verdicts], model=None)
+    return table(judging, verdicts, [[0] for _ in verdicts], model=None)
 
 
 class VerifierOptions(Options):
@@ -205,28 +168,18 @@ def verifier(judging: Judging, options: VerifierOptions) -> pl.DataFrame:
         )
     verify = labels.verifier(judging.family, judging.labels_for, judging.labels)
     rights = [verify(q, g, r) for q, g, r in zip(judging.questions, judging.gold, judging.responses, strict=True)]
-    return _table(
-        judging, [[Verdict(True, right, float(right))] for right in rights], [[0] for _ in rights], model=None
-    )
-
-
-def _table(
-    judging: Judging, verdicts: Sequence[Sequence[Verdict]], tokens: Sequence[Sequence[int]], model: str | None = ""
-) -> pl.DataFrame:
-    digest = judging.judge.digest if model == "" else model
-    rows = [
-        (candidate, None, judging.name, draw, v.text, v.verdict, v.score, v.parsed, v.why, count, digest)
-        for candidate, several, counts in zip(judging.candidate_ids, verdicts, tokens, strict=True)
-        for draw, (v, count) in enumerate(zip(several, counts, strict=True))
-    ]
-    return pl.DataFrame(rows, schema=tables.CRITIQUES, orient="row")
+    return table(judging, [[Verdict(True, right, float(right))] for right in rights], [[0] for _ in rights], model=None)
 
 
 def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
     """One row per candidate of `critic`: `candidate_id`, `verdict` (majority of the parsed draws, null on a tie or
     where none parsed), `score` (mean of the parsed draws, null where none parsed), `text` (the first parsed draw's),
-    `why` (of the first draw that did not parse). Sorted by candidate."""
-    rows = critiques.filter((pl.col("critic") == critic) & pl.col("other_id").is_null()).sort("candidate_id", "draw")
+    `why` (of the first draw that did not parse). Of a critic that compares, the score is the win rate
+    (`judges.win_rates`) and there is no verdict. Sorted by candidate."""
+    own = critiques.filter(pl.col("critic") == critic)
+    if own["other_id"].null_count() < own.height:
+        return judges.win_rates(own)
+    rows = own.sort("candidate_id", "draw")
     parsed = pl.col("parsed")
     yes = (parsed & pl.col("verdict").fill_null(False)).sum()
     no = (parsed & ~pl.col("verdict").fill_null(True)).sum()
@@ -238,13 +191,24 @@ def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
     )
 
 
+def counted(critiques: pl.DataFrame, critic: str) -> dict[str, int]:
+    """How many comparisons of a critic were decided, were ties, or gave nothing, by reason; figures for `Context.log`."""
+    own = critiques.filter(pl.col("critic") == critic)
+    told = pl.coalesce("why", pl.when(pl.col("verdict").is_null()).then(pl.lit("tie")).otherwise(pl.lit("decided")))
+    counts = Counter(own.select(told).to_series())
+    return {f"{critic}_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())}
+
+
+COMPARING = judges.COMPARING
 BLOCKS: dict[str, Block] = {
     "factored_critique": factored_critique,
     "nl_critique": nl_critique,
     "judge_pointwise": judge_pointwise,
     "vote": vote,
     "verifier": verifier,
+    **judges.BLOCKS,
 }
+AMONG_SAMPLES: set[Block] = {vote, *judges.COMPARING}  # say nothing about a candidate by itself
 USES_LABELS: set[Block] = {verifier}
 
 
@@ -261,6 +225,7 @@ REQUESTS: dict[Block, Requests] = {
     factored_critique: _questions,
     nl_critique: _drawn,
     judge_pointwise: _drawn,
+    **judges.REQUESTS,
 }
 
 

@@ -47,7 +47,7 @@ def critique_revise(
 
     Returns the refinements of all rounds (CANDIDATES) and their critiques (CRITIQUES)."""
     questions = prompts.select("prompt_id", question="messages")
-    alone = [critic for critic in critics if critic.block is not judging.vote]  # a vote is among the samples only
+    alone = [critic for critic in critics if critic.block not in judging.AMONG_SAMPLES]
     found, judged = [tables.empty(tables.CANDIDATES)], [tables.empty(tables.CRITIQUES)]
     for turn in range(1, options.rounds + 1):
         opinions = judging.aggregate(critiques, options.critic).filter(~pl.col("verdict").fill_null(True))

@@ -11,12 +11,19 @@ the template's delimiters; where it cannot be quoted safely the method returns N
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
+FREE_TEXT_BLOCKS = (  # ask for what only `FreeText` families have
+    "judge_pointwise_logprobs",
+    "judge_pairwise",
+    "judge_pairwise_logprobs",
+    "judge_checklist",
+    "judge_checklist_logprobs",
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,15 @@ class Verdict:
     verdict: bool | None = None
     score: float | None = None  # higher is better
     text: str = ""  # the critique to show to a refiner
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One judgement between two options, as the worth of the first: 1, 0, or 0.5 where neither is better. None: nothing
+    may be read, and `why` says why."""
+
+    worth: float | None
     why: str | None = None
 
 
@@ -118,7 +134,9 @@ class Family(Protocol):
         """Asks the model for a new prompt (self-instruct); `examples` are prompts to show, maybe none."""
         ...
 
-    def parse_invented(self, reply: str) -> Invented: ...
+    def parse_invented(self, reply: str) -> list[Invented]:
+        """The prompts that the reply holds, at least one entry."""
+        ...
 
     # --- truth: only through tasks.core.labels -----------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool: ...
@@ -128,3 +146,36 @@ def by_fingerprint(fingerprint: Callable[[Messages], str], reserved: pl.DataFram
     """The guard that refuses equal problems and nothing else."""
     forbidden = frozenset(reserved["fingerprint"])
     return lambda messages: "held out" if fingerprint(messages) in forbidden else None
+
+
+@runtime_checkable
+class FreeText(Protocol):
+    """What a family besides has whose answers are free text: templates and parsers for judges of it. `brief`: the reply
+    is to be the verdict alone. Messages are None where a response cannot be shown; `..._replies` are the replies
+    between which a judge chooses whose log-probabilities are read, in the words of the template."""
+
+    def question(self, messages: Messages) -> str:
+        """The prompt's own text, without the template around it."""
+        ...
+
+    def points_messages(self, messages: Messages, response: str) -> Messages | None: ...
+
+    def points_replies(self) -> dict[str, float]:
+        """Every reply with its score in [0, 1]."""
+        ...
+
+    def pair_messages(self, messages: Messages, first: str, second: str, brief: bool) -> Messages | None: ...
+
+    def parse_pair(self, messages: Messages, first: str, second: str, reply: str) -> Choice: ...
+
+    def pair_replies(self) -> tuple[str, str]:
+        """For the first response, and for the second."""
+        ...
+
+    def criterion_messages(self, messages: Messages, response: str, criterion: str, brief: bool) -> Messages | None: ...
+
+    def parse_criterion(self, messages: Messages, response: str, reply: str) -> Choice: ...
+
+    def criterion_replies(self) -> tuple[str, str]:
+        """Met, and not met."""
+        ...

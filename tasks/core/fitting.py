@@ -17,6 +17,9 @@ from tasks.core.params import BASE, FILE, options, section
 
 NEEDS_VERDICTS = {"accepted": "accepted", "critique_revise": "refined"}  # blocks, and what would not happen
 NEEDS_VOTES = ("majority", "pairs_vote_margin")
+NEEDS_COMPARISONS = ("pairs_preferred",)
+COMPARING = ("judge_pairwise", "judge_pairwise_logprobs")  # critics of pairs
+SCORES_ONLY = ("judge_pointwise", "judge_pointwise_logprobs", *COMPARING)  # critics without verdicts on a candidate
 
 
 def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -24,6 +27,17 @@ def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
     critics = section(params, "critique", key)
     for stage in ("synthesize", "critique", "refine", "evaluate"):
         yield from unusable(stage, section(params, stage, key), params)
+    for name, entry in section(params, "synthesize", key).items():
+        family = params["prepare"]["family"]
+        if (
+            _block(name, entry) == "self_instruct"
+            and entry["near_copy"] is not None
+            and not families.has_free_text(family)
+        ):
+            yield (
+                f"synthesize.{name}.near_copy: given {entry['near_copy']}, but prompts of family {family} are no free text, "
+                "and all of them are alike; use null"
+            )
     if not params["labels"]:
         for name, entry in critics.items():
             if _block(name, entry) == "verifier":
@@ -53,15 +67,20 @@ def _block(name: str, entry: Mapping[str, Any]) -> str:
 
 def _opinion(where: str, block: str, critic: str, judge: str) -> Iterator[str]:
     """Problems of a block that asks a critic for what this kind of critic never says."""
-    if block in NEEDS_VERDICTS and judge == "judge_pointwise":
+    if block in NEEDS_VERDICTS and judge in SCORES_ONLY:
         yield (
-            f"{where}.critic: given '{critic}', a judge_pointwise critic, which gives scores and no verdicts, so nothing "
+            f"{where}.critic: given '{critic}', a {judge} critic, which gives scores and no verdicts, so nothing "
             f"would be {NEEDS_VERDICTS[block]}; name a critic with verdicts, or select with `threshold`"
         )
     if block in NEEDS_VOTES and judge != "vote":
         yield (
             f"{where}.critic: given '{critic}', a {judge} critic, but {block} counts votes; add `vote: {{}}` to critique "
             "and name it here"
+        )
+    if block in NEEDS_COMPARISONS and judge not in COMPARING:
+        yield (
+            f"{where}.critic: given '{critic}', a {judge} critic, but {block} takes pairs that were compared; name a "
+            f"critic of block {' or '.join(COMPARING)}"
         )
 
 
@@ -75,6 +94,8 @@ def unusable(stage: str, given: Mapping[str, Any], params: Mapping[str, Any]) ->
             entries["evaluate.refine"] = _block("refine", given["refine"])
     lacking = families.unusable(family)
     for place, block in entries.items():
+        if stage == "evaluate" and block in COMPARING:
+            yield f"{place}: block {block} compares answers and judges none by itself; evaluate with another critic"
         if block in lacking:
             yield f"{place}: block {block} cannot work with family {family}: {lacking[block]}; leave the block out"
 
@@ -183,7 +204,7 @@ def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:
     for measured in (params["iterations"][key]["previous"], key):
         evaluation = options(params, "evaluate", measured)
         own = next((critic.block.__name__ for critic in evaluation.critics if critic.name == evaluation.own), None)
-        verdicts = own not in (None, "judge_pointwise")
+        verdicts = own is not None and own not in SCORES_ONLY
         known = metrics.names(evaluation.samples, levels, own is not None, verdicts, evaluation.refine is not None)
         gates = [name for name in known if name in promote.GATES or promote.COUNTED.fullmatch(name)]
         if metric not in (*gates, *promote.LABEL_FREE):

@@ -139,6 +139,13 @@ UNUSED = _schema(  # rows of the user's data that are in no part, and why
         "similarity": pl.Float64,  # Jaccard similarity of their shingles, for near copies
     }
 )
+INVENTED = _schema(  # prompts that the model wrote, in an iteration and in all before it
+    {
+        "prompt_id": pl.String,
+        "fingerprint": pl.String,
+        "text": pl.String,  # the prompt's own text, null for a family whose prompts are not free text
+    }
+)
 LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
 
 ROW_GROUP = 50_000

@@ -22,12 +22,23 @@ from pydantic import Field
 
 from tasks.core import blocks
 from tasks.core.errors import BadInput
-from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
+from tasks.core.family import (
+    FREE_TEXT_BLOCKS,
+    Guard,
+    Invented,
+    Messages,
+    Question,
+    SeedData,
+    Verdict,
+    by_fingerprint,
+)  # fmt: skip
 
 NO_CRITIC = "strings has no critique skill"
 NO_REFINEMENT = "strings has no refinement skill"
 NO_INVENTING = "strings has no skill to invent prompts"
+CODE: tuple[str, ...] = ()  # other modules that decide what is asked and how replies are read
 UNUSABLE = {  # blocks that this family cannot work with, and why
+    **dict.fromkeys(FREE_TEXT_BLOCKS, NO_CRITIC),
     "factored_critique": NO_CRITIC,
     "nl_critique": NO_CRITIC,
     "judge_pointwise": NO_CRITIC,
@@ -144,8 +155,8 @@ class Strings:
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
         raise BadInput(f"{NO_INVENTING}; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize")
 
-    def parse_invented(self, reply: str) -> Invented:
-        return Invented(None, "strings has no skill to invent")
+    def parse_invented(self, reply: str) -> list[Invented]:
+        return [Invented(None, "strings has no skill to invent")]
 
     # --- truth -----------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:

@@ -5,36 +5,38 @@ They are split by a hash of the prompt: held-out set, probe set, labelled rows (
 the file gives them), and the rest is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
 or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
 
-Templates are the files of `tasks/families/templates/text/`; prepare copies them beside its data, and the other stages
-render those copies. Text that a model wrote is quoted between
-fences longer than any run of backticks in it, and signs that chat templates give a meaning are broken up,
-so it can neither end the quotation nor begin a new turn. A critique is an additive score of five points
-(Self-Rewarding Language Models, Yuan and others 2024); there are no sub-questions, hence no factored critic.
+Templates are the files of `tasks/families/templates/text/` (`text_templates`: variables, checks, quoting); prepare
+copies them beside its data, and the other stages render those copies. Replies are read by `text_replies`. A critique is
+an additive score of five points (Self-Rewarding Language Models, Yuan and others 2024); two answers are compared as A and
+B (Zheng and others 2023, in both orders), and a checklist is asked criterion by criterion (TICK, Cook and others 2024).
+There are no sub-questions, hence no factored critic.
 """
 
 import random
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
-import jinja2
 import polars as pl
 
 from tasks.core import overlap
 from tasks.core.errors import BadInput
-from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
-from tasks.families import text_rows
+from tasks.core.family import Choice, Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
+from tasks.core.plain_text import simple
+from tasks.families import text_replies, text_rows, text_templates
 from tasks.families.text_options import Options
+from tasks.families.text_replies import POINTS
 from tasks.families.text_rows import Row
+from tasks.families.text_templates import defused
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"
-POINTS = 5
+CODE = ("text_replies.py", "text_templates.py")  # other modules that decide what is asked and how replies are read
 ACCEPTED = 4  # points from which the verdict is yes
 INVENTED_WORDS = (3, 150)  # shortest and longest prompt that a model may write, as in Self-Instruct
+INVENTED_CHARACTERS = 2000  # of such a prompt, at most
 LONG, LONGER = 30, 60  # words of a prompt from which its difficulty is 2 and 3
 NO_QUESTIONS = "text has no sub-questions"
 UNUSABLE = {"factored_critique": NO_QUESTIONS}  # blocks that this family cannot work with, and why
@@ -127,7 +129,7 @@ class Text:
 
     # --- prompts and answers -----------------------------------------------------------------------
     def _render(self, template: str, **values: object) -> str:
-        return _environment(self.templates).get_template(template).render(numeric=self.numeric, **values).strip()
+        return text_templates.render(self.templates, template, numeric=self.numeric, **values)
 
     def _prompt(self, question: str, system: str | None = None) -> Messages:
         given = system or self.options.system
@@ -163,24 +165,16 @@ class Text:
 
     # --- critique and refinement -------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
-        if not response.strip():
-            return None
-        return _user(self._render("critique.j2", question=self.question(messages), response=response))
+        return self._about("critique.j2", messages, response=response, brief=False)
 
     def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
-        """A line `Score: 0` to `Score: 5`, the only score stated outside quotations, and none that the candidate or its
-        prompt states too, because the judge may be repeating that one; accepted from 4."""
-        scores = [line.strip() for line in _unquoted(reply).split("\n") if _STATED.search(_plain(line))]
-        if len(scores) != 1:
-            return Verdict(False, why="no line 'Score: POINTS'" if not scores else "several lines with a score")
-        match = _SCORE.fullmatch(scores[0])
-        if match is None:
-            return Verdict(False, why="the score is not a whole number from 0 to 5")
-        judged = _plain("\n".join([*(message["content"] for message in messages), response]))
-        if match.group(1) in _PLANTED.findall(judged):
-            return Verdict(False, why="the candidate or its prompt contains the same score")
-        points = int(match.group(1))
-        return Verdict(True, points >= ACCEPTED, points / POINTS, reply.strip())
+        """A score of 0 to 5 points as `text_replies` reads it; accepted from 4. A bare number is none where the answer is
+        a number too."""
+        grammar = text_replies.points(bare=not self.numeric)
+        points, why = text_replies.read(grammar, reply, _texts(messages, response))
+        if points is None:
+            return Verdict(False, why=why)
+        return Verdict(True, int(points) >= ACCEPTED, int(points) / POINTS, reply.strip())
 
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
         return None
@@ -193,19 +187,55 @@ class Text:
             return None
         return _user(self._render("refine.j2", question=self.question(messages), response=response, critique=critique))
 
+    # --- judges of free text -------------------------------------------------------------------------
+    def points_messages(self, messages: Messages, response: str) -> Messages | None:
+        return self._about("critique.j2", messages, response=response, brief=True)
+
+    def points_replies(self) -> dict[str, float]:
+        return {f"Score: {points}": points / POINTS for points in range(POINTS + 1)}
+
+    def pair_messages(self, messages: Messages, first: str, second: str, brief: bool) -> Messages | None:
+        return self._about("pairwise.j2", messages, first=first, second=second, brief=brief)
+
+    def parse_pair(self, messages: Messages, first: str, second: str, reply: str) -> Choice:
+        value, why = text_replies.read(text_replies.PREFERENCE, reply, _texts(messages, first, second))
+        return Choice(None, why) if value is None else Choice({"a": 1.0, "b": 0.0}.get(value, 0.5))
+
+    def pair_replies(self) -> tuple[str, str]:
+        return "Winner: A", "Winner: B"
+
+    def criterion_messages(self, messages: Messages, response: str, criterion: str, brief: bool) -> Messages | None:
+        return self._about("checklist.j2", messages, response=response, criterion=criterion, brief=brief)
+
+    def parse_criterion(self, messages: Messages, response: str, reply: str) -> Choice:
+        value, why = text_replies.read(text_replies.YES_OR_NO, reply, _texts(messages, response))
+        return Choice(None, why) if value is None else Choice(float(value == "yes"))
+
+    def criterion_replies(self) -> tuple[str, str]:
+        return "Met: yes", "Met: no"
+
+    def _about(self, template: str, messages: Messages, **values: object) -> Messages | None:
+        """The template about a prompt and responses to it; None where a response has no text."""
+        if any(isinstance(value, str) and not value.strip() for value in values.values()):
+            return None
+        return _user(self._render(template, question=self.question(messages), **values))
+
     # --- inventing -----------------------------------------------------------------------------------
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
         return _user(self._render("invent.j2", examples=[self.question(messages) for messages in examples]))
 
-    def parse_invented(self, reply: str) -> Invented:
-        """The reply as a prompt, without a leading `Problem:` or `Prompt:`."""
-        question = re.sub(r"(?i)\A(?:problem|prompt)\s*:", "", reply.strip()).strip()
-        words = len(question.split())
-        if not INVENTED_WORDS[0] <= words <= INVENTED_WORDS[1]:
+    def parse_invented(self, reply: str) -> list[Invented]:
+        """The prompts of a reply: one, or the entries of a numbered list; without labels such as `Question:`, bold print
+        and a fence around them."""
+        return [self._invented(text) for text in text_replies.prompts(reply)] or [Invented(None, "too short")]
+
+    def _invented(self, text: str) -> Invented:
+        words = len(text.split())
+        if not INVENTED_WORDS[0] <= words <= INVENTED_WORDS[1] or len(text) > INVENTED_CHARACTERS:
             return Invented(None, "too short" if words < INVENTED_WORDS[0] else "too long")
-        if re.search(r"####|\\boxed|```|\x00", question):
+        if re.search(r"####|\\boxed|```|\x00", text):
             return Invented(None, "holds an answer or a fence")
-        return Invented(self._prompt(_defused(question)))
+        return Invented(self._prompt(defused(text)))
 
     # --- truth -------------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
@@ -226,6 +256,11 @@ def _word_hashes(question: str) -> list[int]:
     return overlap.hashed([question])[0]
 
 
+def _texts(messages: Messages, *responses: str) -> str:
+    """Everything of others that a judge has before its eyes."""
+    return "\n".join([*(message["content"] for message in messages), *responses])
+
+
 def _user(content: str) -> Messages:
     return [{"role": "user", "content": content}]
 
@@ -236,12 +271,15 @@ _NUMBER = re.compile(
     rf"(?<![\w./])(?P<fraction>-?[0-9]+/[0-9]+)(?![\w/])"
     rf"|(?:(?<![\w)\].])(?P<minus>-))?(?:\$\s?(?P<inner>-)?)?(?<![\w.])(?P<whole>{_DIGITS})?(?P<decimals>\.[0-9]+)?"
 )
+_ANSWER = re.compile(r"(?i)(?<!\w)answer(?:\s+is\s*:?|\s*[:=])(?!\s*(?:not|no)\b)([^\n]*)")
+_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")  # of LaTeX
 
 
 def numbers(text: str) -> list[str]:
-    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written."""
+    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written. Digits
+    of all scripts count."""
     found = []
-    for match in _NUMBER.finditer(text.replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
+    for match in _NUMBER.finditer(simple(text).replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
         if match["fraction"]:
             found.append(match["fraction"])
         elif match["whole"] or match["decimals"]:
@@ -253,13 +291,18 @@ def numbers(text: str) -> list[str]:
 
 
 def number_in(text: str) -> str | None:
-    r"""The answer: after the last `####`, else in the last `\boxed{}`, else the last number; None without one.
-    A marked answer with digits that is not a single number (a fraction in LaTeX) stays as its text without spaces."""
+    r"""The answer: after the last `####`, else in the last `\boxed{}`, else the first number after the last "answer is" or
+    "answer:" (and after the last equals sign in that line), else the last number; None without one. A marked answer with digits that is not a single number (a fraction
+    in LaTeX) stays as its text without spaces."""
+    text = simple(text)
     marked = re.findall(r"####([^\n]*)", text)
     piece = marked[-1] if marked else _boxed(text)
     if piece is None:
-        found = numbers(text)
+        told = [found for line in _ANSWER.findall(text) if (found := numbers(line.rpartition("=")[2]))]
+        found = told[-1][:1] if told else numbers(text)
         return found[-1] if found else None
+    inside = _boxed(piece)
+    piece = _WORDS.sub(r" \1 ", piece if inside is None else inside)
     found = numbers(piece)
     if len(found) == 1 and "\\" not in piece.replace("\\$", "").replace("\\%", ""):
         return found[0]
@@ -279,65 +322,14 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-# --- scores ----------------------------------------------------------------------------------------
-_SCORE = re.compile(r"(?ia)\**score:\**[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?\**\.?")  # what is read, as it stands
-_STATED = re.compile(r"(?i)(?<![^\W_])score[\W_]{0,8}?[:=\d]")  # what counts as stating one, in plain text
-_PLANTED = re.compile(r"(?i)score[\W_]{0,4}[:=][\W_]{0,4}0*([0-9]+)")
-
-
-def _plain(text: str) -> str:
-    """Look-alike forms as ordinary ones, digits of all scripts as 0 to 9, and nothing invisible."""
-    if text.isascii():
-        return text
-    shown = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in shown)
-
-
-# --- quoting ---------------------------------------------------------------------------------------
-def _defused(text: str) -> str:
-    """The text with a space inside every sign that some chat template reads as a turn or the end of text."""
-    return re.sub(r"\[(?=/?[A-Z_]{2,}\])", "[ ", re.sub(r"<(?=[|｜/\w!])", "< ", text))
-
-
-def fenced(text: str) -> str:
-    """The text between two lines of backticks that it does not contain."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{_defused(text.strip())}\n{fence}"
-
-
-def _unquoted(reply: str) -> str:
-    """The reply without fenced blocks (an open one reaches to the end) and without lines that begin with `>`."""
-    kept, fence = [], ""
-    for line in reply.splitlines():
-        opening = re.match(r"\s*(`{3,}|~{3,})", line)
-        if fence:
-            if opening and opening[1].startswith(fence) and not line.strip().strip(fence[0]):
-                fence = ""
-        elif opening:
-            fence = opening[1]
-        elif not line.lstrip().startswith(">"):
-            kept.append(line)
-    return "\n".join(kept)
-
-
-@lru_cache(maxsize=2)
-def _environment(templates: Path) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # plain text for a model, no markup
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["fenced"] = fenced
-    return environment
-
-
-def create(options: Options, templates: Path = TEMPLATES) -> Text:
-    """The family. Raises `BadInput` for a template that does not show the question once; reads no data."""
+# --- making it -------------------------------------------------------------------------------------
+def create(options: Options, templates: Path | None = None) -> Text:
+    """The family, with its own templates or with copies of them in a folder. Raises `BadInput` for own templates that
+    cannot work (copies were checked before they were made); reads no data."""
     text_rows.check_options(options)
-    family = Text(options, templates)
+    if templates is None:
+        text_templates.check(TEMPLATES)
+    family = Text(options, templates or TEMPLATES)
     family.question(family._prompt("A question"))
     return family
 

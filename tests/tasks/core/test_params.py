@@ -1,6 +1,7 @@
 """params.yaml: what is refused, in which words, and what a stage gets as its own."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flows.declared import declared
 from tasks.core import fitting
 from tasks.core import params as parameters
 from tasks.core.errors import BadInput, UnknownName
+from tasks.families import text as text_family
 
 ROOT = Path(__file__).parents[3]
 BENCHMARK = {"tasks": ["facts"], "fewshot": 0, "limit": 8, "chat_template": True, "max_new_tokens": 8}
@@ -256,6 +258,11 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
             "but pairs_vote_margin counts votes",
         ),
         ({"judge": "judge_pointwise"}, {"threshold": {"critic": "judge", "at_least": 0.3}}, None),
+        (
+            {"judge": "judge_pointwise"},
+            {"pairs_preferred": {"critic": "judge", "min_margin": 0.0, "per_prompt": 1}},
+            "but pairs_preferred takes pairs that were compared",
+        ),
         ({"vote": "vote"}, {"majority": {"critic": "vote", "at_least": 0.3}}, None),
         ({"vote": "vote"}, {"accepted": {"critic": "vote"}}, None),
     ],
@@ -405,3 +412,49 @@ def test_merging_replaces_all_but_mappings(function: Callable[[Any, Any], Any]) 
     own = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
     assert function(own, {"a": {"c": [3]}, "e": {}}) == {"a": {"b": 1, "c": [3]}, "d": 4, "e": {}}
     assert own == {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+
+
+def text_params(
+    critique: dict[str, Any], filters: dict[str, Any], critics: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    params = recipe.compose("self_rewarding", "text")
+    params["critique"] = {"judge": critique}
+    params["filter"] = {name: {"critic": "judge", **entry} for name, entry in filters.items()}
+    if critics:
+        params["evaluate"] |= {"critics": critics, "best_of": None}
+    return params
+
+
+PAIRWISE = {"block": "judge_pairwise", "pairs": None, "draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 9}
+PREFERRED = {"pairs_preferred": {"min_margin": 0.0, "per_prompt": 2}}
+
+
+def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parameters.check(text_params(PAIRWISE, PREFERRED))
+    parameters.check(text_params({"block": "judge_pairwise_logprobs", "pairs": 3}, PREFERRED))
+    parameters.check(text_params(PAIRWISE, {"pairs_best_worst": {"min_margin": 0.1, "per_prompt": 1}}))
+    found = refusal(text_params(PAIRWISE, PREFERRED | {"accepted": {}}))
+    assert "a judge_pairwise critic, which gives scores and no verdicts" in found
+    found = refusal(text_params(PAIRWISE, PREFERRED, {"judge": PAIRWISE}))
+    assert "evaluate.critics.judge: block judge_pairwise compares answers and judges none by itself" in found
+    found = refusal(text_params({"block": "judge_checklist_logprobs", "criteria": []}, {"accepted": {}}))
+    assert "critique.judge.criteria: given []" in found
+    found = refusal(text_params({**PAIRWISE, "pair": 3}, PREFERRED))
+    assert "unknown key 'pair'; did you mean 'pairs'" in found
+    broken = shutil.copytree(text_family.TEMPLATES, tmp_path / "text")
+    (broken / "checklist.j2").write_text("{{ question | fenced }}\n{{ respons | fenced }} {{ criterion }}\n")
+    monkeypatch.setattr(text_family, "TEMPLATES", broken)
+    assert f"{broken / 'checklist.j2'}, line 2: unknown variable 'respons'" in refusal(text_params(PAIRWISE, PREFERRED))
+
+
+def test_near_copies_are_looked_for_in_free_text_only() -> None:
+    params = recipe.compose("self_evolution")
+    params["synthesize"] = {
+        "self_instruct": {"n": 9, "shots": 0, "attempts": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9}
+    }
+    params["synthesize"]["self_instruct"]["near_copy"] = None
+    parameters.check(params)
+    params["synthesize"]["self_instruct"]["near_copy"] = 0.7
+    assert "synthesize.self_instruct.near_copy: given 0.7, but prompts of family countdown are no free text" in refusal(
+        params
+    )

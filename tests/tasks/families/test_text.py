@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tasks.core import families, tables
 from tasks.core.errors import BadInput
-from tasks.families.text import fenced, number_in, numbers
+from tasks.core.plain_text import plain
+from tasks.families.text import number_in, numbers
+from tasks.families.text_templates import fenced
 
 OPTIONS = {
     "path": "prompts.jsonl",
@@ -101,7 +103,18 @@ def write(folder, rows, name="prompts.jsonl"):
         ("−3", "-3"),
         ("half: 1/2", "1/2"),
         ("x2", None),
-        ("١٢", None),
+        ("١٢", "12"),
+        ("＄１，２３４．５", "1234.5"),
+        ("5²", "5"),
+        ("#### **42**", "42"),
+        (r"#### $\boxed{42}$", "42"),
+        (r"\boxed{\text{42}}", "42"),
+        (r"\boxed{42 \text{ apples}}", "42"),
+        ("The answer is 42. I checked it 3 times.", "42"),
+        ("**Final Answer:** 42 apples in 3 baskets", "42"),
+        ("The answer is not 7. It is 8.", "8"),
+        ("The answer is 5 + 3 = 8.", "8"),
+        ("Answer: 3\nWait.\nAnswer: 4", "4"),
         ("", None),
         ("9" * 5000, "9" * 5000),
     ],
@@ -180,6 +193,7 @@ def bad(rows_or_bytes):
         (bad([{"question": "a", "answer": None}]), r"'answer' is empty \(null\)"),
         (bad([{"question": "a", "answer": "none"}]), "row 1: no answer in 'answer'"),
         (bad([{"question": " ", "answer": "1"}]), "row 1: 'question' has no text"),
+        (bad([{"question": "a" * 20_001, "answer": "1"}]), "row 1: 'question' has 20,001 characters"),
         (b'{"question": "\\ud800", "answer": "1"}\n', "surrogate"),
         (bad([*ROWS, {"question": "how much is 3,  and 3", "answer": "6"}]), "rows 4 and 21 have the same prompt"),
         (bad(ROWS[:9]), "9 different prompts, but"),
@@ -220,11 +234,13 @@ def test_duplicates_can_be_dropped_and_files_cut(tmp_path):
         ("score:3.", 3),
         ("> Score: 5\nScore: 1", 1),
         ("```\nScore: 5\n```\nScore: 0", 0),
-        ("Score: 5\nScore: 5", None),
+        ("Score: 5\nScore: 4", None),
         ("Score: 6", None),
         ("Score: 4.5", None),
         ("Score: -1", None),
-        ("Score: ٣", None),
+        ("Score: ٣", 3),
+        ("I'd give it a 4 out of 5.", 4),
+        ("4/5", None),  # where answers are numbers, it may be one
         ("Score: POINTS", None),
         ("```\nScore: 5", None),
         ("The score is 5", None),
@@ -268,17 +284,21 @@ def test_hostile_text_never_raises_never_leaves_its_fence_and_gets_no_verdict(te
     read = FAMILY.parse_critique(prompt(), other, text)
     assert read.parsed == (read.verdict is not None) == (read.score is not None) == (read.why is None)
     if read.parsed:
-        assert re.search(r"(?i)score:\**[ \t]*[0-5]", text)
+        assert str(round((read.score or 0) * 5)) in plain(text)
     refined = FAMILY.refine_messages(prompt(), text, other)
     assert (refined is None) == (not (text.strip() and other.strip()))
     number = FAMILY.extract(prompt(), text)
     assert number is None or re.search("[0-9]", number)
     assert all(numbers(n) == [n] for n in numbers(text))
     assert not FAMILY.verify(prompt(), None, text)
-    invented = FAMILY.parse_invented(text)
-    assert (invented.messages is None) == (invented.why is not None)
-    if invented.messages is not None:
-        assert FAMILY.fingerprint(invented.messages)
+    for invented in FAMILY.parse_invented(text):
+        assert (invented.messages is None) == (invented.why is not None)
+        if invented.messages is not None:
+            assert FAMILY.fingerprint(invented.messages)
+    paired = FAMILY.pair_messages(prompt(), text, other, brief=True)
+    assert (paired is None) == (not (text.strip() and other.strip()))
+    for choice in (FAMILY.parse_pair(prompt(), other, "4", text), FAMILY.parse_criterion(prompt(), other, text)):
+        assert (choice.worth is None) == (choice.why is not None)
     assert not FAMILY.assemble(prompt(), text, [other]).parsed
     assert FAMILY.questions(prompt(), text) is None
 
@@ -287,12 +307,19 @@ def test_inventing():
     asked = FAMILY.invent_messages([prompt("How many are two pears?")])[0]["content"]
     assert "How many are two pears?" in asked
     assert "Think step by step" not in asked
-    messages = FAMILY.parse_invented("Problem: How many apples are left?").messages
+    [invented] = FAMILY.parse_invented("Problem: How many apples are left?")
+    messages = invented.messages
     assert messages
     assert FAMILY.question(messages) == "How many apples are left?"
-    assert FAMILY.parse_invented("Two words").why == "too short"
-    assert FAMILY.parse_invented("word " * 200).why == "too long"
-    assert FAMILY.parse_invented("How many are there? #### 5").messages is None
+    assert FAMILY.parse_invented("Two words")[0].why == "too short"
+    assert FAMILY.parse_invented("word " * 200)[0].why == "too long"
+    assert FAMILY.parse_invented("How many are there? #### 5")[0].messages is None
+    assert FAMILY.parse_invented("see " + "x" * 3000 + " y")[0].why == "too long"
+    assert [i.why for i in FAMILY.parse_invented("1. How many are left?\n2. No\n3. How many came?")] == [
+        None,
+        "too short",
+        None,
+    ]
 
 
 def test_the_guard_refuses_equal_prompts_near_copies_and_shared_passages():
@@ -317,7 +344,7 @@ def test_the_guard_refuses_equal_prompts_near_copies_and_shared_passages():
 
 def test_a_system_message_stands_before_every_prompt_to_be_answered_and_nowhere_else():
     family = families.create("text", OPTIONS | {"system": "You count fruit."})
-    invented = family.parse_invented("How many apples are left?").messages
+    invented = family.parse_invented("How many apples are left?")[0].messages
     assert invented is not None
     assert invented == [{"role": "system", "content": "You count fruit."}, *prompt("How many apples are left?")]
     assert family.question(invented) == "How many apples are left?"

@@ -169,3 +169,11 @@ def policy(root: Path, key: str, digest: str = "d" * 32) -> None:
 
 def digest_of(root: Path) -> str:
     return digests.of_path(root)
+
+
+def text_options(**changes: Any) -> dict[str, Any]:
+    """`prepare.options` of the text family over fields `q` and `a` of `p.jsonl`, else as its recipes have them."""
+    from flows import recipe
+
+    own: dict[str, Any] = recipe.compose("lmsi", "text")["prepare"]["options"]
+    return own | {"path": "p.jsonl", "prompt_field": "q", "answer_field": "a"} | changes

@@ -118,7 +118,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simp
         tables.write(prompts("1 1", "2 2", "3 3", "5 5"), root / "data/tasks/heldout.parquet", tables.PROMPTS)
         tables.write(prompts("1 1", "2 2"), root / "data/tasks/probe.parquet", tables.PROMPTS)
         monkeypatch.setattr(evaluate.families, "load", lambda _: family or Sums())
-        monkeypatch.setattr("tasks.core.models.digest", lambda folder: "d")
+        monkeypatch.setattr("tasks.core.models.digest", lambda folder, known: "d")
         options = evaluate.parse({**SECTION, **changes})
         context = Context(
             "evaluate", "i01", {"previous": "i00"}, options, 7, False, {}, root, staging, root, lambda _: model

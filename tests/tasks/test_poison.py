@@ -20,7 +20,7 @@ from tasks.blocks.sampling import candidates
 from tasks.core import families, tables
 from tasks.core.blocks import bind
 from tasks.core.engine import Completion
-from tests.support import Scripted, asker, user
+from tests.support import Scripted, asker, text_options, user
 
 BOUND, LARGEST, NUMBERS, DRAWS = 60, 20, 3, 5
 MARGIN = 0.1037  # no difference of means comes as near to it as rounding does
@@ -31,15 +31,7 @@ COUNTDOWN = families.create(
         "heldout": 1, "probe": 1, "corpus": {"critique": 0, "refine": 0, "usage": 0, "invent": 0},
     },
 )  # fmt: skip
-TEXT = families.create(
-    "text",
-    {
-        "path": "p.jsonl", "prompt_field": "q", "answer_field": "a", "extraction": "numeric", "duplicates": "refuse",
-        "limit": None, "limit_by": "first", "heldout": 1, "probe": 1, "labelled": 1, "system_field": None,
-        "messages_field": None, "id_field": None, "split": {"file": None, "field": None, "value": None},
-        "unusable": "refuse", "near_duplicates": None, "decontaminate": None, "system": None,
-    },
-)  # fmt: skip
+TEXT = families.create("text", text_options(heldout=1, probe=1, labelled=1, near_duplicates=None, decontaminate=None))
 FAMILIES: dict[str, Any] = {"countdown": COUNTDOWN, "text": TEXT}
 Read = tuple[bool, Fraction] | None  # verdict and score, None where nothing may be read
 

@@ -11,6 +11,7 @@ from tasks.core import families, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, UnknownName
 from tasks.families import text
+from tests.support import text_options
 
 COUNTDOWN = {
     "numbers": 3,
@@ -23,25 +24,7 @@ COUNTDOWN = {
     "probe": 10,
     "corpus": {"critique": 40, "refine": 20, "usage": 50, "invent": 10},
 }
-TEXT = {
-    "prompt_field": "q",
-    "answer_field": "a",
-    "system_field": None,
-    "messages_field": None,
-    "id_field": None,
-    "split": {"file": None, "field": None, "value": None},
-    "extraction": "numeric",
-    "unusable": "refuse",
-    "duplicates": "refuse",
-    "limit": None,
-    "limit_by": "first",
-    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
-    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
-    "heldout": 3,
-    "probe": 2,
-    "labelled": 4,
-    "system": None,
-}
+TEXT = {key: value for key, value in text_options(heldout=3, probe=2, labelled=4).items() if key != "path"}
 
 
 def ran(folder: Path, family: str, options: dict, seed: int = 0) -> tuple[Path, Context]:
@@ -73,7 +56,7 @@ def test_countdown_is_written_and_found_again(tmp_path):
     root, context = ran(tmp_path, "countdown", COUNTDOWN)
     files = {path.relative_to(root).as_posix() for path in (root / "data/tasks").rglob("*") if path.is_file()}
     assert files == set(context.writes)
-    assert len(files) == 9 + len(families.USES)
+    assert len(files) == 10 + len(families.USES)
     assert all("countdown has no template files" in text for text in families.templates("countdown").values())
     assert not context.reads
     family = families.load(root)

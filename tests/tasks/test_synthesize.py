@@ -7,27 +7,9 @@ import pytest
 
 from tasks import prepare, synthesize
 from tasks.core import families, tables
-from tests.support import asker, context, policy
+from tests.support import asker, context, policy, text_options
 
-OPTIONS = {
-    "prompt_field": "q",
-    "answer_field": "a",
-    "system_field": None,
-    "messages_field": None,
-    "id_field": None,
-    "split": {"file": None, "field": None, "value": None},
-    "extraction": "numeric",
-    "unusable": "refuse",
-    "duplicates": "refuse",
-    "limit": None,
-    "limit_by": "first",
-    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
-    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
-    "heldout": 4,
-    "probe": 3,
-    "labelled": 2,
-    "system": None,
-}
+OPTIONS = {key: value for key, value in text_options(heldout=4, probe=3, labelled=2).items() if key != "path"}
 
 
 @pytest.fixture
@@ -81,7 +63,7 @@ def test_invented_prompts_that_are_too_much_like_evaluated_ones_are_left_out(rep
     ]
     model, _ = asker(repository, lambda _, draw: replies[draw % 3])
     options = synthesize.parse(
-        {"new": {"block": "self_instruct", "n": 3, "shots": 0, "attempts": 2, "temperature": 1.0, "top_p": 1.0,
+        {"new": {"block": "self_instruct", "n": 3, "shots": 0, "near_copy": None, "attempts": 2, "temperature": 1.0, "top_p": 1.0,
                  "max_new_tokens": 32}}
     )  # fmt: skip
     made = context(repository, "synthesize", "i01", options, lambda pointer: model)

@@ -12,16 +12,12 @@ from tasks.core import families, tables
 from tasks.core.blocks import bind
 from tasks.core.engine import Completion
 from tasks.core.errors import BadInput
-from tests.support import Adding, asker
+from tests.support import Adding, asker, text_options
 from tests.support import prompts as additions
 
 FAMILY = families.create(
-    "text",
-    {
-        "path": "p.jsonl", "prompt_field": "q", "answer_field": None, "extraction": "text", "duplicates": "refuse",
-        "limit": None, "heldout": 1, "probe": 1, "labelled": 0,
-    },
-)  # fmt: skip
+    "text", text_options(answer_field=None, extraction="text", heldout=1, probe=1, labelled=0, near_duplicates=None)
+)
 DRAWN = {"draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 9}
 CRITERIA = ["It is short.", "It is right."]
 

@@ -9,7 +9,7 @@ from tasks.core.blocks import bind
 from tasks.core.engine import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import by_fingerprint
-from tests.support import Adding, Unsteady, asker, prompts, user
+from tests.support import Adding, Unsteady, asker, prompts, text_options, user
 
 POOL = prompts(*(f"add {i} 1" for i in range(10))).sort("prompt_id")
 
@@ -70,7 +70,9 @@ def test_invented_prompts_are_parsed_deduplicated_and_kept_off_the_held_out_ones
 def test_requests_that_failed_are_counted():
     replies = ["add 7 7", None, "junk", "add 9 9"]
     given = supply(model=Unsteady(lambda p, d: replies[d % 4]))
-    made = block("self_instruct", n=2, shots=0, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8)(given)
+    made = block(
+        "self_instruct", n=2, shots=0, attempts=2, temperature=1.0, top_p=1.0, max_new_tokens=8, near_copy=None
+    )(given)
     assert sorted(m[0]["content"] for m in made["messages"].to_list()) == ["add 7 7", "add 9 9"]
     assert given.figures == {"block_no_reply": 1, "block_not_an_addition": 1}
 
@@ -84,12 +86,8 @@ def test_nothing_usable_says_what_was_wrong(tmp_path):
 
 
 TEXT = families.create(
-    "text",
-    {
-        "path": "p.jsonl", "prompt_field": "q", "answer_field": None, "extraction": "text", "duplicates": "refuse",
-        "limit": None, "heldout": 1, "probe": 1, "labelled": 0,
-    },
-)  # fmt: skip
+    "text", text_options(answer_field=None, extraction="text", heldout=1, probe=1, labelled=0, near_duplicates=None)
+)
 INSTRUCT = {"n": 2, "shots": 2, "attempts": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9, "near_copy": 0.7}
 
 

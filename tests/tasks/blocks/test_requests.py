@@ -22,7 +22,17 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
         (critics, "nl_critique", DRAWN, Demand("critique", 120, 8, 3)),
         (critics, "nl_critique", {**DRAWN, "temperature": 0.0}, Demand("critique", 40, 8, 1)),
         (critics, "judge_pointwise", DRAWN, Demand("critique", 120, 8, 3)),
-        (prompts, "self_instruct", {"n": 5, "shots": 0, "attempts": 4, **SAMPLING}, Demand("invent", 20, 16, 4)),
+        (
+            prompts,
+            "self_instruct",
+            {"n": 5, "shots": 0, "attempts": 4, "near_copy": None, **SAMPLING},
+            Demand("invent", 20, 16, 4),
+        ),
+        (critics, "judge_pairwise", {**DRAWN, "pairs": 5}, Demand("critique", 10 * 2 * 5 * 3, 8, 3)),
+        (critics, "judge_pairwise", {**DRAWN, "pairs": None}, Demand("critique", 10 * 2 * 6 * 3, 8, 3)),
+        (critics, "judge_checklist", {**DRAWN, "criteria": ["It is short."]}, Demand("critique", 40 * 3, 8, 3)),
+        (critics, "judge_pointwise_logprobs", {}, Demand("critique", 40 * 6, 0)),
+        (critics, "judge_pairwise_logprobs", {"pairs": 1}, Demand("critique", 10 * 2 * 2, 0)),
         (refinement, "critique_revise", REVISE, Demand("refine", 60, 9)),
         (refinement, "critique_revise", {**REVISE, "per_prompt": 9}, Demand("refine", 80, 9)),
     ],
@@ -52,6 +62,8 @@ def test_evaluation_asks_for_answers_their_critiques_and_one_refinement() -> Non
             **SAMPLING,
             "critics": {"own": {"block": "factored_critique", "max_new_tokens": 4}},
             "best_of": "own",
+            "benchmarks": None,
+            "benchmark_files": "tasks/benchmarks",
             "refine": {"block": "critique_revise", **REVISE, "per_prompt": 1, "rounds": 1},
         }
     )
@@ -64,8 +76,8 @@ def test_rows_of_a_training() -> None:
     common = {
         "steps": 10, "learning_rate": 0.1, "warmup_steps": 0, "schedule": "constant", "final_share": 0.0,
         "betas": [0.9, 0.9], "weight_decay": 0.0, "clip": 1.0, "precision": "float32", "threads": 1,
-        "checkpoint_steps": 5, "lora": None,
+        "checkpoint_steps": 5, "lora": None, "pass_tokens": 4096, "gradient_checkpointing": False, "accelerate": None,
     }  # fmt: skip
-    assert training.rows(training.SftOptions(**common, mixture={"own": 5, "solve": 3})) == 80
+    assert training.rows(training.SftOptions(**common, packing=False, mixture={"own": 5, "solve": 3})) == 80
     preferences = {"batch_size": 4, "loss": "sigmoid", "beta": 0.1, "nll": 0.0, "replay_coefficient": 1.0}
     assert training.rows(training.DpoOptions(**common, **preferences, replay={"solve": 3})) == 110

@@ -289,7 +289,7 @@ def test_benchmarks_need_their_folder_and_lm_eval(params: dict[str, Any], monkey
         parameters.check(params, ROOT)
     assert "evaluate.benchmark_files: given 'tasks/nowhere'" in str(caught.value)
     assert "evaluations.i02.benchmark_files: given 'tasks/benchmarks'; it is one folder for" in str(caught.value)
-    put(params, "iterations.i02.evaluate", {})
+    put(params, "evaluations.i02", {})
     params["evaluate"] |= {"benchmark_files": "tasks/families", "benchmarks": {"own": BENCHMARK}}
     assert "tasks/families" in declared(ROOT, params, "evaluate", "i02").deps
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

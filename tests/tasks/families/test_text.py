@@ -15,27 +15,11 @@ from tasks.core.errors import BadInput
 from tasks.core.plain_text import plain
 from tasks.families.text import number_in, numbers
 from tasks.families.text_templates import fenced
+from tests.support import text_options
 
-OPTIONS = {
-    "path": "prompts.jsonl",
-    "prompt_field": "question",
-    "answer_field": "answer",
-    "system_field": None,
-    "messages_field": None,
-    "id_field": None,
-    "split": {"file": None, "field": None, "value": None},
-    "extraction": "numeric",
-    "unusable": "refuse",
-    "duplicates": "refuse",
-    "limit": None,
-    "limit_by": "first",
-    "near_duplicates": {"threshold": 0.8, "shingle": 3, "permutations": 128},
-    "decontaminate": {"ngram": 13, "shortest": 8, "benchmarks": {}},
-    "heldout": 3,
-    "probe": 2,
-    "labelled": 4,
-    "system": None,
-}
+OPTIONS = text_options(
+    path="prompts.jsonl", prompt_field="question", answer_field="answer", heldout=3, probe=2, labelled=4
+)
 FAMILY = families.create("text", OPTIONS)
 ROWS = [{"question": f"How much is {n} and {n}?", "answer": f"{n} + {n}\n#### {2 * n}"} for n in range(20)]
 PIECES = [
@@ -193,7 +177,7 @@ def bad(rows_or_bytes):
         (bad([{"question": "a", "answer": None}]), r"'answer' is empty \(null\)"),
         (bad([{"question": "a", "answer": "none"}]), "row 1: no answer in 'answer'"),
         (bad([{"question": " ", "answer": "1"}]), "row 1: 'question' has no text"),
-        (bad([{"question": "a" * 20_001, "answer": "1"}]), "row 1: 'question' has 20,001 characters"),
+        (bad([{"question": "a" * 100_001, "answer": "1"}]), "row 1: 'question' has 100,001 characters"),
         (b'{"question": "\\ud800", "answer": "1"}\n', "surrogate"),
         (bad([*ROWS, {"question": "how much is 3,  and 3", "answer": "6"}]), "rows 4 and 21 have the same prompt"),
         (bad(ROWS[:9]), "9 different prompts, but"),

@@ -20,7 +20,7 @@ class Vllm(Options):
     memory_share: float = Field(gt=0, le=1)  # of the GPU's memory, for weights and KV cache
     cpu_cache_gib: int = Field(ge=1)  # KV cache where there is no GPU
     longest: int | None = Field(ge=8)  # tokens of prompt and reply; null: the model's positions
-    eager: bool  # no CUDA graphs: starts sooner, runs slower
+    eager: bool  # nothing compiled, no CUDA graphs: starts sooner, runs slower
 
 
 class Openai(Options):

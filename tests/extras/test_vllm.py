@@ -1,10 +1,6 @@
 """The vllm engine against the transformers engine, on tiny random models. One vLLM serves all tests but those of its end."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -267,25 +263,3 @@ def test_one_engine_answers_for_several_models(
 def test_memory_that_is_not_there_is_said_before_vllm_starts(folders: dict[str, Path]) -> None:
     with pytest.raises(StageFailed, match=r"serving.vllm.cpu_cache_gib: given 100000, but .* GiB of memory are free"):
         engines.load("vllm", folders["base"], "float32", 2, 64, {**SERVING, "cpu_cache_gib": 100000})
-
-
-PARENT = """
-import sys, time
-from tasks.core.engines import vllm_process
-child = __import__("subprocess").Popen(["sleep", "600"])
-vllm_process.watch([child.pid])
-print(child.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def test_what_is_watched_ends_with_a_process_that_is_killed() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
-    deadline = time.monotonic() + 10
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -86,7 +86,7 @@ class VllmEngine:
         self.texts = _texts(parts)
         self.longest = min(serving.longest or UNBOUNDED, self.texts.positions)
         options = _options(parts, precision, batch_size, serving, self.longest, self.room)
-        self.llm, self.watcher = _start(options, threads, serving.cpu_cache_gib)
+        self.llm, self.watcher = _start(options, threads, serving)
         self.longest = min(self.longest, int(self.llm.model_config.max_model_len) - 1)
         self._serve(parts)
 
@@ -257,11 +257,11 @@ def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longe
     return options
 
 
-def _start(options: Mapping[str, Any], threads: int, cpu_cache_gib: int) -> tuple[Any, Any]:
+def _start(options: Mapping[str, Any], threads: int, serving: Vllm) -> tuple[Any, Any]:
     """A `vllm.LLM`, and who ends its processes with this one. Raises `StageFailed` where it cannot be."""
     before, began = vllm_process.children(), time.perf_counter()
     try:
-        with vllm_process.environment(threads, cpu_cache_gib):
+        with vllm_process.environment(threads, serving.cpu_cache_gib, serving.eager):
             from vllm import LLM
 
             llm: Any = LLM(**options)

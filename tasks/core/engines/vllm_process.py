@@ -16,8 +16,9 @@ WATCH = 'read -r _; kill -9 "$@"'  # the pipe ends when this process does
 
 
 @contextlib.contextmanager
-def environment(threads: int, cpu_cache_gib: int) -> Iterator[None]:
-    """While vLLM is imported and started. `threads`: that it computes with on CPU; `cpu_cache_gib`: its KV cache there."""
+def environment(threads: int, cpu_cache_gib: int, eager: bool) -> Iterator[None]:
+    """While vLLM is imported and started. `threads`: that it computes with on CPU; `cpu_cache_gib`: its KV cache there;
+    `eager`: nothing is compiled, also none of the small functions that vLLM compiles when they are first needed."""
     before = dict(os.environ)
     os.environ |= {
         "DO_NOT_TRACK": "1",
@@ -31,6 +32,8 @@ def environment(threads: int, cpu_cache_gib: int) -> Iterator[None]:
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
+    if eager:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
         yield
     finally:

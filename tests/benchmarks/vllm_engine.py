@@ -1,6 +1,6 @@
 """How much of vLLM's speed the `vllm` engine keeps, against a bare `LLM.generate` over the same requests.
 
-    .venv-extras/bin/python tests/benchmarks/vllm.py --repeats 5
+    .venv-extras/bin/python tests/benchmarks/vllm_engine.py --repeats 5
 
 One vLLM serves both, alternately, after one run each that does not count; caches of prefixes are emptied before each
 run. Bare: texts and a list of `SamplingParams` into `LLM.generate`, texts and log-probabilities out, nothing else.

@@ -30,7 +30,7 @@ from pydantic import Field, field_validator
 from tasks.core import batches, digests, models
 from tasks.core.blocks import Block, Options
 from tasks.core.context import Pointer
-from tasks.core.errors import EmptyDataset, StageFailed
+from tasks.core.errors import BadInput, EmptyDataset, StageFailed
 
 VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
 Mixture = dict[str, Annotated[int, Field(ge=0)]]
@@ -225,7 +225,12 @@ def _reference(job: Job, options: DpoOptions, rows: batches.Rows) -> np.ndarray:
 
 
 def _apart(job: Job, options: TrainingOptions) -> bool:
-    """Whether to train in a process of its own; then engines give their memory back first."""
+    """Whether to train in a process of its own; then engines give their memory back first. Raises `BadInput` where the
+    file for accelerate is not there."""
+    if options.accelerate is not None and not Path(options.accelerate).is_file():
+        raise BadInput(
+            f"accelerate: given {options.accelerate!r}: there is no such file; `accelerate config` makes one"
+        )
     apart = job.apart == "always" or options.accelerate is not None
     if not apart and job.apart == "auto":
         use_threads(options.threads)
@@ -255,6 +260,7 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
     """Trains, here or in a process of its own, and reports tokens, rows and speed."""
     settings = options.model_dump(exclude={"checkpoint_steps"})
     content = [source.digest() for source in sources]
+    apart = _apart(job, options)
     launch = digests.of_file(Path(options.accelerate)) if options.accelerate else None
     initial = models.digest(job.initial, job.scratch / digests.KNOWN)
     key = digests.of_value([VERSION, kind, initial, settings, job.seed, content, launch])
@@ -263,7 +269,7 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
     def progress(done: int, total: int) -> None:
         job.progress(kind, done, total)
 
-    if _apart(job, options):
+    if apart:
         from tasks.core import process
 
         asked = options.model_dump()

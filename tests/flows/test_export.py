@@ -213,8 +213,9 @@ class Hub(BaseHTTPRequestHandler):
             ]
             return self._answer({"files": files})
         if "/commit/" in path:
+            repo = path.removeprefix("/api/").removeprefix("models/").removesuffix("/commit/main")
             return self._answer(
-                {"success": True, "commitOid": "d" * 40, "commitUrl": f"http://{self.headers['Host']}/c/commit/d"}
+                {"success": True, "commitOid": "d" * 40, "commitUrl": f"http://{self.headers['Host']}/{repo}/commit/d"}
             )
         return self._answer({"errors": [], "warnings": []})
 

@@ -87,7 +87,9 @@ def run(context: Context) -> None:
         tables.write(tables.empty(schema), context.write(context.data(f"{name}.parquet", key)), schema)
     for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
         tables.write(tables.empty(schema), context.write(context.data(f"dataset/{name}.parquet", key)), schema)
-    context.write(context.data("dataset/README.md", key)).write_text(tables.DATASET_CARD, encoding="utf-8")
+    context.write(context.data("dataset/README.md", key)).write_text(
+        tables.dataset_card({"sft": 0, "pairs": 0, "dropped": 0}), encoding="utf-8"
+    )
 
 
 def _pretrained(context: Context, folder: str) -> Pointer:

@@ -2,7 +2,7 @@
 
 Reads prompts, samples, refinements, their critiques, the previous iteration's dataset and the seed corpus.
 Writes `data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED), and `README.md`,
-which makes the folder a dataset of three configurations for `datasets.load_dataset`, `trl sft` and `trl dpo`.
+which makes the folder a dataset with a configuration for each of them for `datasets.load_dataset`, `trl sft` and `trl dpo`.
 Raises `EmptyDataset` where nothing of this iteration is left to train on.
 """
 
@@ -67,4 +67,5 @@ def run(context: Context) -> None:
     tables.write(state.sft, context.write(f"{folder}/sft.parquet"), tables.SFT)
     tables.write(state.pairs, context.write(f"{folder}/pairs.parquet"), tables.PAIRS)
     tables.write(state.dropped, context.write(f"{folder}/dropped.parquet"), tables.DROPPED)
-    context.write(f"{folder}/README.md").write_text(tables.DATASET_CARD, encoding="utf-8")
+    rows = {"sft": state.sft.height, "pairs": state.pairs.height, "dropped": state.dropped.height}
+    context.write(f"{folder}/README.md").write_text(tables.dataset_card(rows), encoding="utf-8")

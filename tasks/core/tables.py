@@ -148,21 +148,12 @@ INVENTED = _schema(  # prompts that the model wrote, in an iteration and in all 
 )
 LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
 
+CONTENTS = {  # of a dataset's folder
+    "sft": "prompt and completion as messages",
+    "pairs": "prompt, chosen and rejected as messages",
+    "dropped": "candidates that are not trained on, with the block that dropped them and its reason",
+}
 ROW_GROUP = 50_000
-DATASET_CARD = """---
-configs:
-- config_name: sft
-  data_files: sft.parquet
-  default: true
-- config_name: pairs
-  data_files: pairs.parquet
-- config_name: dropped
-  data_files: dropped.parquet
----
-
-`sft`: prompt and completion as messages; `pairs`: prompt, chosen and rejected as messages; `dropped`: candidates that were
-not trusted, with the block that dropped them and its reason. TRL and `datasets.load_dataset` open this folder as it is.
-"""  # the README.md of a dataset's folder: which file is which configuration
 
 
 def content_id(*parts: Any) -> str:
@@ -224,6 +215,19 @@ def write_parquet(table: pl.DataFrame, path: Path, **options: Any) -> None:
             f"{path} cannot be written ({error}); {free:,.0f} MiB are free there: make room, or lift the limit on the "
             "size of files, and run it again"
         ) from error
+
+
+def dataset_card(rows: Mapping[str, int]) -> str:
+    """The README.md of a dataset's folder: each table that has rows is a configuration for `datasets.load_dataset`, which
+    cannot open an empty one. `rows`: how many a table has; the first that has some is the default."""
+    filled = [name for name, count in rows.items() if count]
+    lines = ["---", "configs:"] if filled else []
+    for name in filled:
+        lines += [f"- config_name: {name}", f"  data_files: {name}.parquet"]
+        lines += ["  default: true"] if name == filled[0] else []
+    lines += ["---", ""] if filled else []
+    told = [f"{CONTENTS[name]}: {count:,} row{'' if count == 1 else 's'}" for name, count in rows.items()]
+    return "\n".join([*lines, *(f"- `{name}`, {text}" for name, text in zip(rows, told, strict=True))]) + "\n"
 
 
 def read(path: Path, schema: pl.Schema) -> pl.DataFrame:

@@ -213,8 +213,9 @@ class Hub(BaseHTTPRequestHandler):
             ]
             return self._answer({"files": files})
         if "/commit/" in path:
+            repo = path.removeprefix("/api/").removeprefix("models/").removesuffix("/commit/main")
             return self._answer(
-                {"success": True, "commitOid": "d" * 40, "commitUrl": f"http://{self.headers['Host']}/c/commit/d"}
+                {"success": True, "commitOid": "d" * 40, "commitUrl": f"http://{self.headers['Host']}/{repo}/commit/d"}
             )
         return self._answer({"errors": [], "warnings": []})
 
@@ -253,14 +254,14 @@ def test_the_folder_is_uploaded_with_the_users_token_and_the_datasets_apart(
     dataset = root / "data/i01/dataset"
     for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
         tables.write(tables.empty(schema), dataset / f"{name}.parquet", schema)
-    (dataset / "README.md").write_text(tables.DATASET_CARD)
+    (dataset / "README.md").write_text(tables.dataset_card({"sft": 1, "pairs": 0, "dropped": 0}))
     result = CliRunner().invoke(_app(), [str(tmp_path / "model"), "--push", "owner/name", "--datasets"])
     assert result.exit_code == 0, result.output
     assert result.output.count("pushed to http://127.0.0.1") == 2
     assert "secret" not in result.output
     assert all(token == "Bearer secret" for _, token, _ in hub.asked if token)
     made = [json.loads(body) for path, _, body in hub.asked if path.endswith("/repos/create")]
-    assert [given["private"] for given in made] == [True, True]
+    assert [given["visibility"] for given in made] == ["private", "private"]
     files = {path: _committed(body) for path, _, body in hub.asked if "/commit/" in path}
     assert len(files) == 2
     own = files["/api/models/owner/name/commit/main"]

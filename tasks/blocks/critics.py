@@ -61,16 +61,17 @@ def critique(
     voters: Sequence[bool] | None = None,
 ) -> pl.DataFrame:
     """CRITIQUES of all candidates by all critics. `voters`: which candidates count in a vote, None for all."""
-    asked = prompts.select("prompt_id", question="messages", gold="answer")
-    joined = candidates.select("candidate_id", "draw", "prompt_id", "response", "answer").join(
-        asked, on="prompt_id", how="left", maintain_order="left"
+    asked = prompts.select("prompt_id", question="messages", gold="answer").with_row_index("place")
+    counted = candidates.with_columns(
+        voter=pl.Series([True] * candidates.height if voters is None else voters, dtype=pl.Boolean)
     )
+    joined = counted.join(asked, on="prompt_id", how="left").sort("place", "source", "turn", "draw", "candidate_id")
     found = [tables.empty(tables.CRITIQUES)]
     for bound in critics:
         judging = Judging(
             candidate_ids=joined["candidate_id"].to_list(),
             draws=joined["draw"].to_list(),
-            voters=[True] * joined.height if voters is None else list(voters),
+            voters=joined["voter"].to_list(),
             prompt_ids=joined["prompt_id"].to_list(),
             questions=joined["question"].to_list(),
             responses=joined["response"].to_list(),

@@ -114,6 +114,8 @@ def estimate(
     """What the stages take that are `stale` (`flows.graph.stale`), with `everything` what all of them take. `seconds`: how
     long measuring may take, 0 for not at all. Raises `BadInput`."""
     stages: list[Stage] = [(s, k) for s in parameters.STAGES for k in parameters.stage_keys(params, s)]
+    if not (stale or everything):
+        seconds = 0
     given = workload.task(root, params, "prepare" not in stale)
     questions, distinct = workload.most_questions(given.family, given.answers)
     asked = workload.demands(params, given.heldout + given.probe, questions)

@@ -133,6 +133,9 @@ def show(made: Estimate, as_json_: bool = False) -> None:
     if as_json_:
         print(json.dumps(as_json(made), indent=2))
         return
+    if not made.wanted:
+        print("everything is up to date (--all tells what it would take from nothing)")
+        return
     from rich.console import Console
 
     out = Console(highlight=False)

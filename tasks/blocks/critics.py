@@ -40,13 +40,10 @@ def critique(
 ) -> pl.DataFrame:
     """CRITIQUES of all candidates by all critics. `voters`: which candidates count in a vote, None for all."""
     asked = prompts.select("prompt_id", question="messages", gold="answer").with_row_index("place")
-    joined = (
-        candidates.with_columns(
-            voter=pl.Series([True] * candidates.height if voters is None else voters, dtype=pl.Boolean)
-        )
-        .join(asked, on="prompt_id", how="left")
-        .sort("place", "source", "turn", "draw", "candidate_id")
+    counted = candidates.with_columns(
+        voter=pl.Series([True] * candidates.height if voters is None else voters, dtype=pl.Boolean)
     )
+    joined = counted.join(asked, on="prompt_id", how="left").sort("place", "source", "turn", "draw", "candidate_id")
     found = [tables.empty(tables.CRITIQUES)]
     for bound in critics:
         judging = Judging(

@@ -53,6 +53,13 @@ def test_only_what_is_stale_is_wanted(tmp_path: Path, mini: dict[str, Any]) -> N
     )
 
 
+def test_nothing_to_do(tmp_path: Path, mini: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    made = estimate.estimate(tmp_path, mini, [], False, 30)
+    assert not made.measured.speeds
+    estimate_table.show(made)
+    assert capsys.readouterr().out.startswith("everything is up to date")
+
+
 def test_the_table_says_what_is_unknown(tmp_path: Path, mini: dict[str, Any]) -> None:
     mini["prices"] = {**mini["prices"], "completion_tokens": 1_000_000.0, "prompt_tokens": 0.0}
     made = told(tmp_path, mini)

@@ -21,7 +21,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,10 @@ class Windows(NamedTuple):
     hashes: Words
     owners: NDArray[np.int64]
     places: NDArray[np.int64]
+
+    def at(self, index: NDArray[Any]) -> "Windows":
+        """Those of the index, a mask or an order."""
+        return Windows(self.hashes[index], self.owners[index], self.places[index])
 
 
 def windows(texts: Hashed, length: int, first: int = 0, last: int | None = None) -> Windows:
@@ -190,13 +194,15 @@ def _shingles(texts: Hashed, length: int, first: int, last: int) -> Windows:
     parts = [windows(texts, length, first, last)]
     for short in np.unique(lengths[lengths < length]).tolist():
         runs = windows(texts, short, first, last)
-        whole = lengths[runs.owners - first] == short
-        parts.append(Windows(*(column[whole] for column in runs)))
+        parts.append(runs.at(lengths[runs.owners - first] == short))
     if len(parts) == 1:
         return parts[0]
-    joined = Windows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    order = np.argsort(joined.owners, kind="stable")
-    return Windows(*(column[order] for column in joined))
+    joined = Windows(
+        np.concatenate([part.hashes for part in parts]),
+        np.concatenate([part.owners for part in parts]),
+        np.concatenate([part.places for part in parts]),
+    )
+    return joined.at(np.argsort(joined.owners, kind="stable"))
 
 
 def _signatures(texts: Hashed, length: int, permutations: int, b: int, r: int) -> tuple[Bytes, Words]:
@@ -279,7 +285,7 @@ class Passages:
             for index, wanted in ((self._runs, full), (self._wholes, full | inside)):
                 if length in index and wanted.any():
                     runs = windows(texts, length, first, last)
-                    runs = Windows(*(column[wanted[runs.owners - first]] for column in runs))
+                    runs = runs.at(wanted[runs.owners - first])
                     keys, owners = index[length]
                     place = np.minimum(np.searchsorted(keys, runs.hashes), len(keys) - 1)
                     for hit in np.flatnonzero(keys[place] == runs.hashes).tolist():
@@ -312,7 +318,7 @@ class Lookup:
             return None
         threshold, length = self._near
         own = np.unique(_shingles(hashed([text]), length, 0, 1).hashes)
-        low, high = (np.searchsorted(self._keys, own, side) for side in ("left", "right"))  # type: ignore[call-overload]
+        low, high = np.searchsorted(self._keys, own, "left"), np.searchsorted(self._keys, own, "right")
         hits = np.concatenate([self._owners[a:b] for a, b in zip(low, high, strict=True)])
         common = np.bincount(hits, minlength=len(self._sizes))
         scores = common / (self._sizes + len(own) - common)

@@ -202,7 +202,7 @@ class Countdown:
         return []
 
     def guard(self, reserved: pl.DataFrame) -> Guard:
-        return by_fingerprint(self, reserved)
+        return by_fingerprint(self.fingerprint, reserved)
 
     # --- the holistic critic -----------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:

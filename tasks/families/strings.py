@@ -123,7 +123,7 @@ class Strings:
         return []
 
     def guard(self, reserved: pl.DataFrame) -> Guard:
-        return by_fingerprint(self, reserved)
+        return by_fingerprint(self.fingerprint, reserved)
 
     # --- skills that this family does not have -------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:

@@ -69,9 +69,14 @@ class Text:
             }
             for row in chosen.labelled
         ]
+        pool, probe, heldout = (
+            [self._row(row) for row in part] for part in (chosen.pool, chosen.probe, chosen.heldout)
+        )
         return SeedData(
             corpus,
-            *([self._row(row) for row in part] for part in (chosen.pool, chosen.probe, chosen.heldout)),
+            pool,
+            probe,
+            heldout,
             reserved=[
                 {"fingerprint": text_rows.fingerprint(row.prompt), "words": _word_hashes(row.prompt)}
                 for row in chosen.benchmarks
@@ -105,7 +110,7 @@ class Text:
             (near.threshold, near.shingle) if near else None,
             (passages.ngram, passages.shortest) if passages else None,
         )
-        equal = by_fingerprint(self, reserved)
+        equal = by_fingerprint(self.fingerprint, reserved)
 
         def refuses(messages: Messages) -> str | None:
             why = equal(messages)

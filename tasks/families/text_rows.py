@@ -293,9 +293,11 @@ def _divide(options: Options, path: Path, rows: Sequence[Row], made: Selected) -
     made.labelled, made.pool = rest[: options.labelled], rest[options.labelled :]
 
 
-def _drop(row: Row, reason: str, other: Row | None = None, detail: str | None = None, **more: float) -> Drop:
-    collided = (other.file, other.number, other.id) if other else (None, None, None)
-    return Drop(row.file, row.number, row.id, reason, detail, *collided, **more)
+def _drop(
+    row: Row, reason: str, other: Row | None = None, detail: str | None = None, similarity: float | None = None
+) -> Drop:
+    file, number, own = (other.file, other.number, other.id) if other else (None, None, None)
+    return Drop(row.file, row.number, row.id, reason, detail, file, number, own, similarity)
 
 
 def _place(path: Path, row: Row) -> Path:

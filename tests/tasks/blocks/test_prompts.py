@@ -17,7 +17,7 @@ def supply(previous=None, model=None, pool=POOL, forbidden=()):
         Adding(),
         tables.frame([{"fingerprint": f, "part": "heldout", "words": []} for f in forbidden], tables.FINGERPRINTS),
     )
-    return blocks.Supply(family, pool, before, by_fingerprint(family, reserved), model, 1, "block")
+    return blocks.Supply(family, pool, before, by_fingerprint(family.fingerprint, reserved), model, 1, "block")
 
 
 def block(name, **options):

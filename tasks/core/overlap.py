@@ -95,8 +95,9 @@ class Windows(NamedTuple):
     owners: NDArray[np.int64]
     places: NDArray[np.int64]
 
-    def pick(self, which: NDArray[Any]) -> "Windows":
-        return Windows(self.hashes[which], self.owners[which], self.places[which])
+    def at(self, index: NDArray[Any]) -> "Windows":
+        """Those of the index, a mask or an order."""
+        return Windows(self.hashes[index], self.owners[index], self.places[index])
 
 
 def windows(texts: Hashed, length: int, first: int = 0, last: int | None = None) -> Windows:
@@ -193,12 +194,15 @@ def _shingles(texts: Hashed, length: int, first: int, last: int) -> Windows:
     parts = [windows(texts, length, first, last)]
     for short in np.unique(lengths[lengths < length]).tolist():
         runs = windows(texts, short, first, last)
-        whole = lengths[runs.owners - first] == short
-        parts.append(runs.pick(whole))
+        parts.append(runs.at(lengths[runs.owners - first] == short))
     if len(parts) == 1:
         return parts[0]
-    hashes, owners, places = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    return Windows(hashes, owners, places).pick(np.argsort(owners, kind="stable"))
+    joined = Windows(
+        np.concatenate([part.hashes for part in parts]),
+        np.concatenate([part.owners for part in parts]),
+        np.concatenate([part.places for part in parts]),
+    )
+    return joined.at(np.argsort(joined.owners, kind="stable"))
 
 
 def _signatures(texts: Hashed, length: int, permutations: int, b: int, r: int) -> tuple[Bytes, Words]:
@@ -281,7 +285,7 @@ class Passages:
             for index, wanted in ((self._runs, full), (self._wholes, full | inside)):
                 if length in index and wanted.any():
                     runs = windows(texts, length, first, last)
-                    runs = runs.pick(wanted[runs.owners - first])
+                    runs = runs.at(wanted[runs.owners - first])
                     keys, owners = index[length]
                     place = np.minimum(np.searchsorted(keys, runs.hashes), len(keys) - 1)
                     for hit in np.flatnonzero(keys[place] == runs.hashes).tolist():
@@ -314,7 +318,7 @@ class Lookup:
             return None
         threshold, length = self._near
         own = np.unique(_shingles(hashed([text]), length, 0, 1).hashes)
-        low, high = (np.searchsorted(self._keys, own, side) for side in ("left", "right"))
+        low, high = np.searchsorted(self._keys, own, "left"), np.searchsorted(self._keys, own, "right")
         hits = np.concatenate([self._owners[a:b] for a, b in zip(low, high, strict=True)])
         common = np.bincount(hits, minlength=len(self._sizes))
         scores = common / (self._sizes + len(own) - common)

@@ -296,10 +296,8 @@ def _divide(options: Options, path: Path, rows: Sequence[Row], made: Selected) -
 def _drop(
     row: Row, reason: str, other: Row | None = None, detail: str | None = None, similarity: float | None = None
 ) -> Drop:
-    collided: tuple[str | None, int | None, str | None] = (None, None, None)
-    if other:
-        collided = (other.file, other.number, other.id)
-    return Drop(row.file, row.number, row.id, reason, detail, *collided, similarity)
+    file, number, own = (other.file, other.number, other.id) if other else (None, None, None)
+    return Drop(row.file, row.number, row.id, reason, detail, file, number, own, similarity)
 
 
 def _place(path: Path, row: Row) -> Path:

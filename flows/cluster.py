@@ -69,6 +69,20 @@ def connect(root: Path, runner: Mapping[str, Any], threads: int) -> None:
             f"the Ray cluster at {address} cannot be used: {reason}\n  It needs the Ray and Python versions that are "
             "here; HOST:PORT works from one of the cluster's own machines, ray://HOST:10001 from any"
         ) from error
+    _room(runner, threads)
+
+
+def _room(runner: Mapping[str, Any], threads: int) -> None:
+    """Says so where no machine can take a worker. Raises `StageFailed` where none will: another's cluster may grow."""
+    import ray
+
+    wanted = {"CPU": threads, "GPU": runner["gpus"]}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(has.get(what, 0) >= amount for what, amount in wanted.items()) for has in machines):
+        lack = f"no machine of the Ray cluster has {threads} CPUs and {runner['gpus']:g} GPUs, as a worker needs"
+        if runner["address"] is None:
+            raise StageFailed(f"{lack}; lower engine.threads or runner.gpus")
+        print(f"{lack}; waiting for one", flush=True)
 
 
 def _own(root: Path, cpus: int) -> str:

@@ -126,13 +126,14 @@ def test_workers_that_do_not_reach_prefect_work_all_the_same(
     on_ray: Callable[..., list[Any]], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on other machines than the one on whose loopback address this run's server listens."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED, temporary_settings
     from prefect_ray import RayTaskRunner
 
     submit = RayTaskRunner.submit
 
     def submit_far_away(*arguments: Any, **given: Any) -> Any:
-        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.free_port()}/api"}):
+        nowhere = f"http://127.0.0.1:{server.free_port()}/api"
+        with temporary_settings({PREFECT_API_URL: nowhere, PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}):
             return submit(*arguments, **given)
 
     monkeypatch.setattr(RayTaskRunner, "submit", submit_far_away)
@@ -145,6 +146,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = workspace(tmp_path_factory.mktemp("ray") / "here", tmp_path_factory.mktemp("cache"))
     edit(folder, "engine.rows_per_shard", 16)
     edit(folder, "engine.threads", 1)
+    edit(folder, "base.sft.steps", 20)
+    edit(folder, "base.sft.warmup_steps", 2)
     run(folder, "dvc", "repro", "critique@i01")
     return folder
 
@@ -191,7 +194,7 @@ def figures(folder: Path, name: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("how", ["dvc repro, a cluster of its own", "flows.evolve, an existing cluster"])
-def test_a_run(trained: Path, existing: dict[str, Any], how: str) -> None:
+def test_a_run(trained: Path, existing: dict[str, Any], tmp_path: Path, how: str) -> None:
     """Stages share the cluster; bytes and figures are those of the local run; what the run started is gone after it."""
     names = ("sample@i01", "critique@i01")
     before, counted = digests(trained), [figures(trained, name) for name in names]
@@ -199,16 +202,14 @@ def test_a_run(trained: Path, existing: dict[str, Any], how: str) -> None:
     edit(trained, "runner", RAY if own else {**RAY, "address": existing["client"]})
     shutil.rmtree(trained / ".autodidact/scratch")
     words = ["dvc", "repro", "-f", "-s", *names] if own else ["python", "-m", "flows.evolve", "--force", names[1]]
-    process = subprocess.Popen(
-        words, cwd=trained, env=environment(trained), stdin=subprocess.DEVNULL, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with (tmp_path / "said").open("w") as out:
+        process = subprocess.Popen(words, cwd=trained, env=environment(trained), stdout=out, stderr=out)
     seen: dict[int, psutil.Process] = {}
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             seen |= cluster_of(trained)
         time.sleep(0.2)
-    said = process.communicate()[0]
+    said = (tmp_path / "said").read_text()
     assert process.returncode == 0, said
     assert said.count("Ray: 127.0.0.1:") == int(own)
     assert digests(trained) == before

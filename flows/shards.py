@@ -89,7 +89,8 @@ def run_on_ray(
     from prefect_ray.context import remote_options
 
     lost_errors = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
-    waiting, running, lost = list(missing), {}, Counter[str]()
+    waiting, lost = list(missing), Counter[str]()
+    running: dict[Any, tuple[str, Any]] = {}
     failure: Exception | None = None
     with _seen(root) as mark, _named(), RayTaskRunner() as tasks, remote_options(**resources(runner, threads)):
         shard = task(name="shard", task_run_name="shard-{key}", refresh_cache=True, **stored(root))(_remote(root, mark))

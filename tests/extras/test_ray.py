@@ -37,6 +37,7 @@ RAY = {**LOCAL, "name": "ray"}
 def existing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The section `runner` for a cluster that somebody started."""
     started = cluster._start(tmp_path_factory.mktemp("ray"), 2)
+    os.environ.update(cluster._token(Path(started["folder"])))  # as its user would
     deadline = time.monotonic() + cluster.STARTUP
     while "Ray runtime started" not in Path(started["log"]).read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -44,6 +45,8 @@ def existing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     import ray
 
     ray.shutdown()
+    for name in cluster._token(Path()):
+        os.environ.pop(name)
     server.stop(started["pid"], started["started"])
     shutil.rmtree(started["folder"], ignore_errors=True)
 

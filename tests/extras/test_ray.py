@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from tasks.core.shards import run_here
 from tests.e2e.workspace import REPOSITORY, digests, edit, environment, run, workspace
 from tests.extras.slow import Slow, Watched, noted
 
-pytest.importorskip("prefect_ray", reason="needs the extra `ray`: pip install --constraint constraints.txt '.[ray]'")
-pytest.importorskip("ray", reason="needs the extra `ray`")
+# Ray is not imported here: it reads a cluster's token from the environment when it is.
+pytestmark = pytest.mark.skipif(
+    find_spec("ray") is None or find_spec("prefect_ray") is None,
+    reason="needs the extra `ray`: pip install --constraint constraints.txt '.[ray]'",
+)
 
 LOCAL = {"name": "local", "address": None, "workers": 2, "gpus": 0.0}
 RAY = {**LOCAL, "name": "ray"}

@@ -83,7 +83,8 @@ def test_a_killed_worker_costs_its_shard(on_ray: Callable[..., list[Any]], place
     jobs = [Slow(f"s{number}", place, 1.5) for number in range(4)]
 
     def kill() -> None:
-        while not noted(place):
+        deadline = time.monotonic() + 60
+        while not noted(place) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.5)
         os.kill(int(noted(place)[0][0]), signal.SIGKILL)

@@ -2,8 +2,8 @@
 
 Section `runner` of params.yaml: `address` names a cluster (`ray://host:10001` through its Ray Client server from
 anywhere, `host:6379` from one of its own machines). With null, the first stage of a run that has shards to compute
-starts one, on 127.0.0.1 and free ports, with one CPU for each of the engine's threads of each worker; later stages
-find it, and the watchdog of the run's Prefect server (`flows.server`) stops it when the run is gone. A process connects
+starts one, on free ports and closed by a token, with one CPU for each of the engine's threads of each worker; later
+stages find it, and the watchdog of the run's Prefect server (`flows.server`) stops it when the run is gone. A process connects
 once: in `flows.evolve` workers, and the models they hold, last over all stages.
 
 Needs the extra `ray` (Ray and prefect-ray), imported only here and in `flows.shards`.
@@ -11,6 +11,7 @@ Needs the extra `ray` (Ray and prefect-ray), imported only here and in `flows.sh
 
 import os
 import re
+import secrets
 import socket
 import sys
 import tempfile
@@ -53,11 +54,11 @@ def check(runner: Mapping[str, Any]) -> None:
 
 def connect(root: Path, runner: Mapping[str, Any], threads: int) -> None:
     """Connects this process, if it is not yet. Raises `StageFailed` where the cluster cannot be used."""
-    import ray
-
-    if ray.is_initialized():
+    if (loaded := sys.modules.get("ray")) is not None and loaded.is_initialized():
         return
     address = runner["address"] or _own(root, runner["workers"] * threads)
+    import ray
+
     quiet = {name: value for name, value in os.environ.items() if name in (*state.QUIET, "PREFECT_HOME")}
     try:
         ray.init(
@@ -67,13 +68,28 @@ def connect(root: Path, runner: Mapping[str, Any], threads: int) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StageFailed(
             f"the Ray cluster at {address} cannot be used: {reason}\n  It needs the Ray and Python versions that are "
-            "here; HOST:PORT works from one of the cluster's own machines, ray://HOST:10001 from any"
+            "here, and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH) if it has one; HOST:PORT works from one of the cluster's own machines, ray://HOST:10001 from any"
         ) from error
+    _room(runner, threads)
+
+
+def _room(runner: Mapping[str, Any], threads: int) -> None:
+    """Says so where no machine can take a worker. Raises `StageFailed` where none will: another's cluster may grow."""
+    import ray
+
+    wanted = {"CPU": threads, "GPU": runner["gpus"]}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(has.get(what, 0) >= amount for what, amount in wanted.items()) for has in machines):
+        lack = f"no machine of the Ray cluster has {threads} CPUs and {runner['gpus']:g} GPUs, as a worker needs"
+        if runner["address"] is None:
+            raise StageFailed(f"{lack}; lower engine.threads or runner.gpus")
+        print(f"{lack}; waiting for one", flush=True)
 
 
 def _own(root: Path, cpus: int) -> str:
-    """The address of the cluster that belongs to this run."""
+    """The address of the cluster that belongs to this run; its token is put where Ray looks when it is imported."""
     kept = server.keep(root, f"ray, {cpus} CPUs", lambda: _start(root, cpus))
+    os.environ.update(_token(Path(kept["folder"])))
     deadline = time.monotonic() + STARTUP
     while "Ray runtime started" not in Path(kept["log"]).read_text(errors="replace"):
         if not state.alive(kept["pid"], kept["started"]) or time.monotonic() > deadline:
@@ -83,20 +99,27 @@ def _own(root: Path, cpus: int) -> str:
 
 
 def _start(root: Path, cpus: int) -> dict[str, Any]:
-    """Starts a cluster of this machine alone, not to be reached from others."""
+    """Starts a cluster of this machine alone, which obeys only those who can read its token: this user."""
     import psutil
 
     folder = Path(tempfile.mkdtemp(prefix="ad-ray-"))  # short: it holds sockets, whose paths have 107 bytes
+    Path(_token(folder)["RAY_AUTH_TOKEN_PATH"]).write_text(secrets.token_hex(32))
     port, client = server.free_port(), server.free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
+    command += [f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
     command += [f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"]
     command += ["--include-dashboard=false", "--include-log-monitor=false", f"--object-store-memory={OBJECTS}"]
     log = state.logs_dir(root) / "ray.log"
-    pid = server.detached(command, log.open("wb"), root, {**os.environ, "RAY_enable_worker_prestart": "0"})
+    environment = {**os.environ, **_token(folder), "RAY_enable_worker_prestart": "0"}
+    pid = server.detached(command, log.open("wb"), root, environment)
     print(f"Ray: 127.0.0.1:{port} (a cluster of {cpus} CPUs on this machine; it goes when the run goes)", flush=True)
     started = psutil.Process(pid).create_time()
     return {
         "address": f"127.0.0.1:{port}", "client": f"ray://127.0.0.1:{client}",
         "pid": pid, "started": started, "folder": str(folder), "log": str(log),
     }  # fmt: skip
+
+
+def _token(folder: Path) -> dict[str, str]:
+    """Where Ray reads the token of a cluster: it listens on all of the machine's addresses, whatever it is told."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}

@@ -112,6 +112,8 @@ def run_on_ray(
                     waiting.insert(0, key)
                 elif failure is None:
                     failure = StageFailed(f"{ATTEMPTS} Ray workers were lost over the same shard; the last: {error}")
+            except ray.exceptions.RayTaskError as error:
+                failure = failure or StageFailed(f"a Ray worker failed: {type(error.cause).__name__}: {error.cause}")
             except Exception as error:  # noqa: BLE001 - raised below, when what is under way has been stored
                 failure = failure or error
     if failure is not None:

@@ -157,13 +157,15 @@ class Runner:
     def _open_model(self, pointer: Pointer) -> "Asker":
         if self._opener is None:
             from tasks.core.asking import Opener
-            from tasks.core.engines import ENDPOINTS
 
             scratch = state.scratch_dir(self.root)
             serving, engine, runner = self.params["serving"], self.params["engine"], self.params["runner"]
             run: Any = shards.run_here
-            if runner["name"] == "ray" and engine["name"] not in ENDPOINTS:  # a server does the work there
-                run = partial(shards.run_on_ray, root=self.root, runner=runner, threads=engine["threads"])
+            if runner["name"] == "ray":
+                from tasks.core.engines import ENDPOINTS
+
+                if engine["name"] not in ENDPOINTS:  # behind those a server does the work
+                    run = partial(shards.run_on_ray, root=self.root, runner=runner, threads=engine["threads"])
             self._opener = Opener(self.root, engine, scratch, run, self.progress, serving=serving)
         return self._opener(pointer)
 

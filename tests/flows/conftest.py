@@ -82,6 +82,8 @@ class Opener:
         return self
     def take_usage(self):
         return Usage()
+    def close(self):
+        pass
     def ask(self, question):
         keys = [f"{question}-{number}" for number in range(3)]
         self.map_shards([Shard(k, self.scratch / "shards" / k, self.root / "asked.log") for k in keys])

@@ -31,7 +31,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from tasks.blocks.benchmarks import Benchmark
 from tasks.core.asking import Asker
-from tasks.core.engine import Sampling
+from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed, unknown_name
 from tasks.core.family import Messages
 from tasks.core.seeds import derive
@@ -181,6 +181,7 @@ class Client(LM):
             sampling = Sampling(draws, temperature, top_p, longest, self.seed)
             replies = self.model.generate([self._asked(context) for context in contexts], sampling, self.what)
             seen: Counter[str] = Counter()
+            _refuse_failed(replies, self.what)
             for index, context, several in zip(members, contexts, replies, strict=True):
                 texts[index] = _cut(several[seen[context] % draws].text, stops[index])
                 seen[context] += 1
@@ -206,6 +207,7 @@ class Client(LM):
         for tokens, members in groups.items():
             sampling = Sampling(1, 0.0, 1.0, tokens, self.seed)
             replies = self.model.generate([contexts[index] for index in members], sampling, self.what)
+            _refuse_failed(replies, self.what)
             for index, (reply,) in zip(members, replies, strict=True):
                 greedy[index] = reply.text.strip() == continuations[index].strip()
         return [(sum(score[:-1]), same) for score, same in zip(scores, greedy, strict=True)]
@@ -235,6 +237,15 @@ def _needs_greedy(task: Any) -> bool:
     """Whether a metric of the task asks if greedy decoding gives the continuation."""
     metrics = [entry["metric"] for entry in task.get_config("metric_list") or []]
     return task.OUTPUT_TYPE == "loglikelihood" or (task.OUTPUT_TYPE == "multiple_choice" and "exact_match" in metrics)
+
+
+def _refuse_failed(replies: Sequence[Sequence[Completion]], what: str) -> None:
+    """Raises `StageFailed` where an endpoint gave no reply: a benchmark without some of its questions is another one."""
+    failed = [reply for several in replies for reply in several if reply.failed]
+    if failed:
+        raise StageFailed(
+            f"{what}: {len(failed)} requests got no reply ({failed[0].why}); run it again, for those only"
+        )
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

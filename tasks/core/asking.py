@@ -35,7 +35,7 @@ from tasks.core import digests, rows
 from tasks.core.context import Pointer, Progress
 from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Taking
 from tasks.core.engines import ENDPOINTS
-from tasks.core.errors import StageFailed
+from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import Messages
 from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
 
@@ -175,6 +175,11 @@ class Asker:
         from tasks.core import models
 
         if _server_renders(self.engine_options):
+            if any(isinstance(asked, str) for asked in messages):
+                raise BadInput(
+                    "engine.endpoint.protocol: a chat server takes messages and no plain text; use the protocol completions, "
+                    "or a chat template (evaluate.benchmarks: chat_template: true)"
+                )
             return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.folder)

@@ -12,8 +12,8 @@ from tasks.blocks import benchmarks
 from tasks.core import models
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Pointer
-from tasks.core.engine import Sampling
-from tasks.core.errors import BadInput
+from tasks.core.engine import Sampling, no_reply
+from tasks.core.errors import BadInput, StageFailed
 from tests.support import ENGINE, Scripted
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install -c constraints.txt -e '.[lm-eval]'")
@@ -130,6 +130,13 @@ def test_stop_strings_and_repeated_samples(folder: Path) -> None:
     assert sorted(draws) == [0, 0, 1, 1, 2, 2]
     expected = [row["answer"] == reply(row["question"], 0) for row in FACTS[:2]]
     assert figures["benchmark_facts_exact_match"] == sum(expected) / 2
+
+
+def test_a_request_without_a_reply_is_no_wrong_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ask(folder, Scripted(reply))
+    monkeypatch.setattr(model, "generate", lambda asked, sampling, what: [[no_reply("timeout")] for _ in asked])
+    with pytest.raises(StageFailed, match=r"40 requests got no reply \(timeout\); run it again"):
+        measure(folder, model, tasks=["facts"])
 
 
 @pytest.mark.parametrize(

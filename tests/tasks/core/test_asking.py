@@ -12,7 +12,7 @@ from tasks.core import asking, engines
 from tasks.core.asking import Opener, Usage, installed
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
-from tasks.core.errors import StageFailed
+from tasks.core.errors import BadInput, StageFailed
 from tests.support import ENGINE, Scripted, asker, digest_of, user
 
 QUESTIONS = [user(f"add {i} {i}") for i in range(50)]
@@ -62,6 +62,11 @@ def test_a_text_is_asked_as_it_stands(tmp_path):
     model, _ = asker(tmp_path, echo)
     del model.render  # the real one
     assert model.render(["as it stands <eos>"]) == ["as it stands <eos>"]
+    chat, _ = asker(tmp_path, echo, name="openai", endpoint={"protocol": "chat"})
+    del chat.render
+    assert chat.render([user("a")]) == ['[{"content": "a", "role": "user"}]']
+    with pytest.raises(BadInput, match="a chat server takes messages and no plain text"):
+        chat.render(["as it stands"])
 
 
 def test_more_prompts_or_samples_ask_only_for_what_is_new(tmp_path):

@@ -91,7 +91,8 @@ class VllmEngine:
         self._serve(parts)
 
     def take(self, folder: Path) -> bool:
-        """Serves the model of `folder` from now on. False where that wants an engine of its own: another architecture, or an adapter of a higher rank or on other layers than there is room for.
+        """Serves the model of `folder` from now on. False where that wants an engine of its own: another architecture,
+        or an adapter of a higher rank or on other layers than there is room for.
 
         Raises `BadInput` for a folder without a model, `StageFailed` if vLLM cannot read the weights.
         """

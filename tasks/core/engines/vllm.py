@@ -236,6 +236,7 @@ def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longe
         "enable_prefix_caching": True,
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
     if longest < UNBOUNDED:
         options["max_model_len"] = longest + 1  # vLLM always generates a token, also after what is only scored

@@ -91,8 +91,8 @@ class VllmEngine:
         self._serve(parts)
 
     def take(self, folder: Path) -> bool:
-        """Serves the model of `folder` from now on. False, with the model as it was, where that wants an engine of its
-        own: another architecture, or an adapter of a higher rank or on other layers than there is room for.
+        """Serves the model of `folder` from now on. False where that wants an engine of its own: another architecture,
+        or an adapter of a higher rank or on other layers than there is room for.
 
         Raises `BadInput` for a folder without a model, `StageFailed` if vLLM cannot read the weights.
         """
@@ -104,7 +104,8 @@ class VllmEngine:
         if _state(parts.weights) != self.weights:
             path = str(parts.weights.resolve())
             self._working(lambda: self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path}))
-            self._working(self.llm.reset_prefix_cache)
+            if not self._working(self.llm.reset_prefix_cache):
+                return False  # what is cached is the other model's
         self._serve(parts)
         return True
 
@@ -235,6 +236,7 @@ def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longe
         "enable_prefix_caching": True,
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
     if longest < UNBOUNDED:
         options["max_model_len"] = longest + 1  # vLLM always generates a token, also after what is only scored

@@ -191,7 +191,7 @@ def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
 def counted(critiques: pl.DataFrame, critic: str) -> dict[str, int]:
     """How many comparisons of a critic were decided, were ties, or gave nothing, by reason; figures for `Context.log`."""
     own = critiques.filter(pl.col("critic") == critic)
-    told = pl.coalesce("why", pl.when(pl.col("verdict").is_null()).then(pl.lit("tie")).otherwise(pl.lit("decided")))
+    told = pl.coalesce("why", judges.undecided("verdict", "score"), pl.lit("decided"))
     counts = Counter(own.select(told).to_series())
     return {f"{critic}_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())}
 

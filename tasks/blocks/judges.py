@@ -263,6 +263,12 @@ def outcomes(critiques: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def undecided(verdict: str, score: str) -> pl.Expr:
+    """Why a parsed comparison decides nothing; null for one that does."""
+    tie = pl.when(pl.col(score) == 0.5).then(pl.lit("tie")).otherwise(pl.lit(DISAGREE))
+    return pl.when(pl.col(verdict).is_null()).then(tie)
+
+
 def win_rates(critiques: pl.DataFrame) -> pl.DataFrame:
     """One row per compared candidate of one critic, as `critics.aggregate` gives them: `score` is the mean outcome of
     its pairs that parsed (win 1, tie 0.5, loss 0). Where all pairs were compared that is Copeland's ranking: win rate =

@@ -16,7 +16,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.critics import aggregate
-from tasks.blocks.judges import outcomes
+from tasks.blocks.judges import outcomes, undecided
 from tasks.core import tables
 from tasks.core.blocks import Block, Bound, Options
 from tasks.core.errors import BadInput, unknown_name
@@ -266,13 +266,16 @@ def pairs_preferred(state: Selection, options: PairsPreferred) -> Selection:
     kept = {row[0]: row[1:] for row in state.kept.select("candidate_id", "prompt_id", "response").iter_rows()}
     found: dict[str, list[tuple[float, str, str]]] = {}
     skipped = []
-    for one, two, better, score, _, why in state.outcomes(options.critic, "pairs_preferred").iter_rows():
+    outcomes = state.outcomes(options.critic, "pairs_preferred").with_columns(
+        why=pl.coalesce("why", undecided("better", "score"))
+    )
+    for one, two, better, score, _, why in outcomes.iter_rows():
         if one not in kept or two not in kept:
             continue
         prompt = kept[one][0]
         margin = 0.0 if score is None else round(abs(2 * score - 1), 6)
         if better is None:
-            skipped.append((one, prompt, why or "tie"))
+            skipped.append((one, prompt, why))
         elif margin < options.min_margin:
             skipped.append((one, prompt, "margin too small"))
         elif kept[one][1].strip() == kept[two][1].strip():

@@ -20,7 +20,10 @@ JUDGES = {
     "list": {"block": "judge_checklist_logprobs", "criteria": ["It is right.", "It is short."]},
     "said": {"block": "judge_pairwise", "pairs": 1, "draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8},
 }
-PREFER = {"preferred": {"block": "pairs_preferred", "critic": "pairs", "min_margin": 0.0, "per_prompt": 2}}
+PREFER = {
+    "preferred": {"block": "pairs_preferred", "critic": "pairs", "min_margin": 0.0, "per_prompt": 2},
+    "best": {"block": "pairs_best_worst", "critic": "points", "min_margin": 0.000001, "per_prompt": 1},
+}
 
 
 def iterate(root, source, fields, vocabulary, tokens, recipe="lmsi"):

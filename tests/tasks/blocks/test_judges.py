@@ -192,6 +192,16 @@ def test_a_comparison_by_log_probabilities_averages_both_orders(tmp_path):
         score=lambda p, r: 0.0 if r[-1] == "A" else -1.0,
     )
     assert biased.select("score", "verdict", "parsed").rows() == [(0.5, None, True)]
+    swayed, _ = judged(
+        tmp_path, "judge_pairwise_logprobs", {"pairs": None}, ["pink", "teal"],
+        score=lambda p, r: -1.0 - (r[-1] == "B") - 0.1 * (shown(p)[1].strip() == "pink"),
+    )  # fmt: skip
+    assert critics.counted(swayed, "c") == {"c_tie": 1}
+    swayed, _ = judged(
+        tmp_path, "judge_pairwise_logprobs", {"pairs": None}, ["gold", "grey"],
+        score=lambda p, r: -1.0 if r[-1] == "B" else 0.5 * (shown(p)[1].strip() == "gold"),
+    )  # fmt: skip
+    assert critics.counted(swayed, "c") == {"c_the_orders_disagree": 1}
 
 
 def test_a_checklist_by_log_probabilities(tmp_path):

@@ -61,7 +61,7 @@ def stale(root: Path) -> list[str]:
             stages = repo.index.graph  # edges lead from a stage to those that it depends on
             found = {stage for stage in stages if stage.addressing in changed}
             behind = [networkx.ancestors(stages, stage) for stage in found]
-            return sorted(stage.addressing for stage in found.union(*behind))
+            return sorted(stage.name for stage in found.union(*behind))
     except NotDvcRepoError as error:
         raise _no_repository(root) from error
 

@@ -25,6 +25,7 @@ from typing import Any
 from flows import state
 from tasks.core import digests
 from tasks.core import params as parameters
+from tasks.core.serving import SECTIONS
 
 Record = Mapping[str, Any]
 
@@ -92,9 +93,9 @@ def iteration_of(stage: str, key: str | None) -> str | None:
 
 
 def evolution_id(params: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits over params.yaml without its tables of iterations: one more iteration is the same
-    evolution, any other value is another one."""
-    return digests.of_value({k: v for k, v in params.items() if k not in ("iterations", "evaluations")})
+    """32 hexadecimal digits over params.yaml without its tables of iterations and without what changes no result:
+    one more iteration is the same evolution, any other value is another one."""
+    return digests.of_value({k: v for k, v in params.items() if k not in ("iterations", "evaluations", *SECTIONS)})
 
 
 def flatten(value: Any, prefix: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """How params.yaml is laid out: its text from the values, and the values that differ between two files.
 
 Sections come in data-flow order with a comment each; a small mapping stands on one line, rows of
-`iterations` always do, and `evaluations` repeats them by an alias. Equal values, equal bytes.
+`iterations` and `evaluations` always do. Equal values, equal bytes.
 """
 
 import json
@@ -32,7 +32,8 @@ COMMENTS = {
     "evaluate": "How every candidate is measured, on the held-out set and on the probe set.",
     "promote": "When the candidate becomes the policy: probe set only.",
     "iterations": "One row an iteration: the models it starts from, and what it overrides in a section.\n"
-    "To go on, append a row (i04: previous i03): only its own stages run.",
+    "To go on, `python -m flows.recipe extend 4` adds rows up to i04: only its own stages run.",
+    "evaluations": "What an evaluation overrides in `evaluate`: a row for every iteration, and for the base model.",
 }
 
 
@@ -42,15 +43,11 @@ def render(params: Mapping[str, Any]) -> str:
     for key in parameters.TOP:
         value = params[key]
         comment = COMMENTS.get(key, "").replace("{recipe}", str(params["recipe"])).splitlines()
-        lines.extend([""] if lines and (comment or (isinstance(value, Mapping) and key != "evaluations")) else [])
+        lines.extend([""] if lines and (comment or isinstance(value, Mapping)) else [])
         lines.extend(f"# {line}" for line in comment)
-        if key == "iterations":
-            lines.append("iterations: &iterations")
+        if key in ("iterations", "evaluations"):
+            lines.append(f"{key}:")
             lines.extend(f"  {name}: {on_one_line(row)}" for name, row in value.items())
-        elif key == "evaluations":
-            lines.extend(
-                ["evaluations:", f"  {parameters.BASE}: {on_one_line(value[parameters.BASE])}", "  <<: *iterations"]
-            )
         else:
             lines.extend(lines_of(key, value, 0))
     return "\n".join(lines) + "\n"
@@ -91,14 +88,13 @@ def _scalar(value: Any) -> str:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`path: old -> new` for every value that differs; `evaluations` repeats `iterations` and is left out."""
+    """`path: old -> new` for every value that differs."""
     before, after = (dict(_flat(tree, "")) for tree in (old, new))
     absent = "(none)"
     return [
         f"{path}: {before.get(path, absent)} -> {after.get(path, absent)}"
         for path in dict.fromkeys([*after, *before])
         if before.get(path, absent) != after.get(path, absent)
-        and (not path.startswith("evaluations.") or path.startswith(f"evaluations.{parameters.BASE}."))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Recipes: `python -m flows.recipe list [--json] | show NAME | use NAME [--iterations N] [--seed S]`.
+"""Recipes: `python -m flows.recipe list [--json] | show NAME | use NAME [--iterations N] [--seed S] | extend N`.
 
 A recipe (`flows/recipes/NAME.yaml`) is a published method: title, paper, summary, what it needs, whether
 the loop may see labels, the task family it is shown on, the number of iterations, and the sections of
@@ -151,10 +151,16 @@ def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
     rows = {}
     for index in range(1, n + 1):
         key, previous = f"i{index:02d}", f"i{index - 1:02d}"
-        fresh: dict[str, Any] = dict.fromkeys(parameters.MODELS, previous) | {stage: {} for stage in parameters.LOOP}
+        fresh: dict[str, Any] = dict.fromkeys(parameters.MODELS, previous) | {
+            stage: {} for stage in parameters.OVERRIDDEN
+        }
         rows[key] = present.get(key, fresh)
-    first = params.get("evaluations", {}).get(parameters.BASE, {"evaluate": {}})
-    return {**params, "iterations": rows, "evaluations": {parameters.BASE: first, **rows}}
+    evaluated = params.get("evaluations", {})
+    return {
+        **params,
+        "iterations": rows,
+        "evaluations": {key: evaluated.get(key, {}) for key in (parameters.BASE, *rows)},
+    }
 
 
 def resized(params: Mapping[str, Any], size: Size) -> dict[str, Any]:
@@ -281,6 +287,20 @@ def use(
     print("".join(f"  {line}\n" for line in found[:SHOWN]), end="")
     if len(found) > SHOWN:
         print(f"  and {len(found) - SHOWN} more")
+
+
+@app.command()
+def extend(iterations: Annotated[int, typer.Argument(min=1, max=99, help="The last iteration's number.")]) -> None:
+    """Adds iterations to params.yaml, each starting from the one before; nothing else changes."""
+    path = Path.cwd() / parameters.FILE
+    present = parameters.load(Path.cwd())
+    parameters.check(present, recipes=names())
+    last = parameters.iterations(present)[-1]
+    if iterations <= parameters.number(last):
+        raise BadInput(f"extend {iterations}: {parameters.FILE} has {last} already; give a higher number")
+    made = with_iterations(present, iterations)
+    write(layout.render(made), path)
+    print(f"{parameters.FILE}: {last} was the last iteration, now i{iterations:02d} is")
 
 
 if __name__ == "__main__":

@@ -58,10 +58,8 @@ def critique(
     labels: bool,
 ) -> pl.DataFrame:
     """CRITIQUES of all candidates by all critics."""
-    asked = prompts.select("prompt_id", question="messages", gold="answer")
-    joined = candidates.select("candidate_id", "draw", "prompt_id", "response", "answer").join(
-        asked, on="prompt_id", how="left", maintain_order="left"
-    )
+    asked = prompts.select("prompt_id", question="messages", gold="answer").with_row_index("place")
+    joined = candidates.join(asked, on="prompt_id", how="left").sort("place", "source", "turn", "draw", "candidate_id")
     found = [tables.empty(tables.CRITIQUES)]
     for bound in critics:
         judging = Judging(

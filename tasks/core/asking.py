@@ -4,8 +4,8 @@
 The engine is loaded when the first shard without a stored reply is computed, so a stage whose replies
 are all stored needs no model. Replies are stored raw: parsing them anew asks for nothing again.
 
-Requests are sorted by their text before they are cut into shards: the order of rows is nobody's business, and what
-an edit changes, such as all judgements of one prompt's answers, falls into few shards.
+Requests are cut into shards in the order in which they are given, the order of the prompts: prompts that are added at
+the end are new shards, and all judgements of one prompt's answers fall into few.
 
 A shard's key covers the rendered prompts (and so templates, system prompts and chat template), the
 model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and
@@ -133,7 +133,7 @@ class Asker:
         pairs = list(zip(self.render(messages), responses, strict=True))
         if self.row_by_row:
             return rows.score(self, pairs, what)
-        unique = sorted(set(pairs))
+        unique = list(dict.fromkeys(pairs))
         shards = []
         for block in cut(["\x00".join(pair) for pair in unique], self.engine_options["rows_per_shard"]):
             asked, told = (list(texts) for texts in zip(*unique[block.start : block.stop], strict=True))
@@ -257,11 +257,11 @@ def _server_renders(engine_options: Mapping[str, Any]) -> bool:
 
 
 def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str], list[range]]:
-    """Different prompts, sorted within the lowest of their numbers, and where each number's prompts stand."""
+    """Different prompts by the lowest of their numbers, else in the order given, and where each number's prompts stand."""
     lowest: dict[str, int] = {}
     for prompt, number in zip(prompts, numbers, strict=True):
         lowest[prompt] = min(number, lowest.get(prompt, number))
-    unique = sorted(lowest, key=lambda prompt: (lowest[prompt], prompt))
+    unique = sorted(lowest, key=lowest.__getitem__)
     starts = [i for i, prompt in enumerate(unique) if i == 0 or lowest[prompt] != lowest[unique[i - 1]]]
     return unique, [range(*ends) for ends in pairwise([*starts, len(unique)])]
 

@@ -14,7 +14,20 @@ from tasks.core import families, fitting
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, unknown_name
-from tasks.core.params import BASE, FILE, LOOP, MODELS, STAGES, TOP, Shared, engine, number, options, section
+from tasks.core.params import (
+    BASE,
+    FILE,
+    LOOP,
+    MODELS,
+    OVERRIDDEN,
+    STAGES,
+    TOP,
+    Shared,
+    engine,
+    number,
+    options,
+    section,
+)  # fmt: skip
 from tasks.core.serving import SECTIONS, Serving, endpoint_problems
 
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
@@ -132,9 +145,15 @@ def _row_problems(key: Any, entry: Any, table: Mapping[Any, Any]) -> list[str]:
     if number(key) < 0:
         return [f"{where}: is no iteration's key; write i and two to four digits, like i01"]
     if not isinstance(entry, Mapping):
-        return [f"{where}: given {entry!r}; a row is a mapping of {', '.join((*MODELS, *LOOP))}"]
-    known = (*MODELS, *LOOP)
-    found = [str(unknown_name("key", str(name), known, where)) for name in entry if name not in known]
+        return [f"{where}: given {entry!r}; a row is a mapping of {', '.join((*MODELS, *OVERRIDDEN))}"]
+    known = (*MODELS, *OVERRIDDEN)
+    found = [
+        f"{where}.evaluate: overrides of evaluate stand in evaluations.{key}"
+        if name == "evaluate"
+        else str(unknown_name("key", str(name), known, where))
+        for name in entry
+        if name not in known
+    ]
     earlier = [BASE, *sorted((k for k in table if isinstance(k, str) and 0 < number(k) < number(key)), key=number)]
     for name in MODELS:
         if name not in entry:
@@ -143,7 +162,7 @@ def _row_problems(key: Any, entry: Any, table: Mapping[Any, Any]) -> list[str]:
             found.append(f"{where}.{name}: given {entry[name]!r}; it names {BASE} or an earlier iteration")
         elif entry[name] not in earlier:
             found.append(str(unknown_name("earlier iteration", entry[name], earlier, f"{where}.{name}")))
-    for stage in LOOP:
+    for stage in OVERRIDDEN:
         if stage not in entry:
             found.append(f"{where}.{stage}: is missing; write `{stage}: {{}}` where nothing is overridden")
         elif not isinstance(entry[stage], Mapping):
@@ -152,18 +171,16 @@ def _row_problems(key: Any, entry: Any, table: Mapping[Any, Any]) -> list[str]:
 
 
 def _evaluation_problems(table: Any, rows: Mapping[Any, Any]) -> list[str]:
-    advice = "write `evaluations: {i00: {evaluate: {}}, <<: *iterations}` with `iterations: &iterations`"
+    what = f"a row for {BASE} and for every iteration, `{{}}` where nothing of evaluate is overridden"
     if not isinstance(table, Mapping):
-        return [f"evaluations: given {table!r}; it is {BASE} and the rows of iterations: {advice}"]
-    found = []
-    if BASE not in table:
-        found.append(f"evaluations.{BASE}: is missing; {advice}")
-    elif not isinstance(table[BASE], Mapping) or list(table[BASE]) != ["evaluate"]:
-        found.append(f"evaluations.{BASE}: given {table[BASE]!r}; it is `{{evaluate: {{}}}}`, overrides inside")
-    elif not isinstance(table[BASE]["evaluate"], Mapping):
-        found.append(f"evaluations.{BASE}.evaluate: given {table[BASE]['evaluate']!r}; a mapping of overrides")
-    if {key: value for key, value in table.items() if key != BASE} != dict(rows):
-        found.append(f"evaluations: its rows are not those of iterations; {advice}")
+        return [f"evaluations: given {table!r}; it has {what}"]
+    wanted = [BASE, *(key for key in rows if isinstance(key, str))]
+    found = [f"evaluations.{key}: is missing; there is {what}" for key in wanted if key not in table]
+    for key, entry in table.items():
+        if key not in wanted:
+            found.append(f"evaluations.{key}: there is no such iteration; remove the row, or add one to iterations")
+        elif not isinstance(entry, Mapping):
+            found.append(f"evaluations.{key}: given {entry!r}; a mapping of overrides of evaluate")
     return found
 
 
@@ -178,14 +195,14 @@ def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, key
     if stage not in LOOP:
         return
     known = {line for problem in own for line in problem.splitlines()}
-    table = params.get("evaluations" if stage == "evaluate" else "iterations")
+    name = "evaluations" if stage == "evaluate" else "iterations"
+    table = params.get(name)
     for key in [*([BASE] if stage == "evaluate" else []), *keys]:
         entry = table.get(key) if isinstance(table, Mapping) else None
-        override = entry.get(stage) if isinstance(entry, Mapping) else None
+        override = entry.get(stage) if isinstance(entry, Mapping) and stage != "evaluate" else entry
         if isinstance(override, Mapping) and override:
             found: list[str] = []
             _try(found, options, params, stage, key)
-            name = "evaluations" if key == BASE else "iterations"
             lines = (line for problem in found for line in problem.splitlines() if line not in known)
             problems.extend(f"{name}.{key}: {line}" for line in lines)
 

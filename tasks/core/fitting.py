@@ -128,7 +128,7 @@ def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:
         known = metrics.names(evaluation.samples, levels, own is not None, verdicts, evaluation.refine is not None)
         gates = [name for name in known if name in promote.GATES or promote.COUNTED.fullmatch(name)]
         if metric not in (*gates, *promote.LABEL_FREE):
-            place = f" in {measured}" if params["evaluations"][measured]["evaluate"] else ""
+            place = f" in {measured}" if params["evaluations"][measured] else ""
             where = f"promote.metric (what evaluate measures{place})"
             advice = "; evaluate.samples, critics and refine decide what is measured"
             yield f"{unknown_name('metric', metric, {*gates, *promote.LABEL_FREE}, where)}{advice}"

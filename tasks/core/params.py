@@ -4,7 +4,7 @@ Input: `params.yaml` in the repository root, parsed with DVC's own YAML reader, 
 values (YAML 1.2: `1e-3` is a number, `off` is a word). One section per stage, the shared values
 `recipe`, `seed`, `labels` and `engine`, what changes no result (`serving`, `runner`, `prices`), and two tables: `iterations`, whose rows name the models that an
 iteration starts from (`previous`, `initial`, `reference`, `judge`) and override a stage's section for
-that iteration alone, and `evaluations`, the same rows and i00.
+that iteration alone, and `evaluations`, with a row of overrides of `evaluate` for each of them and for i00.
 
 A section is merged with its override key by key, mappings into mappings; any other value replaces. Where
 a section is a mapping of blocks, `null` in place of a block leaves that block out: `-S refine.revise=null`.
@@ -28,6 +28,7 @@ from tasks.core.serving import SECTIONS
 FILE = "params.yaml"
 LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
 STAGES = ("prepare", "base", *LOOP, "report")
+OVERRIDDEN = tuple(stage for stage in LOOP if stage != "evaluate")  # in rows of `iterations`
 WITH_BLOCKS = ("synthesize", "sample", "critique", "refine", "filter", "train")  # sections made of named blocks
 MODELS = ("previous", "initial", "reference", "judge")
 TOP = ("recipe", "seed", "labels", "engine", *SECTIONS, *STAGES, "iterations", "evaluations")
@@ -152,7 +153,8 @@ def section(params: Mapping[str, Any], stage: str, key: str | None) -> dict[str,
         table = "evaluations" if stage == "evaluate" else "iterations"
         if key not in params[table]:
             raise unknown_name("iteration", key, params[table], table)
-        own = merged(own, params[table][key][stage])
+        row = params[table][key]
+        own = merged(own, row if stage == "evaluate" else row[stage])
     if stage in WITH_BLOCKS:
         own = {name: entry for name, entry in own.items() if entry is not None}
     return dict(own)

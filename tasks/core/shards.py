@@ -81,16 +81,19 @@ def run_here(shards: Sequence[Job]) -> None:
 def cut(texts: Sequence[str], size: int) -> list[range]:
     """Consecutive blocks of about `size` texts (a quarter to twice), with boundaries set by content.
 
-    The same texts always give the same blocks; a change in one place moves only the nearest boundaries."""
+    A block ends at its first text whose hash is a multiple of `size`, else at the one with the smallest hash, so the same
+    texts always give the same blocks and a change in one place moves only the boundaries around it."""
+    hashes = [_hash(text) for text in texts]
     blocks, start = [], 0
-    for index, text in enumerate(texts):
-        length = index + 1 - start
-        on_boundary = (
-            int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) % size == 0
-        )
-        if (on_boundary and length * 4 >= size) or length >= 2 * size:
-            blocks.append(range(start, index + 1))
-            start = index + 1
-    if start < len(texts):
-        blocks.append(range(start, len(texts)))
+    while start < len(texts):
+        places = range(start + max(1, size // 4) - 1, min(start + 2 * size, len(texts)))
+        end = next((place for place in places if hashes[place] % size == 0), None)
+        if end is None:
+            end = len(texts) - 1 if len(texts) - start <= 2 * size else min(places, key=hashes.__getitem__)
+        blocks.append(range(start, end + 1))
+        start = end + 1
     return blocks
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())

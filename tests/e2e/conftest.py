@@ -1,22 +1,28 @@
 """One finished run of the default recipe at miniature size, which the tests of the whole graph read or copy."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.e2e.workspace import run, workspace
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository after `dvc repro`, not to be changed; beside it its DVC cache and `output.txt`, what was printed."""
-    place = tmp_path_factory.mktemp("finished")
-    folder = workspace(place / "here", place / "cache")
-    run(folder, "python", "-m", "flows.check")
-    (place / "output.txt").write_text(run(folder, "dvc", "repro"))
-    return folder
+    """A repository after `dvc repro`, not to be changed; beside it its DVC cache and `output.txt`, what was printed.
+    Processes that share the work of one pytest run share it."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(f"{place}.lock"):
+        if not (place / "output.txt").exists():
+            folder = workspace(place / "here", place / "cache")
+            run(folder, "python", "-m", "flows.check")
+            (place / "output.txt").write_text(run(folder, "dvc", "repro"))
+    return place / "here"
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory):
     params["train"]["sft"] |= {"steps": 4, "warmup_steps": 1, "mixture": {"own": 8}, "threads": 1}
     params["evaluate"] |= {"samples": 2, "max_new_tokens": 16, "critics": {}, "best_of": None, "refine": None}
     params["iterations"] = {"i01": params["iterations"]["i01"]}
-    params["evaluations"] = {"i00": {"evaluate": {}}, **params["iterations"]}
+    params["evaluations"] = {key: {} for key in ("i00", *params["iterations"])}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with kept_server(folder):
         assert set(ran(run(folder, "dvc", "repro"))) == ALL
@@ -101,7 +101,7 @@ def row_inserted(folder: Path) -> None:
 ASKED = {"sample@i01": (POOL * DRAWS,) * 2, "critique@i01": (POOL, POOL * DRAWS)}  # equal answers are judged once
 EVALUATION = {"evaluate@i01": (EVALUATED * 3,) * 2}  # greedy, and two samples
 EVERYTHING = {**ASKED, **EVALUATION, "evaluate@i00": (EVALUATED * 3,) * 2}
-SOME = (1, POOL * DRAWS * 3 // 4)  # shards this small are often cut by length, which moves their neighbours
+SOME = (1, POOL * DRAWS // 2)  # a row that leaves and one that comes: about two shards of 8 prompts each
 EDITS = {
     "a comment in params.yaml": Edit(appended("params.yaml", "# mine\n"), set(), {}),
     "a file that is no stage's": Edit(lambda folder: (folder / "notes.md").write_text("mine"), set(), {}),

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tasks.core import tables
-from tests.e2e.workspace import digests, lock, run, workspace
+from tests.e2e.workspace import digests, edit, lock, ran, requests_made, run, workspace
 
 KEYS = ("i01", "i02")
 
@@ -55,6 +55,11 @@ def test_recipes_that_train_on_pairs(tmp_path, cache, recipe):
             assert pairs["weight"].to_list() == pairs["margin"].to_list()
         lineage = json.loads((folder / "data" / key / "candidate/lineage.json").read_text())
         assert lineage["reference"]["digest"]
+    if recipe == "self_rewarding":
+        asked = requests_made(folder)
+        edit(folder, "iterations.i02.train", {"dpo": {"loss": "ipo"}})
+        assert set(ran(run(folder, "dvc", "repro"))) == {"train@i02", "evaluate@i02", "promote@i02", "report"}
+        assert set(requests_made(folder) - asked) == {"evaluate@i02"}
 
 
 def test_self_improving_transformers_grows_by_one_digit(tmp_path, cache):

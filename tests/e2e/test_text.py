@@ -31,7 +31,7 @@ def iterate(root, source, fields, vocabulary, tokens):
     params["train"]["sft"] |= {"steps": 4, "warmup_steps": 1, "mixture": {"own": 8}, "threads": 1}
     params["evaluate"] |= {"samples": 2, "max_new_tokens": tokens, "critics": {}, "best_of": None, "refine": None}
     params["iterations"] = {"i01": params["iterations"]["i01"]}
-    params["evaluations"] = {"i00": {"evaluate": {}}, **params["iterations"]}
+    params["evaluations"] = {key: {} for key in ("i00", *params["iterations"])}
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for stage, key in (("prepare", None), ("base", None), ("evaluate", "i00")):
         perform(root, stage, key)

@@ -97,7 +97,7 @@ def kept_server(folder: Path) -> Iterator[None]:
 
 
 def edit(folder: Path, path: str, value: Any) -> None:
-    """Sets one value of params.yaml, given by its dotted path, with anchors written out."""
+    """Sets one value of params.yaml, given by its dotted path; rows of `evaluations` follow those of `iterations`."""
     file = folder / "params.yaml"
     params = yaml.safe_load(file.read_text())
     *parents, last = path.split(".")
@@ -105,7 +105,7 @@ def edit(folder: Path, path: str, value: Any) -> None:
     for name in parents:
         place = place.setdefault(name, {})
     place[last] = value
-    params["evaluations"] = {"i00": params["evaluations"]["i00"], **params["iterations"]}
+    params["evaluations"] = {key: params["evaluations"].get(key, {}) for key in ("i00", *params["iterations"])}
     file.write_text(yaml.safe_dump(params, sort_keys=False))
 
 

@@ -33,5 +33,10 @@ def test_long_mappings_take_lines_and_short_ones_do_not() -> None:
 def test_changes_name_the_path_and_both_values() -> None:
     old = {"a": {"b": 1, "c": {}}, "evaluations": {"i01": {"x": 1}, "i00": {"x": 1}}}
     new = {"a": {"b": 2, "c": {}, "d": None}, "evaluations": {"i01": {"x": 2}, "i00": {"x": 2}}}
-    assert layout.changes(old, new) == ["a.b: 1 -> 2", "a.d: (none) -> null", "evaluations.i00.x: 1 -> 2"]
+    assert layout.changes(old, new) == [
+        "a.b: 1 -> 2",
+        "a.d: (none) -> null",
+        "evaluations.i01.x: 1 -> 2",
+        "evaluations.i00.x: 1 -> 2",
+    ]
     assert layout.changes(new, new) == []

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,10 +126,26 @@ def test_appending_an_iteration_leaves_the_others_alone(repository: Path) -> Non
     before = (repository / "params.yaml").read_text().splitlines()
     use("self_evolution", "--iterations", "4")
     after = (repository / "params.yaml").read_text().splitlines()
-    (added,) = [line for line in after if line not in before]
-    assert added.startswith("  i04: {previous: i03, initial: i03, reference: i03, judge: i03, synthesize: {}")
-    assert [line for line in after if line != added] == before
-    assert list(parameters.load(repository)["evaluations"]) == ["i01", "i02", "i03", "i04", "i00"]
+    row, evaluation = [line for line in after if line not in before]
+    assert row.startswith("  i04: {previous: i03, initial: i03, reference: i03, judge: i03, synthesize: {}")
+    assert evaluation == "  i04: {}"
+    assert [line for line in after if line not in (row, evaluation)] == before
+    assert list(parameters.load(repository)["evaluations"]) == ["i00", "i01", "i02", "i03", "i04"]
+
+
+def test_extend_adds_rows_and_changes_nothing_else(repository: Path) -> None:
+    use("self_evolution")
+    path = repository / "params.yaml"
+    path.write_text(path.read_text().replace("i02: {previous: i01, initial: i01", "i02: {previous: i01, initial: i00"))
+    before = parameters.load(repository)
+    invoke = partial(CliRunner().invoke, recipe.app)
+    assert invoke(["extend", "5"]).exit_code == 0
+    after = parameters.load(repository)
+    assert list(after["iterations"]) == ["i01", "i02", "i03", "i04", "i05"]
+    assert len(after["evaluations"]) == 6
+    assert {key: after["iterations"][key] for key in before["iterations"]} == before["iterations"]
+    assert "has i05 already" in str(invoke(["extend", "3"]).exception)
+    assert parameters.load(repository) == after
 
 
 def test_mini_keeps_overrides_of_rows(repository: Path) -> None:

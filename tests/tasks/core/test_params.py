@@ -140,9 +140,10 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(params: dict[str, Any], p
         ("iterations.i02.sample", None, "iterations.i02.sample: given None"),
         ("iterations.i02.sample", {"iid": {"n": 0}}, "iterations.i02: sample.iid.n: given 0"),
         ("iterations.../x", {}, ""),
-        ("evaluations.i00", {}, "evaluations.i00: given {}"),
-        ("evaluations.i00.evaluate", {"samples": 0}, "evaluations.i00: evaluate.samples: given 0"),
-        ("evaluations.i04", {"evaluate": {}}, "evaluations: its rows are not those of iterations"),
+        ("evaluations.i00", 3, "evaluations.i00: given 3"),
+        ("evaluations.i00", {"samples": 0}, "evaluations.i00: evaluate.samples: given 0"),
+        ("evaluations.i04", {}, "evaluations.i04: there is no such iteration"),
+        ("iterations.i02.evaluate", {"samples": 2}, "overrides of evaluate stand in evaluations.i02"),
     ],
 )
 def test_refused_with_place_and_advice(params: dict[str, Any], path: str, value: Any, expected: str) -> None:
@@ -164,7 +165,7 @@ def test_iteration_keys_that_make_no_stage_are_refused(params: dict[str, Any], k
 
 
 def test_every_key_of_a_row_is_wanted(params: dict[str, Any]) -> None:
-    for name in [*parameters.MODELS, *parameters.LOOP]:
+    for name in [*parameters.MODELS, *parameters.OVERRIDDEN]:
         broken = copy.deepcopy(params)
         del broken["iterations"]["i03"][name]
         assert f"iterations.i03.{name}: is missing" in refusal(broken)
@@ -248,7 +249,7 @@ def test_more_samples_measure_more(params: dict[str, Any]) -> None:
     params["promote"]["metric"] = "pass_at_16"
     params["evaluate"]["samples"] = 16
     parameters.check(params)
-    params["iterations"]["i02"]["evaluate"] = {"samples": 8}
+    params["evaluations"]["i02"] = {"samples": 8}
     assert "promote.metric (what evaluate measures in i02): unknown metric 'pass_at_16'" in refusal(params)
     params = recipe.compose("self_evolution")
     params["promote"]["metric"] = "refine_accuracy"
@@ -317,7 +318,7 @@ def test_an_override_changes_its_own_stage_and_iteration_only(params: dict[str, 
 
 def test_null_leaves_a_block_out_and_stays_a_value_elsewhere(params: dict[str, Any]) -> None:
     params["refine"]["revise"] = None
-    params["iterations"]["i02"]["evaluate"] = {"refine": None}
+    params["evaluations"]["i02"] = {"refine": None}
     parameters.check(params)
     assert parameters.options(params, "refine", "i01") == parameters.options(params, "refine", None)
     assert parameters.section(params, "refine", "i01") == {}

@@ -46,13 +46,26 @@ def test_blocks_cover_everything_in_order(texts, size):
     assert all(len(block) <= 2 * size for block in blocks)
 
 
-def test_an_inserted_row_disturbs_only_its_neighbourhood():
-    texts = [f"prompt {i}" for i in range(2000)]
-    changed = [*texts[:1000], "a new row", *texts[1000:]]
+def contents(rows, size):
+    return {tuple(rows[block.start : block.stop]) for block in cut(rows, size)}
 
-    def contents(rows):
-        return {tuple(rows[block.start : block.stop]) for block in cut(rows, 20)}
 
-    before, after = contents(texts), contents(changed)
-    assert len(before) > 50
-    assert len(after - before) <= 3
+@given(st.integers(0, 400), st.integers(2, 40), st.sampled_from(["insert", "change", "remove"]))
+def test_a_change_disturbs_only_its_neighbourhood(place, size, kind):
+    texts = [f"prompt {i}" for i in range(401)]
+    changed = [*texts[:place], *(["new"] if kind != "remove" else []), *texts[place + (kind != "insert") :]]
+    disturbed = contents(changed, size) - contents(texts, size)
+    assert sum(len(block) for block in disturbed) <= 8 * size
+
+
+def test_a_change_disturbs_two_blocks_on_average():
+    texts = [f"prompt {i}" for i in range(400)]
+    disturbed = [contents([*texts[:i], "new", *texts[i:]], 8) - contents(texts, 8) for i in range(400)]
+    assert sum(len(blocks) for blocks in disturbed) / 400 < 2
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_rows_at_the_end_are_new_blocks(more, size):
+    texts = [f"prompt {i}" for i in range(300)]
+    kept = contents(texts, size) - contents([*texts, *(f"new {i}" for i in range(more))], size)
+    assert len(kept) <= 1

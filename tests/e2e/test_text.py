@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
@@ -22,7 +23,7 @@ JUDGES = {
 }
 PREFER = {
     "preferred": {"block": "pairs_preferred", "critic": "pairs", "min_margin": 0.0, "per_prompt": 2},
-    "best": {"block": "pairs_best_worst", "critic": "points", "min_margin": 0.000001, "per_prompt": 1},
+    "best": {"block": "pairs_best_worst", "critic": "points", "min_margin": 0.0, "per_prompt": 1},
 }
 
 
@@ -82,10 +83,13 @@ def test_a_users_file_of_word_problems(tmp_path, recipe):
     critiques = tables.read(tmp_path / "data/i01/critiques.parquet", tables.CRITIQUES)
     by_critic = {name: rows for [name], rows in critiques.group_by("critic")}
     assert set(by_critic) == set(JUDGES)
+    shown = samples.filter(pl.col("response").str.strip_chars() != "").select("candidate_id")
     for name in ("pairs", "points", "list"):
-        assert by_critic[name]["parsed"].all()
-        assert by_critic[name]["score"].is_between(0, 1).all()
-        assert by_critic[name]["tokens"].sum() == 0
+        judged = by_critic[name].join(shown, on="candidate_id", how="semi")
+        assert judged.height >= 12
+        assert judged["parsed"].all()
+        assert judged["score"].is_between(0, 1).all()
+        assert judged["tokens"].sum() == 0
     assert not by_critic["said"]["parsed"].any()  # this model writes no verdicts
     pairs = tables.read(tmp_path / "data/i01/dataset/pairs.parquet", tables.PAIRS)
     assert pairs.height

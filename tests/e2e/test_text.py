@@ -23,7 +23,7 @@ JUDGES = {
 }
 PREFER = {
     "preferred": {"block": "pairs_preferred", "critic": "pairs", "min_margin": 0.0, "per_prompt": 2},
-    "best": {"block": "pairs_best_worst", "critic": "points", "min_margin": 0.0, "per_prompt": 1},
+    "best": {"block": "pairs_best_worst", "critic": "points", "min_margin": 1e-9, "per_prompt": 1},
 }
 
 

@@ -40,7 +40,6 @@ TOKENIZER = (
     "vocab.*",
     "merges.txt",
 )
-ADAPTER = "adapter_config.json"
 BASE_NAME = "base_model_name_or_path"
 DATASETS = "datasets"
 
@@ -147,7 +146,7 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
     record = records[chosen] or {}
     pointer = Pointer(record["path"], record["digest"])
     folder = models.resolve(root, pointer)
-    if _base_of(folder) is None:
+    if not models.is_part(folder):
         models.validate_folder(folder)
     if models.digest(folder) != pointer.digest:
         raise BadInput(
@@ -156,23 +155,13 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
         )
     found = re.fullmatch(r"data/(i\d+)/candidate", pointer.path)
     made = found.group(1) if found else parameters.BASE
-    return Policy(chosen, made, pointer, *_parts(root, folder))
-
-
-def _parts(root: Path, folder: Path) -> tuple[Path, Path | None, Path]:
-    """Folders of the weights, of the adapter on top of them, and of the tokenizer."""
-    base = _base_of(folder)
-    if base is None:
-        return folder, None, folder
-    weights = models.resolve(root, Pointer(base, ""))
-    own = any(folder.glob("tokenizer*.json"))
-    return weights, folder if (folder / ADAPTER).is_file() else None, folder if own else weights
+    return Policy(chosen, made, pointer, *models.parts(folder))
 
 
 def _base_of(folder: Path) -> str | None:
-    """The model that the folder is only a part of, by path or hub name; None for a whole model."""
+    """The model that the folder is only a part of, by path or hub name."""
     recorded = state.read_json(folder / "base.json") or {}
-    adapter = state.read_json(folder / ADAPTER) or {}
+    adapter = state.read_json(folder / models.ADAPTER) or {}
     return recorded.get("path") or adapter.get(BASE_NAME)
 
 
@@ -214,9 +203,9 @@ def _write_model(policy: Policy, folder: Path, adapter_of: str | None) -> None:
         _copy(policy.adapter, folder)
         if policy.tokenizer != policy.adapter:
             _copy(policy.tokenizer, folder, TOKENIZER)
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        config = json.loads((folder / models.ADAPTER).read_text(encoding="utf-8"))
         text = json.dumps({**config, BASE_NAME: adapter_of}, indent=2, sort_keys=True)
-        (folder / ADAPTER).write_text(text + "\n", encoding="utf-8")
+        (folder / models.ADAPTER).write_text(text + "\n", encoding="utf-8")
     else:
         _merge(policy.weights, policy.adapter, policy.tokenizer, folder)
 

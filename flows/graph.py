@@ -37,9 +37,7 @@ def reproduce(root: Path, targets: Sequence[str], force: bool, run: Run, say: Sa
             done = repo.reproduce(targets=list(targets) or None, force=force, repro_fn=hook)
             return [stage.addressing for stage in done]
     except NotDvcRepoError as error:
-        raise BadInput(
-            f"{root} is no DVC repository; run `dvc init` there, or change to the repository's root"
-        ) from error
+        raise _no_repository(root) from error
     except DvcException as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, AutodidactError):
@@ -48,6 +46,28 @@ def reproduce(root: Path, targets: Sequence[str], force: bool, run: Run, say: Sa
             raise cause from error
         reasons = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
         raise StageFailed(f"DVC: {': '.join(reasons)}") from error
+
+
+def stale(root: Path) -> list[str]:
+    """Names of the stages that DVC would look at again now, and of all that come after them: the most that can run,
+    because a stage whose outputs do not change spares those behind it. Raises `BadInput` outside a DVC repository."""
+    import networkx
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            changed = set(repo.status())
+            stages = repo.index.graph  # edges lead from a stage to those that it depends on
+            found = {stage for stage in stages if stage.addressing in changed}
+            behind = [networkx.ancestors(stages, stage) for stage in found]
+            return sorted(stage.name for stage in found.union(*behind))
+    except NotDvcRepoError as error:
+        raise _no_repository(root) from error
+
+
+def _no_repository(root: Path) -> BadInput:
+    return BadInput(f"{root} is no DVC repository; run `dvc init` there, or change to the repository's root")
 
 
 def put_back(root: Path, name: str) -> None:

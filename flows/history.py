@@ -93,8 +93,8 @@ def iteration_of(stage: str, key: str | None) -> str | None:
 
 
 def evolution_id(params: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits over params.yaml without its tables of iterations and without what changes no result:
-    one more iteration is the same evolution, any other value is another one."""
+    """32 hexadecimal digits over params.yaml without its tables of iterations and what changes no result (`serving`,
+    `runner`, `prices`): one more iteration is the same evolution, any other value is another one."""
     return digests.of_value({k: v for k, v in params.items() if k not in ("iterations", "evaluations", *SECTIONS)})
 
 

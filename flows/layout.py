@@ -19,7 +19,8 @@ COMMENTS = {
     "labels": "Whether the loop may see the answers. Evaluation always may.",
     "engine": "How models answer. `threads` and the shards' sizes are part of a result's identity.",
     "serving": "How engines are run and reached. From here to `prices` nothing changes a result, so no edit reruns a stage.",
-    "runner": "Where shards are computed: in this process, or by the workers of a Ray cluster.",
+    "runner": "Where shards are computed: in this process, or by the workers of a Ray cluster. `training`: in a process of its\n"
+    "own (auto: where there is a GPU, always, never).",
     "prices": "For the accounting: a million tokens, an hour of the machine.",
     "prepare": "The task: seed corpus (labelled), pool (unlabelled), probe and held-out problems.",
     "base": "The model that the loop starts from: trained here on the seed corpus, or `pretrained: PATH`.",

@@ -24,7 +24,7 @@ SETS = {"prompts": "pool", "probe": "probe set", "heldout": "held-out set"}  # o
 NAMED = {  # column of an iteration's table -> what its ids belong to
     "prompts": {"prompt_id": "prompt"},
     "samples": {"candidate_id": "candidate", "prompt_id": "prompt", "model": "model"},
-    "critiques": {"candidate_id": "candidate", "model": "model"},
+    "critiques": {"candidate_id": "candidate", "other_id": "candidate", "model": "model"},
     "refinements": {"candidate_id": "candidate", "model": "model"},
     "refinement_critiques": {"candidate_id": "candidate", "model": "model"},
     "dataset/sft": {"row_id": "row", "candidate_id": "candidate", "prompt_id": "prompt"},
@@ -127,10 +127,12 @@ def thread(artifacts: Artifacts, prompt: str | None, also: Iterable[str] = ()) -
         dropped = artifacts.table(key, "dataset/dropped", mine)
         named = [row for row in dropped["row_id"] if row != prompt]  # candidates, should their table not be there
         named += [name for row in made if row["iteration"] == key for name in candidates_of(row)]
-        opinions = pl.col("candidate_id").is_in([*known, *named, *also])
+        asked = [*known, *named, *also]
+        opinions = pl.col("candidate_id").is_in(asked) | pl.col("other_id").is_in(asked)
         critiques = pl.concat(
             [artifacts.table(key, name, opinions).sort("critic", "draw") for name in ("critiques", "refinement_critiques")]
         )  # fmt: skip
+        critiques = pl.concat([critiques, _seen_from_the_other(critiques)])
         for candidate in [*named, *critiques["candidate_id"].unique(maintain_order=True)]:
             known.setdefault(candidate, dict.fromkeys(ABOUT) | {"candidate_id": candidate, "prompt_id": prompt})
         filtered = all(
@@ -143,6 +145,13 @@ def thread(artifacts: Artifacts, prompt: str | None, also: Iterable[str] = ()) -
         if known:
             found[key] = known
     return Thread(_about_prompt(artifacts, prompt) if prompt else {}, found, made)
+
+
+def _seen_from_the_other(critiques: pl.DataFrame) -> pl.DataFrame:
+    """Pairwise critiques as they are about the other candidate: what was better is worse."""
+    return critiques.filter(pl.col("other_id").is_not_null()).with_columns(
+        candidate_id="other_id", other_id="candidate_id", verdict=~pl.col("verdict"), score=1 - pl.col("score")
+    )
 
 
 def _fate(dropped: pl.DataFrame, candidate: str, prompt: str | None, kept: list[str], filtered: bool) -> Record:
@@ -168,6 +177,7 @@ def _about_prompt(artifacts: Artifacts, prompt: str) -> Record:
     about["answer"] = next((row["answer"] for _, row in entries if row.get("answer") is not None), None)
     about["parent_ids"] = sorted({parent for _, row in entries for parent in row["parent_ids"] or []})
     about["sources"] = [{"where": label, "block": row["source"]} for label, row in entries]
+    about["origins"] = artifacts.task("origins", mine, ["file", "row", "id"]).to_dicts()
     child = pl.col("parent_ids").list.contains(prompt)
     children = [artifacts.table(key, "prompts", child, ["prompt_id"])["prompt_id"] for key in artifacts.loop]
     about["children"] = sorted({name for several in children for name in several})

@@ -66,7 +66,8 @@ def publish(folder: Path, root: Path, outs: Sequence[str]) -> None:
 
 def digest(root: Path, paths: Sequence[str]) -> dict[str, str]:
     """Path -> digest of what is there now; a path that is not there has the digest 'missing'."""
-    return {path: digests.of_path(root / path) if (root / path).exists() else "missing" for path in paths}
+    known = state.scratch_dir(root) / digests.KNOWN
+    return {path: digests.of_path(root / path, known) if (root / path).exists() else "missing" for path in paths}
 
 
 def unchanged(root: Path, outputs: Mapping[str, str]) -> bool:

@@ -6,7 +6,7 @@ Compares what `flows.history` read from the files with the runs that are there, 
 A run that was opened for a record is found by the record's id until dvc.lock has its entry, and by the entry's
 md5 afterwards. What a cut-short sync left is completed: a stage run is complete when it is closed and carries
 `dvc.md5`. Steps are the iterations' numbers. Probe results are named `probe/...` and `guard/...`, the gate's
-scores `gate/...`, training curves `curve/...`, so that the UI groups its charts; held-out figures carry their own names.
+scores `gate/...`, training curves `curve/...`, what was used `paid/...` and `needed/...`, so that the UI groups its charts; held-out figures carry their own names.
 """
 
 import math
@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import history, state
+from flows import costs, history, state
 from flows.history import Execution, Files, Record
+from tasks.core import digests
 from tasks.core import params as parameters
+from tasks.core.serving import SECTIONS
 
 if TYPE_CHECKING:
     from flows.track import Run, Tree
@@ -52,6 +54,7 @@ def project(root: Path, params: Mapping[str, Any], tree: "Tree", name: str) -> s
     for key in keys:
         mine = [e for e in found if e.iteration == key]
         _iteration_figures(tree, root, key, parents[key], evolution, mine, backed, files)
+    _spending(tree, costs.account(root, params, files), known, parents)
     for parent in parents.values():
         _settle(tree, parent)
     return evolution.id
@@ -73,7 +76,7 @@ def _evolution(
         old = None
     run = run or tree.open(name, tags, None, _start(records))
     if f"{HIDDEN}params" not in run.tags:
-        values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations")}
+        values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations", *SECTIONS)}
         tree.log(run, history.flatten(values, ""), tags={f"{HIDDEN}params": "logged"})
     for child in tree.runs:
         if old and child.tags.get(PARENT) == old.id:
@@ -132,6 +135,40 @@ def _iteration_figures(
         points += [(name, value, step) for name, value in heldout.items()]
         marks[f"{HIDDEN}measured.{key}"] = md5
     tree.log(evolution, metrics=points, tags=marks)
+
+
+def _spending(
+    tree: "Tree", account: costs.Account, known: Iterable[Record], parents: Mapping[str | None, "Run"]
+) -> None:
+    """What executions used (`flows.costs`): `paid/...` on every stage run, `paid/...`, `needed/...` and the share of a row
+    on iterations, a point of the same for each iteration and `total/...` on the evolution. Written again when prices
+    change or an execution is added."""
+    for record in known:
+        run = tree.find({"level": "stage", "record": str(record["id"])})
+        if run and record.get("status") != "running":
+            _renew(tree, run, _named("paid", account.figures(costs.of_record(record))))
+    evolution = parents[None]
+    for key, run in parents.items():
+        values = {f"row/{name.removeprefix('row_')}": value for name, value in account.per_row(key).items()}
+        for which in ("paid", "needed"):
+            values |= _named(which, account.figures(account.sum(which, key)))
+        if key is None:
+            _renew(tree, run, {f"total/{name}": value for name, value in values.items()})
+            continue
+        step, mark = parameters.number(key), digests.of_value(values)
+        _renew(tree, run, values, step)
+        if evolution.tags.get(f"{HIDDEN}spent.{key}") != mark:
+            points = [(name, value, step) for name, value in values.items()]
+            tree.log(evolution, metrics=points, tags={f"{HIDDEN}spent.{key}": mark})
+
+
+def _named(group: str, figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": value for name, value in figures.items()}
+
+
+def _renew(tree: "Tree", run: "Run", values: Mapping[str, float], step: int = 0) -> None:
+    """Logs the values that differ from the run's."""
+    tree.log(run, metrics=[(name, value, step) for name, value in values.items() if run.metrics.get(name) != value])
 
 
 def _stage(

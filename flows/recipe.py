@@ -214,7 +214,7 @@ def chosen(
             made[key] = present.get(key, made[key])
         if not stays:  # which engine is the user's choice; how much it takes at once follows from the family
             chosen_engine = {
-                k: v for k, v in present.get("engine", {}).items() if k in ("name", "precision", "threads")
+                k: v for k, v in present.get("engine", {}).items() if k in ("name", "precision", "threads", "endpoint")
             }
             made["engine"] = {**made["engine"], **chosen_engine}
     made["seed"] = made["seed"] if seed is None else seed

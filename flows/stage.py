@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +38,7 @@ from tasks.core.context import Context, Pointer
 from tasks.core.errors import AutodidactError, BadInput, StageFailed, Unwritable
 
 if TYPE_CHECKING:
-    from tasks.core.asking import Asker
+    from tasks.core.asking import Asker, Opener
 
 CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
 FIGURES_SHOWN = 3
@@ -58,7 +58,7 @@ class Runner:
         params.check(self.params, root if files else None, recipe.names())
         cluster.check(self.params["runner"])
         self.progress = Progress()
-        self._opener: Callable[[Pointer], Asker] | None = None
+        self._opener: Opener | None = None
 
     def execute(self, stage: str, key: str | None, since: float | None = None) -> None:
         """One stage, as a Prefect flow. Needs a Prefect server (`flows.server`), or Prefect starts its own.
@@ -146,7 +146,13 @@ class Runner:
             scratch=state.scratch_dir(self.root),
             open_model=self._open_model,
             progress=self.progress,
+            apart=self.params["runner"]["training"],
+            release=self._release,
         )
+
+    def _release(self) -> None:
+        if self._opener is not None:
+            self._opener.close()
 
     def _open_model(self, pointer: Pointer) -> "Asker":
         if self._opener is None:
@@ -156,9 +162,17 @@ class Runner:
             serving, engine, runner = self.params["serving"], self.params["engine"], self.params["runner"]
             run: Any = shards.run_here
             if runner["name"] == "ray":
-                run = partial(shards.run_on_ray, root=self.root, runner=runner, threads=engine["threads"])
+                from tasks.core.engines import ENDPOINTS
+
+                if engine["name"] not in ENDPOINTS:  # behind those a server does the work
+                    run = partial(shards.run_on_ray, root=self.root, runner=runner, threads=engine["threads"])
             self._opener = Opener(self.root, engine, scratch, run, self.progress, serving=serving)
         return self._opener(pointer)
+
+    def close(self) -> None:
+        """Gives the models' memory back, and ends what processes they have."""
+        if self._opener is not None:
+            self._opener.close()
 
     def _record(self, context: Context, described: Declared, inputs: Mapping[str, str], began: float) -> dict[str, Any]:
         from tasks.core import params
@@ -188,6 +202,11 @@ class Runner:
         }
 
     def _measured(self, record: dict[str, Any], context: Context, began: float, imports: float) -> dict[str, Any]:
+        if self._opener is not None:
+            usage = self._opener.take_usage()
+            context.spend(**usage.figures())
+            if usage.seconds:
+                context.log(engine_tokens_per_second=round(usage.tokens / usage.seconds, 1))
         measured = {
             "seconds": round(time.time() - began, 3),
             "imports_seconds": round(clock.seconds() - imports, 3),
@@ -235,7 +254,8 @@ def command(root: Path, stage: str, key: str | None = None, pid: int | None = No
         runner = Runner(root, files=stage in READ_FILES)
         declared(root, runner.params, stage, key)
         server.wait(root, server.ensure(root, pid))
-        runner.execute(stage, key, since=_process_start(pid))
+        with contextlib.closing(runner):
+            runner.execute(stage, key, since=_process_start(pid))
     except AutodidactError as error:
         print(error, file=sys.stderr)
         if isinstance(error, BadInput) and "DVC_STAGE" in os.environ:

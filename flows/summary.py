@@ -1,18 +1,20 @@
 """The table at the end of a run: one line per iteration, then where to look next.
 
 Everything comes from the artifacts (`data/iNN/evaluation/metrics.json`, `policy.json`, the tokens that the
-tables count), only the seconds from the records; without a record they are unknown. A figure that could not
-be computed, for a family without truth or a critic that accepted nothing, is shown as "-".
+tables count), only the seconds and, where params.yaml gives prices, what was paid (`flows.costs`) from the records;
+without a record they are unknown. A figure that could not be computed, for a family without truth or a critic that
+accepted nothing, is shown as "-". Standard benchmarks come after the project's own figures, the first of them by name
+where there are many, with the half-width of their 95 % interval.
 
 `python -m flows.summary` prints it; nothing is written.
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import exits, history, state
+from flows import costs, exits, history, state
 from tasks.core import params as parameters
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNKNOWN = "unknown"
+PREFIX = "benchmark_"
 WIDTH = 110  # characters
+WIDER = 16  # by so many for each benchmark
 SHARES = {  # column -> figure of metrics.json, shown in percent
     "pass@8": "pass_at_8",
     "critique\nprecision": "critique_precision",
@@ -28,13 +32,28 @@ SHARES = {  # column -> figure of metrics.json, shown in percent
     "refined\nwrong\n->right": "refine_wrong_to_right",
     "refined\nright\n->wrong": "refine_right_to_wrong",
 }
-COLUMNS = ("iteration", "accuracy %\n(95 % interval)", *SHARES, "tokens", "seconds", "promoted")
+BENCHMARKS = 3  # columns of them, at most
+Z95 = 1.959964
+
+
+def columns(benchmarks: Sequence[str]) -> list[str]:
+    """The table's headings; `benchmarks`: figures of standard benchmarks."""
+    own = [name.removeprefix(PREFIX).replace("_", "\n") for name in benchmarks]
+    return ["iteration", "accuracy %\n(95 % interval)", *SHARES, *own, "tokens", "seconds", "promoted"]
+
+
+def benchmarks(root: Path) -> list[str]:
+    """The figures of standard benchmarks that the table shows, by name."""
+    files = (root / "data" / key / "evaluation" / "metrics.json" for key in history.keys(parameters.load(root)))
+    names = {name for path in files for name in state.read_json(path) or {} if name.startswith(PREFIX)}
+    return sorted(name for name in names if not name.endswith(("_stderr", "_samples")))[:BENCHMARKS]
 
 
 def rows(root: Path) -> list[tuple[str, ...]]:
     """The table's cells, one tuple per evaluated iteration. Raises `BadInput` for an unreadable params.yaml."""
     params = parameters.load(root)
     seconds = _seconds(root, params)
+    shown = benchmarks(root)
     found = []
     for key in history.keys(params):
         metrics = state.read_json(root / "data" / key / "evaluation" / "metrics.json") or {}
@@ -42,9 +61,23 @@ def rows(root: Path) -> list[tuple[str, ...]]:
         generated = sum(history.tokens(root, key).values())
         promoted = "-" if key == parameters.BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
         shares = [_percent(metrics.get(name)) for name in SHARES.values()]
+        shares += [_benchmark(metrics, name) for name in shown]
         tokens = f"{generated:,}" if generated else "-"
         found.append((key, _accuracy(metrics), *shares, tokens, seconds.get(key, UNKNOWN), promoted))
     return found
+
+
+def paid(root: Path) -> tuple[str, list[str]] | None:
+    """Heading and cells of the column of costs, an iteration each; None where nothing has a price."""
+    params = parameters.load(root)
+    account = costs.account(root, params) if "prices" in params else None
+    if account is None or not account.priced:
+        return None
+    spent = [account.sum("paid", key) for key in history.keys(params)]
+    told = [f"{'>= ' if one.unknown else ''}{one.cost(account.prices):,.2f}" for one in spent]
+    return f"paid,\n{account.prices.currency}", [
+        UNKNOWN if one.unknown and not one.executions else text for one, text in zip(spent, told, strict=True)
+    ]
 
 
 def table(root: Path) -> "Table":
@@ -53,9 +86,13 @@ def table(root: Path) -> "Table":
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
-    for column in COLUMNS:
+    headings, lines = columns(benchmarks(root)), rows(root)
+    if extra := paid(root):
+        headings = [*headings, extra[0]]
+        lines = [(*cells, cell) for cells, cell in zip(lines, extra[1], strict=True)]
+    for column in headings:
         made.add_column(column, justify="left" if column in ("iteration", "promoted") else "right", no_wrap=True)
-    for cells in rows(root):
+    for cells in lines:
         made.add_row(*cells)
     return made
 
@@ -65,7 +102,7 @@ def show(root: Path, console: "Console | None" = None) -> None:
     from rich.console import Console
 
     out = console or Console(highlight=False)
-    out.width = max(out.width, WIDTH)
+    out.width = max(out.width, WIDTH + WIDER * len(benchmarks(root)))
     out.print(table(root))
     if (root / "data" / "report" / "report.md").is_file():
         out.print("all figures: data/report/report.md    curves: make ui")
@@ -97,6 +134,13 @@ def _accuracy(metrics: Mapping[str, Any]) -> str:
     low, high = _percent(metrics.get("accuracy_low")), _percent(metrics.get("accuracy_high"))
     share = _percent(metrics.get("accuracy"))
     return share if "-" in (share, low, high) else f"{share} ({low}-{high})"
+
+
+def _benchmark(metrics: Mapping[str, Any], name: str) -> str:
+    value, error = metrics.get(name), metrics.get(f"{name}_stderr")
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f" ±{Z95 * error:.3f}" if error is not None else "")
 
 
 def _percent(value: Any) -> str:

@@ -113,6 +113,9 @@ def _prompt(made: Page, prompt: Record, named: bool) -> None:
         made.text(1, "answer", prompt["answer"])
     places = [f"{source['where']} ({source['block']})" for source in prompt["sources"]]
     made.add(1, f"in {', '.join(places) or 'no table of prompts'}")
+    for origin in prompt["origins"]:
+        own = f", id {origin['id']}" if origin["id"] else ""
+        made.add(1, f"from {origin['file']}, row {origin['row']}{own}")
     for name, ids in (("parents", prompt["parent_ids"]), ("children", prompt["children"])):
         for other in made.some(1, ids, name):
             made.add(1, f"{name.removesuffix('s') if name == 'parents' else 'child'} {other}")
@@ -139,9 +142,8 @@ def _candidate(made: Page, candidate: Record, depth: int) -> None:
     made.add(depth, f"{what} {candidate['candidate_id']}  {candidate['source'] or ''}", "cyan")
     if candidate["model"]:
         made.text(depth + 1, f"turn {candidate['turn']}, draw {candidate['draw']}:", candidate["response"])
-        figures = (
-            f"{candidate['tokens']} tokens, log-probability {candidate['logprob']:.3f}, {candidate['finish_reason']}"
-        )
+        logprob = "unknown" if candidate["logprob"] is None else f"{candidate['logprob']:.3f}"
+        figures = f"{candidate['tokens']} tokens, log-probability {logprob}, {candidate['finish_reason']}"
         if candidate["answer"] is None:
             figures += ", no answer"
         made.add(depth + 1, f"{figures}, by {made.model(candidate['model'])}")
@@ -160,7 +162,8 @@ def _candidate(made: Page, candidate: Record, depth: int) -> None:
 
 def _critique(made: Page, critique: Record, depth: int) -> None:
     if critique["parsed"]:
-        verdict = {True: "accepts", False: "refuses", None: "no verdict"}[critique["verdict"]]
+        words = ("better", "worse", "no preference") if critique["other_id"] else ("accepts", "refuses", "no verdict")
+        verdict = dict(zip((True, False, None), words, strict=True))[critique["verdict"]]
         said = verdict + ("" if critique["score"] is None else f", score {critique['score']:.3f}")
     else:
         said = f"not parsed: {critique['why']}"

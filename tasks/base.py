@@ -1,12 +1,15 @@
 """base: the model that the loop starts from, built and trained on the seed corpus, or a pretrained one.
 
 Reads `data/tasks/family.json` (vocabulary) and `data/tasks/corpus.parquet` (table SFT). Writes
-  data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else
+  data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else, or, with a chat template
+                            beside it, `base.json` (the same) and the tokenizer with that template
   data/i00/pointer.json     {path, digest} of what i01 may start from; policy.json says the same with a reason
   data/i00/prompts.parquet, data/i00/dataset/{sft,pairs,dropped}.parquet   empty: i01 extends them
 
-`pretrained` is a folder, relative to the repository or absolute, or the hub name of a model in the local
-Hugging Face cache; it is used as it is. Otherwise a tokenizer is made (the family's words, or a byte-level
+`pretrained` is a folder, relative to the repository or absolute, or the hub name of a model (fetched once if the local
+Hugging Face cache has it not); whole, or a LoRA adapter. It is used as it is, and costs its hash and nothing else.
+`chat_template` is the name of a file in tasks/chat_templates: `plain`, or one of your own; null takes the tokenizer's
+own template, and refuses a model that has none. Without `pretrained` a tokenizer is made (the family's words, or a byte-level
 BPE of `tokenizer.vocabulary_size` tokens trained on the corpus), a model of `architecture` is initialised
 from the seed, and `sft` trains it as tasks/blocks/training.py says.
 """
@@ -14,16 +17,17 @@ from the seed, and `sft` trains it as tasks/blocks/training.py says.
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from pydantic import Field
 
 from tasks.blocks import training
-from tasks.core import architectures, digests, families, models, tables
+from tasks.core import architectures, digests, families, hub, models, tables
 from tasks.core.blocks import Options, validate
 from tasks.core.context import Context, Pointer
-from tasks.core.errors import EmptyDataset
+from tasks.core.errors import BadInput, EmptyDataset
 
 CORPUS = "data/tasks/corpus.parquet"
 
@@ -38,6 +42,7 @@ class BaseOptions(Options):
     """The `base` section. `architecture`: `model_type` and any key of its transformers configuration."""
 
     pretrained: str | None
+    chat_template: str | None
     tokenizer: TokenizerOptions
     architecture: dict[str, Any]
     sft: training.SftOptions
@@ -48,6 +53,12 @@ def parse(section: Mapping[str, Any]) -> BaseOptions:
     options: BaseOptions = validate(BaseOptions, section, "base")
     if options.pretrained is None:
         architectures.check(options.architecture, "base.architecture")
+    if options.chat_template is not None:
+        models.chat_template(options.chat_template)
+    if options.sft.lora is not None and options.sft.lora.adapter == "keep":
+        raise BadInput(
+            "base.sft.lora.adapter: given 'keep', but the model below the adapter is made here and kept nowhere; use merge"
+        )
     return options
 
 
@@ -72,18 +83,38 @@ def run(context: Context) -> None:
     text = json.dumps(policy, sort_keys=True, indent=2) + "\n"
     context.write(context.data("policy.json", key)).write_text(text, encoding="utf-8")
     context.point(pointer, key)
-    tables.write(tables.empty(tables.PROMPTS), context.write(context.data("prompts.parquet", key)), tables.PROMPTS)
+    for name, schema in (("prompts", tables.PROMPTS), ("invented", tables.INVENTED)):
+        tables.write(tables.empty(schema), context.write(context.data(f"{name}.parquet", key)), schema)
     for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
         tables.write(tables.empty(schema), context.write(context.data(f"dataset/{name}.parquet", key)), schema)
+    context.write(context.data("dataset/README.md", key)).write_text(
+        tables.dataset_card({"sft": 0, "pairs": 0, "dropped": 0}), encoding="utf-8"
+    )
 
 
 def _pretrained(context: Context, folder: str) -> Pointer:
     """Checks the pretrained model and points at it."""
-    source = models.resolve(context.root, Pointer(context.options.pretrained, ""))
-    models.validate_folder(source)
-    pointer = Pointer(context.options.pretrained, models.digest(source))
-    models.write_pointer(context.write(f"{folder}/{models.POINTER}").parent, pointer)
-    return pointer
+    name, template = context.options.pretrained, context.options.chat_template
+    if not (context.root / Path(name).expanduser()).is_dir() and hub.NAME.fullmatch(name):
+        hub.fetch(name)
+    source = models.resolve(context.root, Pointer(name, ""))
+    models.validate_folder(source, template is None)
+    pointer = Pointer(name, models.digest(source, context.scratch / digests.KNOWN))
+    if template is None:
+        models.write_pointer(context.write(f"{folder}/{models.POINTER}").parent, pointer)
+        return pointer
+    if models.is_part(source):
+        raise BadInput(f"base.chat_template: {name} is an adapter, whose template is trained in; give null")
+    place = context.write(f"{folder}/{models.BASE}").parent
+    models.write_pointer(place, pointer, models.BASE)
+    tokenizer = models.plain_tokenizer(source)
+    tokenizer.chat_template = models.chat_template(template)
+    if tokenizer.eos_token is None:
+        raise BadInput(
+            f"base.chat_template: the tokenizer of {name} has no end token (eos_token), so no reply could end"
+        )
+    tokenizer.save_pretrained(place)
+    return Pointer(folder, models.digest(place))
 
 
 def _trained(context: Context, folder: str) -> None:
@@ -99,7 +130,11 @@ def _trained(context: Context, folder: str) -> None:
     vocabulary = families.load(context.root).vocabulary()
     training.use_threads(options.sft.threads)
     tokenizer = models.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
-    known = digests.of_value([options.architecture, tokenizer.get_vocab(), context.seed])
+    if options.chat_template is not None:
+        tokenizer.chat_template = models.chat_template(options.chat_template)
+    known = digests.of_value(
+        [options.architecture, tokenizer.get_vocab(), options.chat_template and tokenizer.chat_template, context.seed]
+    )
     initial = context.scratch / "training" / f"initial-{known}"
     models.build(options.architecture, tokenizer, context.seed, initial)
     job = training.Job(
@@ -112,10 +147,12 @@ def _trained(context: Context, folder: str) -> None:
         seed=context.seed,
         progress=context.progress,
         curves=context.curves,
+        apart=context.apart,
     )
     training.sft(job, options.sft)
     shutil.rmtree(initial)
     context.log(corpus=corpus.height, vocabulary=len(tokenizer), **job.figures)
+    context.spend(**job.spent)
 
 
 def _texts(corpus: pl.DataFrame) -> Iterator[str]:

@@ -34,9 +34,10 @@ def run(context: Context) -> None:
         critiques=critiques.height,
         unparsed=int((~critiques["parsed"]).sum()),
         tokens=int(critiques["tokens"].sum()),
-        **judge.take_usage(),
     )
     for bound in context.options:
+        if bound.block in blocks.COMPARING:
+            context.log(**blocks.counted(critiques, bound.name))
         verdicts = blocks.aggregate(critiques, bound.name)["verdict"]
         if verdicts.is_not_null().any():
             context.log(**{f"{bound.name}_accepted": verdicts.to_list().count(True) / verdicts.len()})

@@ -8,8 +8,10 @@ answer that the critic refuses, and the truth of every answer where the family h
 Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts), `metrics.json` beside it
 (flat figures of `tasks.blocks.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
 `iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, and `guards`.
-Only `probe.json` may be read inside the loop. Figures are null where the family has no truth.
-Reruns for another candidate, other sets, this section, its override in the iteration's row, seed or engine.
+Only `probe.json` may be read inside the loop. Figures are null where the family has no truth. `benchmarks` adds the
+figures of standard benchmarks to the held-out ones (`tasks.blocks.benchmarks`).
+Reruns for another candidate, other sets, this section, its override in the iteration's row, the folder
+`benchmark_files`, seed or engine.
 """
 
 import json
@@ -21,11 +23,12 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from tasks.blocks import critics, metrics, refinement, sampling
-from tasks.core import families, labels, tables
+from tasks.blocks import benchmarks, critics, metrics, refinement, sampling
+from tasks.core import digests, families, labels, tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
 from tasks.core.context import Context, Pointer
+from tasks.core.demand import Counts, Demand
 from tasks.core.errors import unknown_name
 from tasks.core.family import Family
 from tasks.core.seeds import derive
@@ -41,6 +44,8 @@ class Section(Options):
     critics: dict[str, Any]  # name -> critic block
     best_of: str | None  # the critic whose score chooses among samples
     refine: dict[str, Any] | None  # a refinement block
+    benchmarks: dict[str, benchmarks.Benchmark] | None  # name -> tasks of lm-eval
+    benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Evaluation:
     critics: list[Bound]
     own: str | None
     refine: Bound | None
+    benchmarks: Mapping[str, benchmarks.Benchmark]
+    benchmark_files: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,10 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
         if name is not None and name not in names:
             raise unknown_name("critic", name, names, place)
     own = given.best_of or gate or (names[0] if names else None)
-    return Evaluation(given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refine)
+    return Evaluation(
+        given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refine,
+        given.benchmarks or {}, given.benchmark_files,
+    )  # fmt: skip
 
 
 def run(context: Context) -> None:
@@ -87,14 +97,19 @@ def run(context: Context) -> None:
     context.read("data/tasks/family.json")
     family = families.load(context.root)
     folder = context.data("candidate")
-    model = context.model(Pointer(folder, models.digest(context.read(folder))))
+    model = context.model(Pointer(folder, models.digest(context.read(folder), context.scratch / digests.KNOWN)))
     options: Evaluation = context.options
+    standard = []
+    if options.benchmarks:
+        context.read(options.benchmark_files)
+        standard = benchmarks.load(options.benchmarks, context.root, options.benchmark_files)
     results = {}
     for part in ("heldout", "probe"):
         prompts = tables.read(context.read(f"data/tasks/{part}.parquet"), tables.PROMPTS)
         results[part] = examine(prompts, part, family, model, options, derive(context.seed, part))
     heldout, probe = results["heldout"], results["probe"]
     figures = metrics.summary(heldout.predictions, options.samples)
+    figures |= benchmarks.measure(standard, model, context.seed)
     report = {
         "metrics": metrics.summary(probe.predictions, options.samples),
         "guards": metrics.guards(probe.predictions, probe.critiques),
@@ -105,13 +120,26 @@ def run(context: Context) -> None:
         tokens=sum(sum(result.tokens.values()) for result in results.values()),
         heldout_prompts=heldout.predictions["prompt_id"].n_unique(),
         probe_prompts=probe.predictions["prompt_id"].n_unique(),
-        **model.take_usage(),
     )
     predictions = context.write(context.data("evaluation/predictions.parquet"))
     tables.write(heldout.predictions, predictions, tables.PREDICTIONS)
     _write(context.write(context.data("evaluation/metrics.json")), figures)
     _write(context.write(context.data("evaluation/probe.json")), report)
     _write(context.write(f"data/evaluations/{context.key}.json"), {**figures, "iteration": context.key})
+
+
+def requests(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
+    """What the examination of `prompts` prompts asks, at most: no two answers alike, every greedy one refused.
+    `questions`: as in `tasks.core.demand.Counts`."""
+    answers = Counts(prompts, prompts * (1 + options.samples), questions)
+    asked = [
+        Demand("answer", prompts, options.max_new_tokens),
+        Demand("answer", prompts * options.samples, options.max_new_tokens, options.samples),
+        *critics.requests(options.critics, answers),
+    ]
+    if options.refine is not None:
+        asked += refinement.requests(options.refine, options.critics, Counts(prompts, prompts, questions))
+    return asked
 
 
 def examine(
@@ -132,7 +160,8 @@ def examine(
     answers = pl.concat([greedy, drawn]).with_columns(
         judged_id=pl.col("candidate_id").first().over("prompt_id", "response")
     )
-    critiques = _criticise(answers, prompts, family, model, options, derive(seed, "critics"))
+    voters = [False] * greedy.height + [True] * drawn.height
+    critiques = _criticise(answers, voters, prompts, family, model, options, derive(seed, "critics"))
     refined, again = tables.empty(tables.CANDIDATES), tables.empty(tables.CRITIQUES)
     if options.refine is not None:
         before = critiques.join(greedy.select("candidate_id"), on="candidate_id", how="semi", maintain_order="left")
@@ -148,6 +177,8 @@ def examine(
             _rows(greedy, "greedy", answers.head(greedy.height)["judged_id"]),
             _rows(drawn, "sample", answers.tail(drawn.height)["judged_id"]),
             _rows(final, "refined", final["candidate_id"]),
+            _unanswered(prompts, greedy, "greedy", 1),
+            _unanswered(prompts, drawn, "sample", options.samples),
         ]
     )
     judged = pl.concat([critiques, again])
@@ -163,6 +194,7 @@ def examine(
 
 def _criticise(
     answers: pl.DataFrame,
+    voters: list[bool],
     prompts: pl.DataFrame,
     family: Family,
     model: Asker,
@@ -170,15 +202,15 @@ def _criticise(
     seed: int,
 ) -> pl.DataFrame:
     """CRITIQUES of the answers. Equal responses to one prompt are criticised once, under the id of the first of
-    them (`judged_id`); a critic that counts how many answers agree gets all of them."""
+    them (`judged_id`); a vote gets all of them, and only samples vote, so that k samples stay k samples."""
     everything = answers.select(list(tables.CANDIDATES))
     once = everything.filter(answers["candidate_id"] == answers["judged_id"])
     counting = [critic for critic in options.critics if critic.block is critics.vote]
     others = [critic for critic in options.critics if critic.block is not critics.vote]
     found = [tables.empty(tables.CRITIQUES)]
-    for chosen, candidates in ((others, once), (counting, everything)):
+    for chosen, candidates, voting in ((others, once, None), (counting, everything, voters)):
         if chosen:
-            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", False))
+            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", False, voting))
     return pl.concat(found)
 
 
@@ -186,6 +218,20 @@ def _rows(candidates: pl.DataFrame, kind: str, judged_id: pl.Series) -> pl.DataF
     """Candidates as predictions of one kind, without difficulty, truth and verdict."""
     return candidates.select(
         "prompt_id", pl.lit(kind).alias("kind"), "draw", "response", "answer", "tokens", judged_id.alias("judged_id")
+    )
+
+
+def _unanswered(prompts: pl.DataFrame, answers: pl.DataFrame, kind: str, draws: int) -> pl.DataFrame:
+    """Predictions, without response, for the draws to which the model gave no reply at all: an endpoint may fail."""
+    wanted = prompts.select("prompt_id").join(pl.select(draw=pl.int_range(draws, dtype=pl.Int32)), how="cross")
+    return wanted.join(answers, on=["prompt_id", "draw"], how="anti", maintain_order="left").select(
+        "prompt_id",
+        pl.lit(kind).alias("kind"),
+        "draw",
+        pl.lit(None, dtype=pl.String).alias("response"),
+        pl.lit(None, dtype=pl.String).alias("answer"),
+        pl.lit(0, dtype=pl.Int32).alias("tokens"),
+        pl.lit(None, dtype=pl.String).alias("judged_id"),
     )
 
 
@@ -198,16 +244,19 @@ def _with_verdicts(rows: pl.DataFrame, critiques: pl.DataFrame, own: str | None)
 
 
 def _with_truth(rows: pl.DataFrame, prompts: pl.DataFrame, family: Family) -> pl.DataFrame:
-    """PREDICTIONS: the rows with `difficulty` and, where the family has truth, `correct`."""
+    """PREDICTIONS: the rows with `difficulty` and, where the family has truth, `correct`. No response is not right."""
     verify = labels.verifier(family, "evaluate", labels=False)
     known = {row["prompt_id"]: row for row in prompts.iter_rows(named=True)}
     truth: list[bool | None] = []
     for prompt, response in rows.select("prompt_id", "response").iter_rows():
         gold = known[prompt]
-        truth.append(verify(gold["messages"], gold["answer"], response) if family.has_truth else None)
+        right = response is not None and family.has_truth and verify(gold["messages"], gold["answer"], response)
+        truth.append(right if family.has_truth else None)
     levels = [known[prompt]["difficulty"] for prompt in rows["prompt_id"]]
     return rows.with_columns(
-        pl.Series("correct", truth, dtype=pl.Boolean), pl.Series("difficulty", levels, dtype=pl.Int32)
+        pl.Series("correct", truth, dtype=pl.Boolean),
+        pl.Series("difficulty", levels, dtype=pl.Int32),
+        pl.col("response").fill_null(""),
     ).select(list(tables.PREDICTIONS))
 
 

@@ -1,7 +1,8 @@
 """filter: what the loop trusts, as training rows, and every drop with its reason.
 
 Reads prompts, samples, refinements, their critiques, the previous iteration's dataset and the seed corpus.
-Writes `data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED).
+Writes `data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED), and `README.md`,
+which makes the folder a dataset with a configuration for each of them for `datasets.load_dataset`, `trl sft` and `trl dpo`.
 Raises `EmptyDataset` where nothing of this iteration is left to train on.
 """
 
@@ -66,3 +67,5 @@ def run(context: Context) -> None:
     tables.write(state.sft, context.write(f"{folder}/sft.parquet"), tables.SFT)
     tables.write(state.pairs, context.write(f"{folder}/pairs.parquet"), tables.PAIRS)
     tables.write(state.dropped, context.write(f"{folder}/dropped.parquet"), tables.DROPPED)
+    rows = {"sft": state.sft.height, "pairs": state.pairs.height, "dropped": state.dropped.height}
+    context.write(f"{folder}/README.md").write_text(tables.dataset_card(rows), encoding="utf-8")

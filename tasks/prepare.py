@@ -4,6 +4,8 @@ Writes, in `data/tasks/`:
     family.json           {"name", "options"}: what every later stage creates the family from
     templates/USE.j2      the prompt templates as they were, which later stages render from, so that an edited one
                           reruns what uses it and nothing else; a remark for a family whose prompts are code
+    code.json             digests of the family's modules that ask and read replies, so that an edit of one reruns the
+                          stages that parse
     corpus.parquet        SFT rows with labels, `part` = skill: what base trains on and later trainings replay
     prompts.parquet       PROMPTS, the unlabelled pool; `answer` is null. Iterations take it in the order of
                           `prompt_id`, which is a hash, so that the order is a fixed shuffle
@@ -11,16 +13,19 @@ Writes, in `data/tasks/`:
                           run that declares labels reads them
     probe.parquet         PROMPTS with answers, for promotion gates and guards
     heldout.parquet       PROMPTS with answers, for `evaluate` alone
-    fingerprints.parquet  FINGERPRINTS of probe and held-out problems, so that stages can avoid them
+    fingerprints.parquet  FINGERPRINTS of probe, held-out and benchmark problems, so that stages can avoid them
+    origins.parquet       ORIGINS: file, row and id of every prompt that comes from the user's data
+    dropped.parquet       UNUSED: rows of the user's data that are in no part, why, and what they collided with
 
 A problem is in one of pool, probe and held-out set: what would be twice is refused by fingerprint. (The corpus is
 made from problems that a family keeps apart from these three.)
-Runs again when `prepare` in params.yaml, the seed, the file that `prepare.source` names or a family's code
+Runs again when `prepare` in params.yaml, the seed, the file or folder that `prepare.source` names or a family's code
 or templates change.
 """
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +35,14 @@ from pydantic import Field
 from tasks.core import blocks, families, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput
-from tasks.core.family import Family
+from tasks.core.family import Family, SeedData
 
 
 class Options(blocks.Options):
     """The `prepare` section: a family by name, and its own options."""
 
     family: str = Field(min_length=1)
-    source: str = Field(min_length=1)  # file the problems come from: the user's prompts, or the generator's code
+    source: str = Field(min_length=1)  # what the problems come from: the user's file or folder, or the generator's code
     options: dict[str, Any]
 
 
@@ -57,13 +62,15 @@ def parse(section: Mapping[str, Any]) -> Prepare:
 
 
 def run(context: Context) -> None:
-    """Builds the family's data and writes the seven files of `data/tasks/`."""
+    """Builds the family's data and writes the files of `data/tasks/`."""
     family = context.options.family
     data = family.build(random.Random(context.seed), str(context.root))
     _refuse_shared(family, {"pool": data.pool, "probe": data.probe, "heldout": data.heldout})
     record = {"name": family.name, "options": context.options.options}
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     context.write("data/tasks/family.json").write_text(text, encoding="utf-8")
+    code = json.dumps(families.code(family.name), sort_keys=True, indent=2) + "\n"
+    context.write(families.CODE).write_text(code, encoding="utf-8")
     for name, template in families.templates(family.name).items():
         context.write(f"{families.TEMPLATES}/{name}").write_text(template, encoding="utf-8")
     tables.write(_corpus(data.corpus), context.write("data/tasks/corpus.parquet"), tables.SFT, ["part", "row_id"])
@@ -77,14 +84,46 @@ def run(context: Context) -> None:
     ]
     tables.write(tables.frame(labels, tables.LABELS), context.write("data/tasks/labels.parquet"), tables.LABELS)
     prints = [
-        {"fingerprint": family.fingerprint(row["messages"]), "part": part}
+        {"fingerprint": family.fingerprint(row["messages"]), "part": part, "words": family.traces(row["messages"])}
         for part, rows in {"heldout": data.heldout, "probe": data.probe}.items()
         for row in rows
-    ]
+    ] + [{**row, "part": "benchmark"} for row in data.reserved]
     path = context.write("data/tasks/fingerprints.parquet")
     tables.write(tables.frame(prints, tables.FINGERPRINTS), path, tables.FINGERPRINTS)
+    tables.write(_origins(family, data), context.write("data/tasks/origins.parquet"), tables.ORIGINS)
+    path = context.write("data/tasks/dropped.parquet")
+    tables.write(tables.frame(data.dropped, tables.UNUSED), path, tables.UNUSED, ["file", "row"])
+    reasons = Counter(row["reason"] for row in data.dropped)
     context.log(corpus=len(data.corpus), pool=len(data.pool), probe=len(data.probe), heldout=len(data.heldout))
-    context.log(**{f"dropped_{reason}": count for reason, count in data.dropped.items()})
+    context.log(**{f"rows_{what}": count for what, count in data.counts.items()})
+    context.log(**{f"dropped_{reason.replace(' ', '_')}": count for reason, count in sorted(reasons.items())})
+    for line in _told(data.counts, reasons):
+        print(line, flush=True)
+
+
+def _told(counts: Mapping[str, int], reasons: Mapping[str, int]) -> list[str]:
+    """What became of the user's rows; nothing where the family generates its problems."""
+    if not counts:
+        return []
+    aside = [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n and what not in ("read", "kept")]
+    lines = [f"prepare  {counts['read']:,} rows: kept {counts['kept']:,}{''.join(f', {entry}' for entry in aside)}"]
+    lines += [f"prepare  {n:,} dropped: {reason}" for reason, n in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))]
+    return lines if not reasons else [*lines, "prepare  each of them is in data/tasks/dropped.parquet"]
+
+
+def _origins(family: Family, data: SeedData) -> Any:
+    """Where the prompts come from, for families that read the user's data."""
+    parts = {"pool": data.pool, "probe": data.probe, "heldout": data.heldout, "labelled": data.corpus}
+    return tables.frame(
+        [
+            {"prompt_id": tables.prompt_id(family.name, row.get("messages") or row["prompt"]), "part": part}
+            | row["origin"]
+            for part, rows in parts.items()
+            for row in rows
+            if "origin" in row
+        ],
+        tables.ORIGINS,
+    )
 
 
 def _corpus(rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -62,6 +62,7 @@ def parse(section: Mapping[str, Any]) -> Promotion:
 
 
 def run(context: Context) -> None:
+    from tasks.core.digests import KNOWN
     from tasks.core.models import digest
 
     previous_key = context.row["previous"]
@@ -71,7 +72,7 @@ def run(context: Context) -> None:
     folder = context.data("candidate")
     scores, previous = gates(probe), policy.get("scores") or gates(before)
     decision = decide(scores, previous, context.options)
-    chosen = {"path": folder, "digest": digest(context.read(folder)), "scores": scores}
+    chosen = {"path": folder, "digest": digest(context.read(folder), context.scratch / KNOWN), "scores": scores}
     if not decision["promoted"]:
         chosen = {"path": policy["path"], "digest": policy["digest"], "scores": previous}
     record = {**decision, **chosen, "alarms": alarms(probe["guards"], before["guards"])}

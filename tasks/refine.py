@@ -45,7 +45,6 @@ def run(context: Context) -> None:
         )  # fmt: skip
         found.append(new)
         judged.append(opinions)
-        context.log(**model.take_usage())
     refinements, opinions = pl.concat(found), pl.concat(judged)
     context.log(refinements=refinements.height, tokens=int(refinements["tokens"].sum()) + int(opinions["tokens"].sum()))
     tables.write(refinements, context.write(context.data("refinements.parquet")), tables.CANDIDATES)

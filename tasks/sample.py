@@ -34,6 +34,5 @@ def run(context: Context) -> None:
         samples=samples.height,
         tokens=int(samples["tokens"].sum()),
         answered=(samples.height - samples["answer"].null_count()) / max(1, samples.height),
-        **model.take_usage(),
     )
     tables.write(samples, context.write(context.data("samples.parquet")), tables.CANDIDATES)

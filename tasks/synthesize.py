@@ -1,7 +1,10 @@
 """synthesize: the prompts of an iteration.
 
 Reads the pool, its labels, the fingerprints of held-out problems, the previous policy (blocks that let the
-model write prompts ask it) and the previous iteration's prompts. Writes `data/iN/prompts.parquet` (PROMPTS).
+model write prompts ask it), the previous iteration's prompts and what models invented up to then. Writes
+`data/iN/prompts.parquet` (PROMPTS) and `data/iN/invented.parquet` (INVENTED: prompts of this and of all earlier iterations
+that are not of the pool, so that none is invented twice). What is, or is too much like, a held-out problem is refused
+(the family's guard).
 `answer` is filled only when the recipe declares `labels: true`, so a label-free loop has none to see.
 """
 
@@ -27,21 +30,24 @@ def run(context: Context) -> None:
     context.read("data/tasks/family.json")
     pool = tables.read(context.read("data/tasks/prompts.parquet"), tables.PROMPTS).sort("prompt_id")
     previous = tables.read(context.read(context.data("prompts.parquet", context.row["previous"])), tables.PROMPTS)
+    invented = tables.read(context.read(context.data("invented.parquet", context.row["previous"])), tables.INVENTED)
     fingerprints = tables.read(context.read("data/tasks/fingerprints.parquet"), tables.FINGERPRINTS)
     labels = tables.read(context.read("data/tasks/labels.parquet"), tables.LABELS)
-    forbidden = frozenset(fingerprints["fingerprint"])
+    guard = family.guard(fingerprints)
     found = [tables.empty(tables.PROMPTS)]
     for bound in context.options:
         model = context.model(context.pointer(context.row["previous"])) if bound.block in blocks.USES_MODEL else None
-        supply = blocks.Supply(family, pool, previous, forbidden, model, derive(context.seed, bound.name), bound.name)
+        supply = blocks.Supply(
+            family, pool, previous, invented, guard, model, derive(context.seed, bound.name), bound.name
+        )
         found.append(bound(supply))
         context.log(**supply.figures)
-        if model:
-            context.log(**model.take_usage())
     prompts = pl.concat(found).unique("prompt_id", keep="first", maintain_order=True)
-    held_out = [family.fingerprint(messages) in forbidden for messages in prompts["messages"].to_list()]
+    held_out = [guard(messages) is not None for messages in prompts["messages"].to_list()]
     prompts = prompts.filter(~pl.Series(held_out, dtype=pl.Boolean)).with_columns(answer=pl.lit(None, dtype=pl.String))
     if context.labels:
         prompts = prompts.drop("answer").join(labels, on="prompt_id", how="left", maintain_order="left")
     context.log(prompts=prompts.height, held_out_refused=sum(held_out))
     tables.write(prompts, context.write(context.data("prompts.parquet")), tables.PROMPTS)
+    invented = blocks.invented(family, prompts, pool, invented)
+    tables.write(invented, context.write(context.data("invented.parquet")), tables.INVENTED)

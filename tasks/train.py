@@ -1,7 +1,8 @@
 """train: the candidate of this iteration, trained on its dataset.
 
 Reads `data/iN/dataset/{sft,pairs}.parquet` (tables SFT, PAIRS) and, through `pointer.json` of the row's
-`initial` and `reference` iterations, two models. Writes `data/iN/candidate/`: a model folder, and in it
+`initial` and `reference` iterations, two models. Writes `data/iN/candidate/`: a model folder, or, with `lora` and
+`adapter: keep`, a PEFT adapter whose `base.json` names the whole model that it belongs to; and in it
 `lineage.json`: the initial and the reference model (path, digest), the dataset's digest, the iteration,
 and how many rows of each part were there to be drawn. Blocks run in the order sft, dpo, by name within a
 kind, each from the model of the one before. Without blocks the candidate points at the initial model.
@@ -24,7 +25,19 @@ from tasks.core.seeds import derive
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
     """The section's blocks in the order in which they run. Raises `BadInput`."""
-    return sorted(bind(training.BLOCKS, section, "train"), key=lambda bound: (training.PHASE[bound.block], bound.name))
+    blocks = sorted(
+        bind(training.BLOCKS, section, "train"), key=lambda bound: (training.PHASE[bound.block], bound.name)
+    )
+    whole = None
+    for bound in blocks:
+        keeps = bound.options.lora is not None and bound.options.lora.adapter == "keep"
+        if keeps and whole:
+            raise BadInput(
+                f"train.{bound.name}.lora.adapter: given 'keep', but {whole} before it writes a whole model, which is kept "
+                f"nowhere; let {whole} train an adapter that is kept too, or give merge"
+            )
+        whole = whole if keeps else bound.name
+    return blocks
 
 
 def run(context: Context) -> None:
@@ -34,6 +47,8 @@ def run(context: Context) -> None:
     initial = context.pointer(context.row["initial"])
     reference = context.pointer(context.row["reference"])
     start, anchor = _open(context, initial), _open(context, reference)
+    base = models.base_pointer(context.root, initial)
+    absolute = Pointer(str(models.parts(start).weights.resolve()), base.digest)  # for what lies outside the repository
     folder = context.write(context.data("candidate/lineage.json")).parent
     rows: dict[str, dict[str, int]] = {}
     between = (
@@ -50,6 +65,9 @@ def run(context: Context) -> None:
             sft=sft,
             pairs=pairs,
             output=folder if last else between / str(number),
+            base=base if last else absolute,
+            apart=context.apart,
+            release=context.release,
             scratch=context.scratch,
             seed=derive(context.seed, bound.name),
             progress=context.progress,
@@ -57,6 +75,7 @@ def run(context: Context) -> None:
         )
         bound(job)
         context.log(**job.figures)
+        context.spend(**job.spent)
         rows[bound.name] = job.rows
         start = job.output
     if not context.options:
@@ -76,9 +95,5 @@ def run(context: Context) -> None:
 def _open(context: Context, pointer: Pointer) -> Path:
     """The model's folder. Raises `MissingArtifact`, or `BadInput` if it is not what was promoted."""
     folder = models.resolve(context.root, pointer)
-    if models.digest(folder) != pointer.digest:
-        raise BadInput(
-            f"model {pointer.path} has changed since it was promoted (its digest is not {pointer.digest}); "
-            "restore it with `dvc checkout`, or, for a pretrained model that was replaced, run `dvc repro -f base`"
-        )
+    models.verify(folder, pointer, context.scratch / digests.KNOWN)
     return folder

@@ -11,7 +11,7 @@ import polars as pl
 from tasks.core import digests, tables
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Context, Pointer
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
 
 
@@ -63,18 +63,36 @@ class Adding:
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
         return user("invent " + " | ".join(e[0]["content"] for e in examples))
 
-    def parse_invented(self, reply: str) -> Invented:
-        return (
-            Invented([{"role": "user", "content": reply}])
-            if reply.startswith("add ")
-            else Invented(None, "not an addition")
-        )
+    def parse_invented(self, reply: str) -> list[Invented]:
+        return [Invented(user(reply)) if reply.startswith("add ") else Invented(None, "not an addition")]
 
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
         return response.strip() == str(sum(int(n) for n in messages[0]["content"].split()[1:]))
 
 
-Reply = Callable[[str, int], str]  # (rendered prompt, draw) -> text
+Reply = Callable[[str, int], str | None]  # (rendered prompt, draw) -> text, None where the request fails
+
+
+def replied(prompt: str, text: str | None) -> Completion:
+    """A completion with a token a word."""
+    if text is None:
+        return no_reply("HTTP 500")
+    return Completion(text, len(prompt.split()), len(text.split()) + 1, -1.0, "stop")
+
+
+class Unsteady:
+    """What blocks use of an Asker: replies by a function, and some of them fail, as those of an endpoint may."""
+
+    digest = "d" * 32
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+    def generate(
+        self, messages: Sequence[Messages], sampling: Sampling, what: str, about: Sequence[int] | None = None
+    ) -> list[list[Completion]]:
+        asked = [" ".join(m["content"] for m in several) for several in messages]
+        return [[replied(prompt, self.reply(prompt, draw)) for draw in range(sampling.n)] for prompt in asked]
 
 
 class Scripted:
@@ -86,10 +104,7 @@ class Scripted:
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
         self.asked += len(prompts) * sampling.n
         texts = [[self.reply(p, first_draw + d) for d in range(sampling.n)] for p in prompts]
-        return [
-            [Completion(t, len(p.split()), len(t.split()) + 1, -1.0, "stop") for t in several]
-            for p, several in zip(prompts, texts, strict=True)
-        ]
+        return [[replied(p, t) for t in several] for p, several in zip(prompts, texts, strict=True)]
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
         self.asked += len(prompts)
@@ -106,6 +121,7 @@ ENGINE = {
     "batch_size": 64,
     "rows_per_shard": 8,
     "draws_per_shard": 4,
+    "endpoint": {"model": None, "protocol": "completions", "length_field": "max_tokens", "extra": {}},
 }
 
 
@@ -153,3 +169,11 @@ def policy(root: Path, key: str, digest: str = "d" * 32) -> None:
 
 def digest_of(root: Path) -> str:
     return digests.of_path(root)
+
+
+def text_options(**changes: Any) -> dict[str, Any]:
+    """`prepare.options` of the text family over fields `q` and `a` of `p.jsonl`, else as its recipes have them."""
+    from flows import recipe
+
+    own: dict[str, Any] = recipe.compose("lmsi", "text")["prepare"]["options"]
+    return own | {"path": "p.jsonl", "prompt_field": "q", "answer_field": "a"} | changes

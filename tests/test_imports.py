@@ -25,7 +25,7 @@ STAGES = [
     "report",
 ]
 SINGLE = ("prepare", "base", "report")
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "prefect", "mlflow", "dvc", "ray")
+HEAVY = ("torch", "vllm", "transformers", "trl", "peft", "datasets", "accelerate", "prefect", "mlflow", "dvc", "ray")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for top in ("flows", "tasks")
@@ -87,7 +87,7 @@ def test_imports_go_one_way(module: str) -> None:
     ("library", "homes"),
     [
         ("mlflow", {"flows.track", "flows.ui"}), ("dvc", {"flows.graph"}), ("ray", {"flows.cluster", "flows.shards"}),
-        ("prefect_ray", {"flows.shards"}),
+        ("prefect_ray", {"flows.shards"}), ("vllm", {"tasks.core.engines.vllm"}),
     ],
 )  # fmt: skip
 def test_a_library_with_one_home_is_imported_there_only(library: str, homes: set[str]) -> None:

@@ -11,40 +11,20 @@ the questions and comparing the answers is code.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import polars as pl
 from pydantic import Field
 
+from tasks.blocks import judges
+from tasks.blocks.judging import MALFORMED, Drawn, Judging, table, unread
 from tasks.core import labels, tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Bound, Options
-from tasks.core.engine import Sampling
+from tasks.core.blocks import Block, Bound, Options, Requests
+from tasks.core.demand import Counts, Demand
+from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Family, Messages, Verdict
 from tasks.core.seeds import derive
-
-MALFORMED = Verdict(parsed=False, why="malformed response")
-UNFINISHED = Verdict(parsed=False, why="unfinished reply")  # "Score: 1" may have become "Score: 10"
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What a critic is given: parallel lists of candidates and of the prompts they answer."""
-
-    candidate_ids: list[str]
-    draws: list[int]  # the number of each among the samples of its prompt
-    prompt_ids: list[str]
-    questions: list[Messages]  # the prompt of each candidate
-    responses: list[str]
-    answers: list[str | None]
-    gold: list[str | None]  # the prompt's answer, null in label-free runs
-    family: Family
-    judge: Asker
-    seed: int
-    name: str
-    labels_for: str  # the stage that judges
-    labels: bool
 
 
 def critique(
@@ -56,15 +36,20 @@ def critique(
     seed: int,
     labels_for: str,
     labels: bool,
+    voters: Sequence[bool] | None = None,
 ) -> pl.DataFrame:
-    """CRITIQUES of all candidates by all critics."""
+    """CRITIQUES of all candidates by all critics. `voters`: which candidates count in a vote, None for all."""
     asked = prompts.select("prompt_id", question="messages", gold="answer").with_row_index("place")
-    joined = candidates.join(asked, on="prompt_id", how="left").sort("place", "source", "turn", "draw", "candidate_id")
+    counted = candidates.with_columns(
+        voter=pl.Series([True] * candidates.height if voters is None else voters, dtype=pl.Boolean)
+    )
+    joined = counted.join(asked, on="prompt_id", how="left").sort("place", "source", "turn", "draw", "candidate_id")
     found = [tables.empty(tables.CRITIQUES)]
     for bound in critics:
         judging = Judging(
             candidate_ids=joined["candidate_id"].to_list(),
             draws=joined["draw"].to_list(),
+            voters=joined["voter"].to_list(),
             prompt_ids=joined["prompt_id"].to_list(),
             questions=joined["question"].to_list(),
             responses=joined["response"].to_list(),
@@ -100,16 +85,11 @@ def factored_critique(judging: Judging, options: FactoredCritique) -> pl.DataFra
             continue
         answers = [several[0] for several in replies[start : start + len(questions)]]
         start += len(questions)
-        verdicts.append(judging.family.assemble(question, response, [answer.text for answer in answers]))
+        lost = next((unread(answer) for answer in answers if answer.failed), None)
+        told = [answer.text for answer in answers]
+        verdicts.append(Verdict(parsed=False, why=lost) if lost else judging.family.assemble(question, response, told))
         tokens.append(sum(answer.tokens for answer in answers))
-    return _table(judging, [[v] for v in verdicts], [[t] for t in tokens])
-
-
-class Drawn(Options):
-    draws: int = Field(ge=1)  # critiques of each candidate
-    temperature: float = Field(ge=0)
-    top_p: float = Field(gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
+    return table(judging, [[v] for v in verdicts], [[t] for t in tokens])
 
 
 def nl_critique(judging: Judging, options: Drawn) -> pl.DataFrame:
@@ -126,11 +106,8 @@ def judge_pointwise(judging: Judging, options: Drawn) -> pl.DataFrame:
 def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
     """Asks for `draws` critiques of each candidate; equal candidates of a prompt share theirs."""
     asked = [judging.family.critique_messages(q, r) for q, r in zip(judging.questions, judging.responses, strict=True)]
-    sampling = Sampling(options.draws, options.temperature, options.top_p, options.max_new_tokens, judging.seed)
-    if options.temperature == 0:
-        sampling = Sampling(1, 0.0, 1.0, options.max_new_tokens, 0)
     put = [(messages, draw) for messages, draw in zip(asked, judging.draws, strict=True) if messages is not None]
-    replies = iter(judging.judge.generate([m for m, _ in put], sampling, judging.name, [draw for _, draw in put]))
+    replies = iter(judging.ask(options, put))
     verdicts: list[list[Verdict]] = []
     tokens: list[list[int]] = []
     for question, response, messages in zip(judging.questions, judging.responses, asked, strict=True):
@@ -139,16 +116,14 @@ def _asked(judging: Judging, options: Drawn) -> pl.DataFrame:
             tokens.append([0])
             continue
         several = next(replies)
-        verdicts.append(
-            [
-                judging.family.parse_critique(question, response, reply.text)
-                if reply.finish_reason == "stop"
-                else UNFINISHED
-                for reply in several
-            ]
-        )
+        verdicts.append([_read(judging.family, question, response, reply) for reply in several])
         tokens.append([reply.tokens for reply in several])
-    return _table(judging, verdicts, tokens)
+    return table(judging, verdicts, tokens)
+
+
+def _read(family: Family, question: Messages, response: str, reply: Completion) -> Verdict:
+    why = unread(reply)
+    return Verdict(parsed=False, why=why) if why else family.parse_critique(question, response, reply.text)
 
 
 class Vote(Options):
@@ -157,22 +132,24 @@ class Vote(Options):
 
 def vote(judging: Judging, options: Vote) -> pl.DataFrame:
     """Self-consistency (Wang et al. 2022): score = share of the prompt's candidates that give the same answer,
-    candidates without an answer counted in the total. Verdict: the answer is the prompt's only most common one."""
-    total = Counter(judging.prompt_ids)
-    votes: dict[str, Counter[str]] = {}
-    for prompt, answer in zip(judging.prompt_ids, judging.answers, strict=True):
+    candidates without an answer counted in the total. Verdict: the answer is the prompt's only most common one.
+    What is no voter is judged by the voters of its prompt and changes no score."""
+    total: Counter[str] = Counter()
+    votes: dict[str, Counter[str]] = {prompt: Counter() for prompt in judging.prompt_ids}
+    for prompt, answer, counts in zip(judging.prompt_ids, judging.answers, judging.voters, strict=True):
+        total[prompt] += counts
         if answer is not None:
-            votes.setdefault(prompt, Counter())[answer] += 1
+            votes[prompt][answer] += counts
     verdicts = []
     for prompt, answer in zip(judging.prompt_ids, judging.answers, strict=True):
         if answer is None:
             verdicts.append([Verdict(parsed=False, why="no answer")])
             continue
-        counts = votes[prompt]
-        top = max(counts.values())
-        alone = counts[answer] == top and sum(count == top for count in counts.values()) == 1
-        verdicts.append([Verdict(True, alone, counts[answer] / total[prompt])])
-    return _table(judging, verdicts, [[0] for _ in verdicts], model=None)
+        got = votes[prompt]
+        top = max(1, *got.values())
+        alone = got[answer] == top and list(got.values()).count(top) == 1
+        verdicts.append([Verdict(True, alone, got[answer] / max(1, total[prompt]))])
+    return table(judging, verdicts, [[0] for _ in verdicts], model=None)
 
 
 class VerifierOptions(Options):
@@ -188,28 +165,18 @@ def verifier(judging: Judging, options: VerifierOptions) -> pl.DataFrame:
         )
     verify = labels.verifier(judging.family, judging.labels_for, judging.labels)
     rights = [verify(q, g, r) for q, g, r in zip(judging.questions, judging.gold, judging.responses, strict=True)]
-    return _table(
-        judging, [[Verdict(True, right, float(right))] for right in rights], [[0] for _ in rights], model=None
-    )
-
-
-def _table(
-    judging: Judging, verdicts: Sequence[Sequence[Verdict]], tokens: Sequence[Sequence[int]], model: str | None = ""
-) -> pl.DataFrame:
-    digest = judging.judge.digest if model == "" else model
-    rows = [
-        (candidate, None, judging.name, draw, v.text, v.verdict, v.score, v.parsed, v.why, count, digest)
-        for candidate, several, counts in zip(judging.candidate_ids, verdicts, tokens, strict=True)
-        for draw, (v, count) in enumerate(zip(several, counts, strict=True))
-    ]
-    return pl.DataFrame(rows, schema=tables.CRITIQUES, orient="row")
+    return table(judging, [[Verdict(True, right, float(right))] for right in rights], [[0] for _ in rights], model=None)
 
 
 def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
     """One row per candidate of `critic`: `candidate_id`, `verdict` (majority of the parsed draws, null on a tie or
     where none parsed), `score` (mean of the parsed draws, null where none parsed), `text` (the first parsed draw's),
-    `why` (of the first draw that did not parse). Sorted by candidate."""
-    rows = critiques.filter((pl.col("critic") == critic) & pl.col("other_id").is_null()).sort("candidate_id", "draw")
+    `why` (of the first draw that did not parse). Of a critic that compares, the score is the win rate
+    (`judges.win_rates`) and there is no verdict. Sorted by candidate."""
+    own = critiques.filter(pl.col("critic") == critic)
+    if own["other_id"].null_count() < own.height:
+        return judges.win_rates(own)
+    rows = own.sort("candidate_id", "draw")
     parsed = pl.col("parsed")
     yes = (parsed & pl.col("verdict").fill_null(False)).sum()
     no = (parsed & ~pl.col("verdict").fill_null(True)).sum()
@@ -221,11 +188,49 @@ def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
     )
 
 
+def counted(critiques: pl.DataFrame, critic: str) -> dict[str, int]:
+    """How many comparisons of a critic were decided, were ties, or gave nothing, by reason; figures for `Context.log`."""
+    own = critiques.filter(pl.col("critic") == critic)
+    told = pl.coalesce("why", judges.undecided("verdict", "score"), pl.lit("decided"))
+    counts = Counter(own.select(told).to_series())
+    return {f"{critic}_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())}
+
+
+COMPARING = judges.COMPARING
 BLOCKS: dict[str, Block] = {
     "factored_critique": factored_critique,
     "nl_critique": nl_critique,
     "judge_pointwise": judge_pointwise,
     "vote": vote,
     "verifier": verifier,
+    **judges.BLOCKS,
 }
+AMONG_SAMPLES: set[Block] = {vote, *judges.COMPARING}  # say nothing about a candidate by itself
 USES_LABELS: set[Block] = {verifier}
+
+
+def _questions(options: FactoredCritique, counts: Counts) -> list[Demand]:
+    return [Demand("question", counts.candidates * counts.questions, options.max_new_tokens)]
+
+
+def _drawn(options: Drawn, counts: Counts) -> list[Demand]:
+    draws = options.draws if options.temperature else 1
+    return [Demand("critique", counts.candidates * draws, options.max_new_tokens, draws)]
+
+
+REQUESTS: dict[Block, Requests] = {
+    factored_critique: _questions,
+    nl_critique: _drawn,
+    judge_pointwise: _drawn,
+    **judges.REQUESTS,
+}
+
+
+def requests(critics: Sequence[Bound], counts: Counts) -> list[Demand]:
+    """What all critics ask about `counts.candidates`, at most."""
+    return [
+        demand
+        for bound in critics
+        if bound.block in REQUESTS
+        for demand in REQUESTS[bound.block](bound.options, counts)
+    ]

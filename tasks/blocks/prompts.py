@@ -1,9 +1,12 @@
 """Prompt blocks: which prompts an iteration works on.
 
-A block sees the pool that `prepare` made (in its fixed order), the prompts of the previous iteration and
-the fingerprints of held-out problems, and returns rows of the PROMPTS table without answers.
+A block sees the pool that `prepare` made (in its fixed order), the prompts of the previous iteration, all that models
+wrote in earlier ones and the guard that knows held-out problems, and returns rows of the PROMPTS table without answers.
 """
 
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -11,10 +14,11 @@ from pydantic import Field
 
 from tasks.core import tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Options
+from tasks.core.blocks import Block, Options, Requests
+from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.family import Family, Messages
+from tasks.core.family import Family, FreeText, Guard, Invented, Messages
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Supply:
     family: Family
     pool: pl.DataFrame  # PROMPTS, in the pool's order
     previous: pl.DataFrame  # PROMPTS of the previous iteration, empty for the first
-    forbidden: frozenset[str]  # fingerprints of held-out and probe problems
+    invented: pl.DataFrame  # INVENTED: what models wrote in all earlier iterations
+    guard: Guard  # keeps held-out and probe problems out
     model: Asker | None
     seed: int
     name: str  # the block's name in params.yaml
@@ -91,46 +96,132 @@ class SelfInstruct(Options):
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
+    near_copy: float | None = Field(gt=0, le=1)  # ROUGE-L from which a prompt copies another; null: not looked at
 
 
 def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
-    """New prompts written by the model (Self-Instruct, Wang et al. 2022): `n * attempts` replies, parsed by the family;
-    what does not parse, repeats a known prompt or matches a held-out problem is left out and counted.
-    Raises `StageFailed` if nothing is left."""
+    """New prompts written by the model (Self-Instruct, Wang et al. 2022): `n * attempts` replies, parsed by the family.
+    Left out and counted by reason: what does not parse, is cut off, repeats a prompt of the pool or of any earlier
+    iteration, has a ROUGE-L of `near_copy` or more (the paper: 0.7) with an example it was shown or with another
+    prompt that a model wrote, or is too much like a held-out problem. Raises `StageFailed` if nothing is left."""
     assert supply.model is not None
-    examples = supply.pool.sample(n=min(supply.pool.height, options.shots * options.n), shuffle=True, seed=supply.seed)
-    shown = examples["messages"].to_list()
-    wanted = options.n
-    asked = [supply.family.invent_messages(shown[i * options.shots : (i + 1) * options.shots]) for i in range(wanted)]
+    family = supply.family
+    wanted, shots = options.n, options.shots
+    examples = supply.pool.sample(n=min(supply.pool.height, shots * wanted), shuffle=True, seed=supply.seed)
+    shown = [examples[[(i * shots + shot) % examples.height for shot in range(shots)]] for i in range(wanted)]
+    asked = [family.invent_messages(several["messages"].to_list()) for several in shown]
     distinct = {str(messages) for messages in asked}
     draws = options.attempts if len(distinct) > 1 else options.attempts * wanted
     sampling = Sampling(draws, options.temperature, options.top_p, options.max_new_tokens, supply.seed)
     replies = supply.model.generate(asked if len(distinct) > 1 else asked[:1], sampling, "prompts")
-    seen = set(supply.pool["prompt_id"]) | set(supply.previous["prompt_id"])
+    seen = {*map(family.fingerprint, supply.pool["messages"].to_list()), *supply.invented["fingerprint"]}
+    written = Words(options.near_copy, supply.invented["text"].drop_nulls())
     rows: list[dict[str, object]] = []
-    refused: dict[str, int] = {}
+    refused: Counter[str] = Counter()
     for index, several in enumerate(replies):
-        parents = examples["prompt_id"].to_list()[index * options.shots : (index + 1) * options.shots]
+        parents = shown[index]["prompt_id"].to_list()
+        patterns = Words(options.near_copy, _texts(family, shown[index]["messages"].to_list()))
         for reply in several:
-            invented = supply.family.parse_invented(reply.text)
-            reason = invented.why
-            if invented.messages is not None:
-                row = supply.row(invented.messages, parents)
-                if row["prompt_id"] in seen:
-                    reason = "repeated"
-                elif supply.family.fingerprint(invented.messages) in supply.forbidden:
-                    reason = "held out"
-                elif len(rows) < wanted:
-                    seen.add(str(row["prompt_id"]))
-                    rows.append(row)
-            if reason:
-                refused[reason] = refused.get(reason, 0) + 1
+            found = [Invented(None, "no reply")] if reply.failed else family.parse_invented(reply.text)
+            if reply.finish_reason != "stop" and not reply.failed:
+                found.pop()
+                refused["unfinished"] += 1
+            for prompt in found:
+                reason = prompt.why
+                if prompt.messages is not None and len(rows) < wanted:
+                    fingerprint, text = family.fingerprint(prompt.messages), _text(family, prompt.messages)
+                    if fingerprint in seen:
+                        reason = "repeated"
+                    elif why := supply.guard(prompt.messages):
+                        reason = why
+                    elif patterns.near(text) or written.near(text):
+                        reason = "near copy"
+                    else:
+                        seen.add(fingerprint)
+                        written.add(text)
+                        rows.append(supply.row(prompt.messages, parents))
+                if reason:
+                    refused[reason] += 1
     supply.figures.update(
         {f"{supply.name}_{reason.replace(' ', '_')}": count for reason, count in sorted(refused.items())}
     )
     if not rows:
-        raise StageFailed(f"synthesize.{supply.name}: no usable prompt in {sum(refused.values())} replies: {refused}")
+        raise StageFailed(
+            f"synthesize.{supply.name}: no usable prompt in {refused.total()} replies: {dict(sorted(refused.items()))}"
+        )
     return tables.frame(rows, tables.PROMPTS)
+
+
+def invented(family: Family, prompts: pl.DataFrame, pool: pl.DataFrame, earlier: pl.DataFrame) -> pl.DataFrame:
+    """INVENTED after an iteration: what was there, and those of its prompts that are not of the pool."""
+    new = prompts.join(pool, on="prompt_id", how="anti").join(earlier, on="prompt_id", how="anti")
+    rows = [
+        {"prompt_id": name, "fingerprint": family.fingerprint(messages), "text": _text(family, messages) or None}
+        for name, messages in new.select("prompt_id", "messages").iter_rows()
+    ]
+    return pl.concat([earlier, tables.frame(rows, tables.INVENTED)])
+
+
+def _text(family: Family, messages: Messages) -> str:
+    """The prompt's own words; nothing for a family whose prompts are not free text."""
+    return family.question(messages) if isinstance(family, FreeText) else ""
+
+
+def _texts(family: Family, several: Sequence[Messages]) -> list[str]:
+    return [_text(family, messages) for messages in several]
+
+
+class Words:
+    """Texts that a new one is compared with. `near`: whether ROUGE-L with any of them is at least `least`."""
+
+    def __init__(self, least: float | None, texts: Iterable[str]) -> None:
+        self.least = least
+        self.known: list[tuple[list[str], frozenset[tuple[str, int]]]] = []  # words, and each with its occurrence
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        if self.least is not None and (words := _words(text)):
+            self.known.append((words, _occurrences(words)))
+
+    def near(self, text: str) -> bool:
+        if self.least is None or not (words := _words(text)):
+            return False
+        own = _occurrences(words)
+        return any(
+            len(own & theirs) + 1e-9 >= self.least * (len(words) + len(other)) / 2  # no subsequence has more words
+            and rouge_l(words, other) >= self.least
+            for other, theirs in self.known
+        )
+
+
+def _occurrences(words: Sequence[str]) -> frozenset[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    found = []
+    for word in words:
+        found.append((word, seen[word]))
+        seen[word] += 1
+    return frozenset(found)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
+    """F1 of the longest common subsequence (Lin 2004): 2 LCS / (length + length), 0 to 1. The subsequence's length by
+    Hyyrö's bit-parallel recurrence: V <- (V + (V & M)) | (V & ~M), a bit of V for each word of `one`."""
+    if not one or not other:
+        return 0.0
+    places: dict[str, int] = {}
+    for place, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << place
+    everywhere = (1 << len(one)) - 1
+    row = everywhere
+    for word in other:
+        matches = places.get(word, 0)
+        row = ((row + (row & matches)) | (row & ~matches)) & everywhere
+    return 2 * (len(one) - row.bit_count()) / (len(one) + len(other))
 
 
 BLOCKS: dict[str, Block] = {
@@ -139,3 +230,10 @@ BLOCKS: dict[str, Block] = {
     "self_instruct": self_instruct,
 }
 USES_MODEL = {self_instruct}
+
+
+def _invented(options: SelfInstruct, counts: Counts) -> list[Demand]:
+    return [Demand("invent", options.n * options.attempts, options.max_new_tokens, options.attempts)]
+
+
+REQUESTS: dict[Block, Requests] = {self_instruct: _invented}

@@ -4,6 +4,7 @@ Only what the critic refuses is refined: refining what was right breaks a good p
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import polars as pl
 from pydantic import Field
@@ -12,7 +13,8 @@ from tasks.blocks import critics as judging
 from tasks.blocks.sampling import candidates as candidates_from
 from tasks.core import tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Bound, Options
+from tasks.core.blocks import Block, Bound, Options, Requests
+from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Sampling
 from tasks.core.family import Family
 from tasks.core.seeds import derive
@@ -45,7 +47,7 @@ def critique_revise(
 
     Returns the refinements of all rounds (CANDIDATES) and their critiques (CRITIQUES)."""
     questions = prompts.select("prompt_id", question="messages")
-    alone = [critic for critic in critics if critic.block is not judging.vote]  # a vote is among the samples only
+    alone = [critic for critic in critics if critic.block not in judging.AMONG_SAMPLES]
     found, judged = [tables.empty(tables.CANDIDATES)], [tables.empty(tables.CRITIQUES)]
     for turn in range(1, options.rounds + 1):
         opinions = judging.aggregate(critiques, options.critic).filter(~pl.col("verdict").fill_null(True))
@@ -85,3 +87,18 @@ def critique_revise(
 
 
 BLOCKS: dict[str, Block] = {"critique_revise": critique_revise}
+
+
+def _revised(options: CritiqueRevise, counts: Counts) -> list[Demand]:
+    number = min(options.per_prompt * counts.prompts, counts.candidates) * options.rounds
+    return [Demand("refine", number, options.max_new_tokens)]
+
+
+REQUESTS: dict[Block, Requests] = {critique_revise: _revised}
+
+
+def requests(bound: Bound, critics: Sequence[Bound], counts: Counts) -> list[Demand]:
+    """What a block asks for refinements, and the critics about these, at most: everything is refused."""
+    made = REQUESTS[bound.block](bound.options, counts)
+    again = replace(counts, candidates=sum(demand.requests for demand in made))
+    return [*made, *judging.requests(critics, again)]

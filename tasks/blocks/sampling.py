@@ -7,7 +7,8 @@ from pydantic import Field
 
 from tasks.core import tables
 from tasks.core.asking import Asker
-from tasks.core.blocks import Block, Options
+from tasks.core.blocks import Block, Options, Requests
+from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Completion, Sampling
 from tasks.core.family import Family, Messages
 
@@ -50,11 +51,14 @@ def candidates(
     parents: Sequence[str | None] | None = None,
 ) -> pl.DataFrame:
     """CANDIDATES from replies. `questions`: the prompt's own messages, which answers are extracted against;
-    `asked`: what the model read (the same for a sample, the refinement template for a refinement)."""
+    `asked`: what the model read (the same for a sample, the refinement template for a refinement). A reply that
+    failed is no candidate; the others keep their draws."""
     rows = []
     for index, several in enumerate(replies):
         prompt, parent = prompt_ids[index], parents[index] if parents else None
         for draw, reply in enumerate(several):
+            if reply.failed:
+                continue
             rows.append(
                 (
                     tables.content_id(prompt, parent, source, turn, draw, digest, reply.text),
@@ -77,3 +81,14 @@ def candidates(
 
 
 BLOCKS: dict[str, Block] = {"iid_k": iid_k, "single": single}
+
+
+def _sampled(options: IidK, counts: Counts) -> list[Demand]:
+    return [Demand("answer", counts.prompts * options.n, options.max_new_tokens, options.n)]
+
+
+def _answered(options: Single, counts: Counts) -> list[Demand]:
+    return [Demand("answer", counts.prompts, options.max_new_tokens)]
+
+
+REQUESTS: dict[Block, Requests] = {iid_k: _sampled, single: _answered}

@@ -16,6 +16,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.critics import aggregate
+from tasks.blocks.judges import outcomes, undecided
 from tasks.core import tables
 from tasks.core.blocks import Block, Bound, Options
 from tasks.core.errors import BadInput, unknown_name
@@ -39,10 +40,17 @@ class Selection:
 
     def opinions(self, critic: str, block: str) -> pl.DataFrame:
         """`aggregate` of a critic. Raises `UnknownName` for one that never judged."""
+        return aggregate(self._of(critic, block), critic)
+
+    def outcomes(self, critic: str, block: str) -> pl.DataFrame:
+        """`judges.outcomes` of a critic that compares: one row per pair. Raises `UnknownName`."""
+        return outcomes(self._of(critic, block))
+
+    def _of(self, critic: str, block: str) -> pl.DataFrame:
         known = self.critiques["critic"].unique().to_list()
         if critic not in known and self.candidates.height:
             raise unknown_name("critic", critic, known, f"filter.{block}.critic")
-        return aggregate(self.critiques, critic)
+        return self.critiques.filter(pl.col("critic") == critic)
 
     def narrow(self, block: str, reasons: pl.DataFrame) -> "Selection":
         """Drops candidates. `reasons`: `candidate_id` and `reason`; a null reason keeps the candidate."""
@@ -245,6 +253,52 @@ def pairs_vote_margin(state: Selection, options: PairsVoteMargin) -> Selection:
     return _pair(state, strong, "pairs_vote_margin", 1e-9, options.per_prompt, lambda margin: margin)
 
 
+class PairsPreferred(Options):
+    critic: str  # a pairwise critic
+    min_margin: float = Field(ge=0, le=1)  # smallest |2 score - 1|: 1 where every draw says the same
+    per_prompt: int = Field(ge=1)
+
+
+def pairs_preferred(state: Selection, options: PairsPreferred) -> Selection:
+    """Every pair that the judge decided, better against worse; of a prompt those with the largest margin. Only pairs of
+    candidates that are both kept."""
+    questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
+    kept = {row[0]: row[1:] for row in state.kept.select("candidate_id", "prompt_id", "response").iter_rows()}
+    found: dict[str, list[tuple[float, str, str]]] = {}
+    skipped = []
+    outcomes = state.outcomes(options.critic, "pairs_preferred").with_columns(
+        why=pl.coalesce("why", undecided("better", "score"))
+    )
+    for one, two, better, score, _, why in outcomes.iter_rows():
+        if one not in kept or two not in kept:
+            continue
+        prompt = kept[one][0]
+        margin = 0.0 if score is None else round(abs(2 * score - 1), 6)
+        if better is None:
+            skipped.append((one, prompt, why))
+        elif margin < options.min_margin:
+            skipped.append((one, prompt, "margin too small"))
+        elif kept[one][1].strip() == kept[two][1].strip():
+            skipped.append((one, prompt, "equal texts"))
+        else:
+            found.setdefault(prompt, []).append((-margin, *((one, two) if better else (two, one))))
+    rows = []
+    for prompt in state.prompts["prompt_id"]:
+        for place, (margin, good, bad) in enumerate(sorted(found.get(prompt, []))):
+            if place >= options.per_prompt:
+                skipped.append((good, prompt, "over the cap"))
+                continue
+            question, chosen, rejected = questions[prompt], kept[good][1], kept[bad][1]
+            rows.append(
+                (_row_id(question, chosen, rejected), "own", question, _reply(chosen), _reply(rejected), -margin,
+                 1.0, 0.0, prompt, good, bad, state.iteration)
+            )  # fmt: skip
+    told = {*found, *(prompt for _, prompt, _ in skipped)}
+    skipped += [(prompt, prompt, "no pair compared") for prompt in state.prompts["prompt_id"] if prompt not in told]
+    made = pl.DataFrame(rows, schema=tables.PAIRS, orient="row")
+    return replace(state, pairs=pl.concat([state.pairs, made]), dropped=state.note("pairs_preferred", sorted(skipped)))
+
+
 def _scored(state: Selection, critic: str, block: str) -> pl.DataFrame:
     """The kept candidates that have a score, in a fixed order."""
     opinions = state.opinions(critic, block).select("candidate_id", "score")
@@ -342,6 +396,7 @@ PHASES: dict[str, dict[str, Block]] = {
         "positives": positives,
         "pairs_best_worst": pairs_best_worst,
         "pairs_vote_margin": pairs_vote_margin,
+        "pairs_preferred": pairs_preferred,
     },
     "mix": {"accumulate": accumulate, "replay": replay},
 }

@@ -8,7 +8,10 @@ the skills that the pairs do not exercise. Options of both:
 
 steps, learning_rate, warmup_steps, schedule (cosine, linear, constant, or wsd: decay over the last 30 %),
 final_share (of the learning rate), betas, weight_decay, clip (gradient norm), precision, threads,
-checkpoint_steps, lora (null, or an adapter that is merged into the weights at the end).
+checkpoint_steps, pass_tokens (what a forward pass holds: a step of any size is cut into as many passes as it needs, whose
+gradients add up), gradient_checkpointing, accelerate (null, or the configuration file that `accelerate launch`
+trains with, on several GPUs or machines), lora (null, or an adapter: kept alone, or merged into the weights). `sft`
+also has packing: rows end to end instead of side by side.
 
 A training that was killed continues from its last checkpoint, and ends in the same bytes.
 """
@@ -26,19 +29,23 @@ from pydantic import Field, field_validator
 
 from tasks.core import batches, digests, models
 from tasks.core.blocks import Block, Options
-from tasks.core.errors import EmptyDataset, StageFailed
+from tasks.core.context import Pointer
+from tasks.core.errors import BadInput, EmptyDataset, StageFailed
 
 VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
 Mixture = dict[str, Annotated[int, Field(ge=0)]]
 
 
 class LoraOptions(Options):
-    """Low-rank adapters (Hu et al. 2021) on the linear layers named in `targets`."""
+    """Low-rank adapters (Hu et al. 2021) on the linear layers named in `targets`. `adapter`: keep writes the adapter
+    alone, merge a whole model; `load_in_4bit`: on a base in 4 bits (QLoRA), on a GPU."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
     targets: list[str] = Field(min_length=1)
+    adapter: Literal["keep", "merge"]
+    load_in_4bit: bool
 
     @field_validator("targets")
     @classmethod
@@ -62,6 +69,9 @@ class TrainingOptions(Options):
     precision: Literal["float32", "bfloat16"]
     threads: int = Field(ge=1)
     checkpoint_steps: int = Field(ge=1)
+    pass_tokens: int = Field(ge=1)
+    gradient_checkpointing: bool
+    accelerate: str | None
     lora: LoraOptions | None
 
 
@@ -69,6 +79,7 @@ class SftOptions(TrainingOptions):
     """`mixture`: rows of each part in every step. A part of 0 rows may be in the data and is not used."""
 
     mixture: Mixture = Field(min_length=1)
+    packing: bool
 
     @field_validator("mixture")
     @classmethod
@@ -102,8 +113,12 @@ class Job:
     scratch: Path  # checkpoints are kept below it
     seed: int
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    base: Pointer | None = None  # what an adapter that is kept names as its base; None: the initial model's own folder
+    apart: Literal["auto", "always", "never"] = "never"  # whether in a process of its own; auto: where there is a GPU
+    release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back, called before such a process
     curves: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)  # figures that add up over trainings
     rows: dict[str, int] = field(default_factory=dict)  # part -> rows of the data that a step can draw
 
 
@@ -118,7 +133,7 @@ def sft(job: Job, options: SftOptions) -> None:
             f"sft.mixture does not say how many rows of {', '.join(repr(p) for p in unnamed)} a step takes; "
             "name every part of the data, with 0 for one that is not to be used"
         )
-    source = sft_batches(job, options.mixture, options.steps, 1.0, "sft.mixture")
+    source = sft_batches(job, options, options.mixture, 1.0, "sft.mixture", options.packing)
     job.rows.update(_counts(job.sft, options.mixture))
     _fit("sft", job, options, [source])
 
@@ -129,7 +144,7 @@ def dpo(job: Job, options: DpoOptions) -> None:
         raise EmptyDataset("dpo: the dataset has no pairs to train on; dropped.parquet beside it says why")
     sources: list[batches.Batches] = [_pair_batches(job, options)]
     if sum(options.replay.values()):
-        sources.append(sft_batches(job, options.replay, options.steps, options.replay_coefficient, "dpo.replay"))
+        sources.append(sft_batches(job, options, options.replay, options.replay_coefficient, "dpo.replay", False))
         job.rows.update(_counts(job.sft, options.replay))
     job.rows["pairs"] = job.pairs.height
     _fit("dpo", job, options, sources)
@@ -137,6 +152,14 @@ def dpo(job: Job, options: DpoOptions) -> None:
 
 BLOCKS: dict[str, Block] = {"sft": sft, "dpo": dpo}
 PHASE = {sft: 0, dpo: 1}  # blocks of one stage run in this order, each from the one before
+
+
+def rows(options: TrainingOptions) -> int:
+    """Rows that a whole training reads: steps times the rows of a step; a pair is two rows."""
+    step = sum(options.mixture.values()) if isinstance(options, SftOptions) else 0
+    if isinstance(options, DpoOptions):
+        step = 2 * options.batch_size + sum(options.replay.values())
+    return options.steps * step
 
 
 def use_threads(threads: int) -> None:
@@ -152,20 +175,21 @@ def _counts(table: pl.DataFrame, mixture: dict[str, int]) -> dict[str, int]:
     return {part: int((table["part"] == part).sum()) for part, wanted in mixture.items() if wanted}
 
 
-def sft_batches(job: Job, mixture: dict[str, int], steps: int, scale: float, what: str) -> batches.SftBatches:
+def sft_batches(
+    job: Job, options: TrainingOptions, mixture: dict[str, int], scale: float, what: str, packed: bool
+) -> batches.SftBatches:
     """The plan over `job.sft`; only rows that it draws are tokenised."""
     table = job.sft.sort("row_id", "iteration", "part", nulls_last=True)
     weights = _weights(table["weight"], "sft")
-    plan = batches.plan(table["part"].to_list(), mixture, steps, job.seed, what)
+    plan = batches.plan(table["part"].to_list(), mixture, options.steps, job.seed, what)
     drawn, plan = np.unique(plan, return_inverse=True)
     used = table[drawn.tolist()]
     rows = _encode(job, used["prompt"].to_list(), used["completion"].to_list(), used["row_id"].to_list())
-    return batches.SftBatches(rows, weights[drawn], plan.reshape(steps, -1), scale)
+    plan = plan.reshape(options.steps, -1)
+    return batches.SftBatches(rows, weights[drawn], plan, scale, options.pass_tokens, packed)
 
 
 def _pair_batches(job: Job, options: DpoOptions) -> batches.PairBatches:
-    from tasks.core.trainers import reference_logps
-
     table = job.pairs.sort("row_id", "iteration", "part", nulls_last=True)
     weights = _weights(table["weight"], "pairs")
     smoothing = table["smoothing"].to_numpy()
@@ -176,11 +200,46 @@ def _pair_batches(job: Job, options: DpoOptions) -> batches.PairBatches:
     used = table[drawn.tolist()]
     ids, prompts = used["row_id"].to_list(), used["prompt"].to_list()
     rows = _encode(job, prompts * 2, used["chosen"].to_list() + used["rejected"].to_list(), ids * 2)
+    reference = _reference(job, options, rows)
+    plan = plan.reshape(options.steps, -1)
+    return batches.PairBatches(rows, weights[drawn], smoothing[drawn], reference, plan, options.pass_tokens)
+
+
+def _reference(job: Job, options: DpoOptions, rows: batches.Rows) -> np.ndarray:
+    """Summed log-probabilities of the rows under the reference model."""
+
+    def progress(done: int, total: int) -> None:
+        job.progress("reference", done, total)
+
+    if _apart(job, options):
+        from tasks.core import process
+
+        place = job.scratch / "training" / f"reference-{digests.of_value([models.digest(job.reference), job.seed])}"
+        return process.reference_logps(
+            job.reference, rows, options.precision, progress, options.pass_tokens, options.threads, place
+        )
     use_threads(options.threads)
-    reference = reference_logps(
-        job.reference, rows, options.precision, lambda done, total: job.progress("reference", done, total)
-    )
-    return batches.PairBatches(rows, weights[drawn], smoothing[drawn], reference, plan.reshape(options.steps, -1))
+    from tasks.core.losses import reference_logps
+
+    return reference_logps(job.reference, rows, options.precision, progress, options.pass_tokens)
+
+
+def _apart(job: Job, options: TrainingOptions) -> bool:
+    """Whether to train in a process of its own; then engines give their memory back first. Raises `BadInput` where the
+    file for accelerate is not there."""
+    if options.accelerate is not None and not Path(options.accelerate).is_file():
+        raise BadInput(
+            f"accelerate: given {options.accelerate!r}: there is no such file; `accelerate config` makes one"
+        )
+    apart = job.apart == "always" or options.accelerate is not None
+    if not apart and job.apart == "auto":
+        use_threads(options.threads)
+        import torch
+
+        apart = torch.cuda.is_available()
+    if apart:
+        job.release()
+    return apart
 
 
 def _weights(column: pl.Series, name: str) -> np.ndarray:
@@ -198,23 +257,30 @@ def _encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str]
 
 
 def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> None:
-    """Trains, and reports tokens, rows and speed."""
-    from tasks.core import trainers
-
+    """Trains, here or in a process of its own, and reports tokens, rows and speed."""
     settings = options.model_dump(exclude={"checkpoint_steps"})
     content = [source.digest() for source in sources]
-    key = digests.of_value([VERSION, kind, models.digest(job.initial), settings, job.seed, content])
-    use_threads(options.threads)
-    fitted = trainers.fit(
-        kind,
-        job.initial,
-        job.output,
-        job.scratch / "training" / key,
-        sources,
-        options,
-        job.seed,
-        lambda done, total: job.progress(kind, done, total),
-    )
+    apart = _apart(job, options)
+    launch = digests.of_file(Path(options.accelerate)) if options.accelerate else None
+    initial = models.digest(job.initial, job.scratch / digests.KNOWN)
+    key = digests.of_value([VERSION, kind, initial, settings, job.seed, content, launch])
+    checkpoints = job.scratch / "training" / key
+
+    def progress(done: int, total: int) -> None:
+        job.progress(kind, done, total)
+
+    if apart:
+        from tasks.core import process
+
+        asked = options.model_dump()
+        fitted = process.fit(kind, job.initial, job.output, checkpoints, sources, asked, job.seed, progress, job.base)
+    else:
+        use_threads(options.threads)
+        from tasks.core import trainers
+
+        fitted = trainers.fit(
+            kind, job.initial, job.output, checkpoints, sources, options, job.seed, progress, job.base
+        )
     before = max((int(entry["step"]) for entry in job.curves), default=0)
     for entry in fitted.history:
         kept: dict[str, float] = {
@@ -223,6 +289,7 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
         job.curves.append(kept | {"step": before + entry["step"]})
     tokens = np.sum([source.step_tokens() for source in sources], axis=0)
     timed = int(tokens[options.steps - fitted.steps :].sum())
+    job.spent["training_tokens"] = timed
     job.figures.update(
         {
             f"{kind}_tokens": int(tokens.sum()),

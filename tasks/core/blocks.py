@@ -16,9 +16,11 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.core.demand import Counts, Demand
 from tasks.core.errors import BadInput, unknown_name
 
 Block = Callable[..., Any]
+Requests = Callable[[Any, Counts], list[Demand]]  # (a block's options, what it works on) -> what it asks, at most
 
 
 class Options(BaseModel):

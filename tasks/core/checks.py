@@ -2,15 +2,18 @@
 
 Each line has the place, what was given, what is allowed, and the nearest valid name. Sections are checked
 by the `parse` of their stage, as they stand and once more with every override; then whether they fit one
-another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules and no torch.
+another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules, and torch only where
+training in 4 bits needs a GPU to be there.
 """
 
+import importlib.util
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.core import families, fitting
+from tasks.core import engines, families, fitting
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, unknown_name
@@ -28,8 +31,9 @@ from tasks.core.params import (
     options,
     section,
 )  # fmt: skip
-from tasks.core.serving import SECTIONS
+from tasks.core.serving import SECTIONS, Serving, endpoint_problems
 
+MISSING_LM_EVAL = "evaluate.benchmarks: lm-eval is not installed; `pip install --constraint constraints.txt --editable '.[lm-eval]'` adds it"
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
 Result = TypeVar("Result")
 
@@ -47,7 +51,9 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         _try(problems, engine, params)
     for name, options_of in SECTIONS.items():
         if name in params:
-            _try(problems, validate, options_of, params[name], name)
+            section_options = _try(problems, validate, options_of, params[name], name)
+            if isinstance(section_options, Serving):
+                problems.extend(endpoint_problems(section_options.openai))
     keys = _check_tables(problems, params)
     for stage in STAGES:
         if stage in params:
@@ -63,6 +69,7 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         for key in keys:
             problems.extend(fitting.between_sections(params, key))
     if root is not None:
+        _try(problems, _check_installed, params)
         _check_files(problems, params, root, keys)
     return list(dict.fromkeys(line for problem in problems for line in problem.splitlines()))
 
@@ -208,6 +215,13 @@ def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, key
 # --- files -------------------------------------------------------------------------------------------------
 
 
+def _check_installed(params: Mapping[str, Any]) -> None:
+    section = params.get("engine")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    if isinstance(name, str):
+        engines.check_installed(name)
+
+
 def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> None:
     """The user's files and pretrained model, where the sections that name them are sound, and what the pool holds."""
     prepare = params.get("prepare")
@@ -216,20 +230,61 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
         if not (root / source).exists():
             problems.append(
                 f"prepare.source: given {source!r}, but {root / source}: there is no such file; name the file that the "
-                "problems come from (`python -m flows.recipe list`: a recipe writes that of its family)"
+                f"problems come from (`python -m flows.recipe list`: a recipe writes that of its family){_of_hub(source)}"
             )
         else:
             given = families.with_source(family, prepare["options"], source)
             pool = _try(problems, families.check_inputs, family, given, root)
             if not problems and pool is not None:
                 problems.extend(fitting.supply(params, keys, pool))
+    evaluate = params.get("evaluate")
+    if isinstance(evaluate, Mapping) and not any("evaluat" in problem for problem in problems):
+        problems.extend(_benchmark_problems(params, root, [BASE, *keys]))
     base = params.get("base")
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
-    if isinstance(pretrained, str):
-        _try(problems, _check_model, root, pretrained)
+    if isinstance(base, Mapping) and isinstance(pretrained, str):
+        _try(problems, _check_model, root, pretrained, base.get("chat_template") is None)
+    if not problems:
+        problems.extend(fitting.machine(params, keys, root))
 
 
-def _check_model(root: Path, name: str) -> None:
-    from tasks.core.models import resolve, validate_folder
+def _of_hub(source: str) -> str:
+    """What to do with a name of the Hugging Face hub."""
+    name = source.removeprefix("hf://").removeprefix("datasets/")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+        return ""
+    return (
+        f"; if it is a dataset of the Hugging Face hub, `python -m flows.fetch {name}` makes files of it to name here"
+    )
 
-    validate_folder(resolve(root, Pointer(name, "")))
+
+def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> Iterator[str]:
+    """The folder that evaluate depends on is there, the same for all iterations, and lm-eval is where it is wanted."""
+    files = params["evaluate"]["benchmark_files"]
+    if not (root / files).is_dir():
+        yield (
+            f"evaluate.benchmark_files: given {files!r}, but {root / files} is no folder; name the one with your tasks for "
+            "lm-eval (a recipe writes tasks/benchmarks), benchmarks or not: stage evaluate depends on it"
+        )
+    sections = {key: section(params, "evaluate", key) for key in keys}
+    for key, own in sections.items():
+        if own["benchmark_files"] != files:
+            yield (
+                f"evaluations.{key}.benchmark_files: given "
+                f"{own['benchmark_files']!r}; it is one folder for all iterations, set in evaluate"
+            )
+    if any(own["benchmarks"] for own in sections.values()) and importlib.util.find_spec("lm_eval") is None:
+        yield MISSING_LM_EVAL
+
+
+def _check_model(root: Path, name: str, template: bool) -> None:
+    """A model on disk is checked as it stands; for one that is not, the hub is asked whether it can be fetched."""
+    from tasks.core import hub, models
+
+    try:
+        if (root / Path(name).expanduser()).is_dir() or hub.cached(name) or not hub.NAME.fullmatch(name):
+            models.validate_folder(models.resolve(root, Pointer(name, "")), template)
+        else:
+            hub.look(name)
+    except BadInput as error:
+        raise BadInput(f"base.pretrained: {error}") from error

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.core.errors import MissingArtifact
 
@@ -44,6 +44,10 @@ class Context:
     scratch: Path  # resumable work: shards, training checkpoints; safe to delete
     open_model: "Callable[[Pointer], Asker]"
     progress: Progress = lambda what, done, total: None
+    apart: Literal["auto", "always", "never"] = (
+        "never"  # whether training runs in a process of its own (`runner.training`)
+    )
+    release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back
     iterations: tuple[str, ...] = ()  # all that are evaluated: i00 and those in params.yaml
     figures: dict[str, float] = field(default_factory=dict)  # logged to MLflow
     curves: list[dict[str, float]] = field(default_factory=list)  # one mapping per training step logged
@@ -90,6 +94,10 @@ class Context:
     def log(self, **figures: float) -> None:
         """Figures for MLflow: counts, shares, token counts. Never part of an artifact."""
         self.figures.update(figures)
+
+    def spend(self, **figures: float) -> None:
+        """Figures of what was used up, such as tokens and seconds: given twice, they add up."""
+        self.figures.update({name: self.figures.get(name, 0) + value for name, value in figures.items()})
 
     @property
     def name(self) -> str:

@@ -1,12 +1,14 @@
 """What an engine is: rendered prompts in, completions out. Engines know nothing of tasks.
 
 An engine is loaded from a model folder (`tasks.core.engines.load`). The chat template is applied
-before it, by `Asker` (`tasks/core/asking.py`), which also cuts requests into content-keyed shards.
+before it, by `Asker` (`tasks/core/asking.py`), which also cuts requests into content-keyed shards. An engine
+behind an endpoint is asked row by row instead (`RowEngine`, `tasks/core/rows.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,25 @@ class Sampling:
 
 class Completion(NamedTuple):
     """One reply. `logprob`: sum over the new tokens (end of text included) in nats at temperature 1,
-    rounded to 4 decimals; `tokens`: new tokens, end of text included; `prompt_tokens`: tokens of the prompt."""
+    rounded to 4 decimals, None where an endpoint gives none; `tokens`: new tokens, end of text included;
+    `prompt_tokens`: tokens of the prompt. A request that got no usable reply has `failed` and the reason: nothing
+    may be read from it."""
 
     text: str
     prompt_tokens: int
     tokens: int
-    logprob: float
-    finish_reason: str  # stop | length
+    logprob: float | None
+    finish_reason: str  # stop | length | failed
+    why: str | None = None  # it failed
+
+    @property
+    def failed(self) -> bool:
+        return self.finish_reason == "failed"
+
+
+def no_reply(why: str) -> Completion:
+    """What stands for the reply of a request that failed."""
+    return Completion("", 0, 0, None, "failed", why)
 
 
 class Engine(Protocol):
@@ -46,4 +60,60 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Gives the memory back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request to an engine that is asked row by row: draw number `draw` of a prompt, or with `response` the
+    log-probabilities of that response. `key` covers everything that the reply depends on."""
+
+    key: str
+    prompt: str
+    sampling: Sampling
+    draw: int = 0
+    response: str | None = None
+
+
+class RowEngine(Engine, Protocol):
+    """An engine behind an endpoint. Its replies are kept raw, as they arrived, and read afterwards."""
+
+    block: int  # rows that one call of `ask` should be given, so that it is busy
+    quarantine_share: float  # of a call's rows that may fail
+
+    def ask(
+        self, rows: Sequence[Row], arrived: Callable[[Row, str], None], failed: Callable[[Row, str, str], None]
+    ) -> int:
+        """Asks for every row. `arrived(row, raw)`: the raw reply, at once and only if it can be read;
+        `failed(row, reason, words)`: given up, with a short reason and the server's own words. Either may raise, which
+        ends the call when the requests in flight have ended. Returns how many requests were tried again.
+
+        Raises `BadInput` for a key, a model or a path that the server refuses, `StageFailed` where no server answers.
+        """
+        ...
+
+    def read(self, row: Row, raw: str) -> Completion:
+        """The reply that `raw` holds. Raises `Unusable`."""
+        ...
+
+    def read_scores(self, row: Row, raw: str) -> list[float]:
+        """Log-probabilities of the row's response, as `score` gives them. Raises `Unusable`."""
+        ...
+
+
+class Unusable(ValueError):
+    """A reply that cannot be read; the message is a short reason. `final`: asking again would not help."""
+
+    def __init__(self, reason: str, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+@runtime_checkable
+class Taking(Engine, Protocol):
+    """An engine so large that a process has one at a time, and that can serve another model without being built anew."""
+
+    def take(self, folder: Path) -> bool:
+        """Serves the model of `folder` from now on, if it can; otherwise False, and it has to be closed for another.
+        After an error it must be closed."""
         ...

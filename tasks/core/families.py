@@ -3,7 +3,8 @@
 Stages other than `prepare` never look at `prepare`'s section; they read the name and options that
 `prepare` wrote beside the data. A family is a module with `Options`, `create(options)`, and what is known
 before any work: `check_inputs(family, root)`, which refuses files and sizes that cannot work and counts the
-pool, `parts(options)` of its corpus, `difficulties(options)`, and `UNUSABLE`, blocks that it has no skill for.
+pool, `parts(options)` of its corpus, `difficulties(options)`, `UNUSABLE`, blocks that it has no skill for, and `CODE`, the
+files beside it that decide what is asked and how replies are read.
 """
 
 import importlib
@@ -13,9 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tasks.core import blocks
+from tasks.core import blocks, digests
 from tasks.core.errors import BadInput, MissingArtifact, unknown_name
-from tasks.core.family import Family
+from tasks.core.family import FREE_TEXT_BLOCKS, Family
 
 FAMILIES = {
     "countdown": "tasks.families.countdown",
@@ -24,7 +25,8 @@ FAMILIES = {
 }
 FILE = "data/tasks/family.json"
 TEMPLATES = "data/tasks/templates"
-USES = ("answer.j2", "critique.j2", "refine.j2", "invent.j2")
+CODE = "data/tasks/code.json"
+USES = ("answer.j2", "critique.j2", "pairwise.j2", "checklist.j2", "refine.j2", "invent.j2")
 
 
 def create(name: str, options: Mapping[str, Any], templates: Path | None = None) -> Family:
@@ -41,10 +43,10 @@ def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str,
     return {**options, **({"path": source} if reads_file else {})}
 
 
-def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int]:
-    """How many prompts of each difficulty the pool will have. Refuses, with `BadInput`, prompt files and sizes
-    that `prepare` would refuse. Seconds at most."""
-    counts: dict[int, int] = _module(name).check_inputs(create(name, options), str(root))
+def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int] | None:
+    """How many prompts of each difficulty the pool will have, None where only a reading of all data would tell. Refuses,
+    with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
+    counts: dict[int, int] | None = _module(name).check_inputs(create(name, options), str(root))
     return counts
 
 
@@ -66,12 +68,23 @@ def unusable(name: str) -> dict[str, str]:
     return found
 
 
+def has_free_text(name: str) -> bool:
+    """Whether the family is a `FreeText` one. Raises `UnknownName`."""
+    return unusable(name).keys().isdisjoint(FREE_TEXT_BLOCKS)
+
+
 def templates(name: str) -> dict[str, str]:
     """The text of the template files that a user may edit; a remark where the family has none."""
     folder = _templates(name)
     if folder is None:
         return dict.fromkeys(USES, f"{{# {name} has no template files: its prompts are code #}}\n")
     return {use: (folder / use).read_text(encoding="utf-8") for use in USES}
+
+
+def code(name: str) -> dict[str, str]:
+    """Digests of the modules, besides the family's own, that decide what is asked and how replies are read."""
+    folder = Path(_module(name).__file__ or "").parent
+    return {file: digests.of_file(folder / file) for file in _module(name).CODE}
 
 
 def load(root: Path) -> Family:

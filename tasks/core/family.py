@@ -9,11 +9,21 @@ the template's delimiters; where it cannot be quoted safely the method returns N
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import polars as pl
 
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
+Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
+FREE_TEXT_BLOCKS = (  # ask for what only `FreeText` families have
+    "judge_pointwise_logprobs",
+    "judge_pairwise",
+    "judge_pairwise_logprobs",
+    "judge_checklist",
+    "judge_checklist_logprobs",
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,15 @@ class Verdict:
     verdict: bool | None = None
     score: float | None = None  # higher is better
     text: str = ""  # the critique to show to a refiner
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One judgement between two options, as the worth of the first: 1, 0, or 0.5 where neither is better. None: nothing
+    may be read, and `why` says why."""
+
+    worth: float | None
     why: str | None = None
 
 
@@ -46,13 +65,16 @@ class Invented:
 @dataclass(frozen=True)
 class SeedData:
     """What `prepare` gets from a family. Prompt rows are dicts with `messages`, `difficulty`, `answer` (None
-    where verification needs none); corpus rows are dicts with `part` (the skill), `prompt`, `completion`."""
+    where verification needs none); corpus rows are dicts with `part` (the skill), `prompt`, `completion`. Where they
+    come from the user's data, both have `origin`, a dict with `file`, `row`, `id`."""
 
     corpus: list[dict[str, Any]]
     pool: list[dict[str, Any]]  # unlabelled prompts in the order in which iterations use them
     probe: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows of the user's file
+    reserved: list[dict[str, Any]] = field(default_factory=list)  # `fingerprint`, `words` of benchmark prompts
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # rows of the user's data, as in tables.UNUSED
+    counts: dict[str, int] = field(default_factory=dict)  # rows read, and left aside by the user's choice
 
 
 class Family(Protocol):
@@ -80,6 +102,14 @@ class Family(Protocol):
         """Equal for prompts that are the same problem; what keeps held-out problems out of training."""
         ...
 
+    def traces(self, messages: Messages) -> list[int]:
+        """What `guard` needs of an evaluated problem beside its fingerprint: hashes of its words, or nothing."""
+        ...
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        """Keeps evaluated problems, and what is too much like them, out of training. `reserved`: FINGERPRINTS."""
+        ...
+
     # --- critique, refine, judge, invent: templates and parsers -----------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
         """The holistic critique's prompt, None where the response cannot be quoted safely."""
@@ -104,7 +134,48 @@ class Family(Protocol):
         """Asks the model for a new prompt (self-instruct); `examples` are prompts to show, maybe none."""
         ...
 
-    def parse_invented(self, reply: str) -> Invented: ...
+    def parse_invented(self, reply: str) -> list[Invented]:
+        """The prompts that the reply holds, at least one entry."""
+        ...
 
     # --- truth: only through tasks.core.labels -----------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool: ...
+
+
+def by_fingerprint(fingerprint: Callable[[Messages], str], reserved: pl.DataFrame) -> Guard:
+    """The guard that refuses equal problems and nothing else."""
+    forbidden = frozenset(reserved["fingerprint"])
+    return lambda messages: "held out" if fingerprint(messages) in forbidden else None
+
+
+@runtime_checkable
+class FreeText(Protocol):
+    """What a family besides has whose answers are free text: templates and parsers for judges of it. `brief`: the reply
+    is to be the verdict alone. Messages are None where a response cannot be shown; `..._replies` are the replies
+    between which a judge chooses whose log-probabilities are read, in the words of the template."""
+
+    def question(self, messages: Messages) -> str:
+        """The prompt's own text, without the template around it."""
+        ...
+
+    def points_messages(self, messages: Messages, response: str) -> Messages | None: ...
+
+    def points_replies(self) -> dict[str, float]:
+        """Every reply with its score in [0, 1]."""
+        ...
+
+    def pair_messages(self, messages: Messages, first: str, second: str, brief: bool) -> Messages | None: ...
+
+    def parse_pair(self, messages: Messages, first: str, second: str, reply: str) -> Choice: ...
+
+    def pair_replies(self) -> tuple[str, str]:
+        """For the first response, and for the second."""
+        ...
+
+    def criterion_messages(self, messages: Messages, response: str, criterion: str, brief: bool) -> Messages | None: ...
+
+    def parse_criterion(self, messages: Messages, response: str, reply: str) -> Choice: ...
+
+    def criterion_replies(self) -> tuple[str, str]:
+        """Met, and not met."""
+        ...

@@ -7,6 +7,8 @@ be, a gate that nobody measures, a pool that is too small for what the iteration
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tasks.core import families
@@ -15,6 +17,9 @@ from tasks.core.params import BASE, FILE, options, section
 
 NEEDS_VERDICTS = {"accepted": "accepted", "critique_revise": "refined"}  # blocks, and what would not happen
 NEEDS_VOTES = ("majority", "pairs_vote_margin")
+NEEDS_COMPARISONS = ("pairs_preferred",)
+COMPARING = ("judge_pairwise", "judge_pairwise_logprobs")  # critics of pairs
+SCORES_ONLY = ("judge_pointwise", "judge_pointwise_logprobs", *COMPARING)  # critics without verdicts on a candidate
 
 
 def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -22,6 +27,17 @@ def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
     critics = section(params, "critique", key)
     for stage in ("synthesize", "critique", "refine", "evaluate"):
         yield from unusable(stage, section(params, stage, key), params)
+    for name, entry in section(params, "synthesize", key).items():
+        family = params["prepare"]["family"]
+        if (
+            _block(name, entry) == "self_instruct"
+            and entry["near_copy"] is not None
+            and not families.has_free_text(family)
+        ):
+            yield (
+                f"synthesize.{name}.near_copy: given {entry['near_copy']}, but prompts of family {family} are no free text, "
+                "and all of them are alike; use null"
+            )
     if not params["labels"]:
         for name, entry in critics.items():
             if _block(name, entry) == "verifier":
@@ -41,6 +57,7 @@ def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
     yield from _parts(filters, training)
     for name, entry in training.items():
         yield from _warmup(f"train.{name}", entry)
+    yield from _adapters(params, key)
     yield from _gate(params, key)
 
 
@@ -50,15 +67,20 @@ def _block(name: str, entry: Mapping[str, Any]) -> str:
 
 def _opinion(where: str, block: str, critic: str, judge: str) -> Iterator[str]:
     """Problems of a block that asks a critic for what this kind of critic never says."""
-    if block in NEEDS_VERDICTS and judge == "judge_pointwise":
+    if block in NEEDS_VERDICTS and judge in SCORES_ONLY:
         yield (
-            f"{where}.critic: given '{critic}', a judge_pointwise critic, which gives scores and no verdicts, so nothing "
+            f"{where}.critic: given '{critic}', a {judge} critic, which gives scores and no verdicts, so nothing "
             f"would be {NEEDS_VERDICTS[block]}; name a critic with verdicts, or select with `threshold`"
         )
     if block in NEEDS_VOTES and judge != "vote":
         yield (
             f"{where}.critic: given '{critic}', a {judge} critic, but {block} counts votes; add `vote: {{}}` to critique "
             "and name it here"
+        )
+    if block in NEEDS_COMPARISONS and judge not in COMPARING:
+        yield (
+            f"{where}.critic: given '{critic}', a {judge} critic, but {block} takes pairs that were compared; name a "
+            f"critic of block {' or '.join(COMPARING)}"
         )
 
 
@@ -72,6 +94,8 @@ def unusable(stage: str, given: Mapping[str, Any], params: Mapping[str, Any]) ->
             entries["evaluate.refine"] = _block("refine", given["refine"])
     lacking = families.unusable(family)
     for place, block in entries.items():
+        if stage == "evaluate" and block in COMPARING:
+            yield f"{place}: block {block} compares answers and judges none by itself; evaluate with another critic"
         if block in lacking:
             yield f"{place}: block {block} cannot work with family {family}: {lacking[block]}; leave the block out"
 
@@ -115,6 +139,62 @@ def _warmup(where: str, entry: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _adapters(params: Mapping[str, Any], key: str) -> Iterator[str]:
+    """An adapter that is kept is trained on by the next block and the next iteration, so they must have its shape."""
+    initial = params["iterations"][key]["initial"]
+    before = {} if initial == BASE else section(params, "train", initial)
+    shape = None
+    for entry in _in_order(before).values():
+        shape = _shape(entry) if _keeps(entry) else None
+    for name, entry in _in_order(section(params, "train", key)).items():
+        own = _shape(entry)
+        if own and shape and own != shape:
+            yield (
+                f"train.{name}.lora: given {own}, but the adapter that it starts from has {shape}, and is trained on; "
+                "give the same, or let what makes that one `merge` it"
+            )
+        shape = own if _keeps(entry) else None
+
+
+def _in_order(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The blocks of a train section as they run."""
+    return dict(sorted(training.items(), key=lambda item: (_block(*item) == "dpo", item[0])))
+
+
+def _keeps(entry: Mapping[str, Any]) -> bool:
+    return entry["lora"] is not None and entry["lora"]["adapter"] == "keep"
+
+
+def _shape(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    lora = entry["lora"]
+    return lora and {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
+
+
+def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Iterator[str]:
+    """What training asks of this machine and is not there: a GPU and bitsandbytes, a file for accelerate."""
+    entries = {} if params["base"]["pretrained"] else {"base.sft": params["base"]["sft"]}
+    for key in keys:
+        entries |= {f"train.{name}": entry for name, entry in section(params, "train", key).items()}
+    for place, entry in entries.items():
+        if (file := entry["accelerate"]) is not None and not (root / file).is_file():
+            yield (
+                f"{place}.accelerate: given {file!r}: there is no such file; `accelerate config --config_file {file}` "
+                "makes one"
+            )
+        if entry["lora"] and entry["lora"]["load_in_4bit"]:
+            lacking = _lacking_for_4_bits()
+            if lacking:
+                yield f"{place}.lora.load_in_4bit: given true, but {lacking}; set it to false (LoRA on the whole base)"
+
+
+def _lacking_for_4_bits() -> str | None:
+    if find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed (`pip install bitsandbytes`, on a machine with a GPU)"
+    import torch
+
+    return None if torch.cuda.is_available() else "there is no CUDA GPU here, which bitsandbytes needs"
+
+
 def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:
     """Whether the iteration and the one before it measure what promotion compares."""
     promote, metrics = import_module("tasks.promote"), import_module("tasks.blocks.metrics")
@@ -124,7 +204,7 @@ def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:
     for measured in (params["iterations"][key]["previous"], key):
         evaluation = options(params, "evaluate", measured)
         own = next((critic.block.__name__ for critic in evaluation.critics if critic.name == evaluation.own), None)
-        verdicts = own not in (None, "judge_pointwise")
+        verdicts = own is not None and own not in SCORES_ONLY
         known = metrics.names(evaluation.samples, levels, own is not None, verdicts, evaluation.refine is not None)
         gates = [name for name in known if name in promote.GATES or promote.COUNTED.fullmatch(name)]
         if metric not in (*gates, *promote.LABEL_FREE):

@@ -5,12 +5,16 @@ onto its vocabulary only at the positions that are to be predicted, where most o
 Formulas: see `tasks.core.trainers`.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tasks.core.batches import Group
+from tasks.core import models
+from tasks.core.batches import PASS_TOKENS, Group, Rows, gather, groups
 
 Tensors = dict[str, torch.Tensor]
 
@@ -47,10 +51,30 @@ def log_probabilities(model: Any, head: "Head", group: Tensors) -> torch.Tensor:
     """Log-probability in nats of every completion token of a group, (m,)."""
     head.positions = group["positions"]
     try:
-        logits = model(input_ids=group["input_ids"], use_cache=False).logits[0]
+        inputs = {name: group[name] for name in ("input_ids", "position_ids") if name in group}
+        logits = model(**inputs, use_cache=False).logits[0]
     finally:
         head.positions = None
     return -F.cross_entropy(logits.float(), group["targets"], reduction="none")
+
+
+def reference_logps(
+    folder: Path, rows: Rows, precision: str, progress: Callable[[int, int], None], limit: int = PASS_TOKENS
+) -> np.ndarray:
+    """Summed log-probability of every row's completion under a model, (rows,) in nats."""
+    model = models.load(folder, torch.float32).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    head = Head(model)
+    sums = np.zeros(len(rows))
+    batches = groups(rows.lengths, limit)
+    for done, numbers in enumerate(batches):
+        group = {key: value.to(device) for key, value in tensors(gather(rows, numbers)).items()}
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logps = log_probabilities(model, head, group)
+        sums[numbers] = logps.new_zeros(len(numbers)).index_add(0, group["owners"], logps).cpu().numpy()
+        progress(done + 1, len(batches))
+    return sums
 
 
 class Head:

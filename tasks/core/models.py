@@ -5,6 +5,12 @@ template, `generation_config.json` with the ids of end and padding. Nothing else
 no pickles, no remote code. A folder may instead hold `pointer.json` (`{"path", "digest"}`), so that a
 pretrained model of many gigabytes is named and never copied; `resolve` follows it.
 
+Or it may hold a part of a model, and the rest comes from the folder that its `base.json` (`{"path", "digest"}`) names:
+a LoRA adapter (`adapter_config.json`, `adapter_model.safetensors`, tokenizer; a plain PEFT folder, whose
+`base_model_name_or_path` says the same path, relative to the repository), or only a tokenizer with another chat template.
+`parts` says what is where, `load` puts it together. The digest of such a folder covers `base.json` and so its
+base, and `verify` makes sure that the base is still that one.
+
 Two tokenizers can be made. Word level: the family's vocabulary, one token per whitespace-separated word;
 every message is followed by a space, an assistant's message by the end token. Byte-level BPE: trained on
 the corpus; messages are marked by role tokens. `render` is the only way from messages to text, and it
@@ -14,14 +20,13 @@ Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.core import architectures, digests
+from tasks.core import architectures, digests, hub
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, MissingArtifact, StageFailed
+from tasks.core.errors import BadInput, MissingArtifact, StageFailed, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,8 +35,17 @@ Messages = Sequence[Mapping[str, str]]
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+NO_TEMPLATE = (
+    "{}: its tokenizer has no chat template; set base.chat_template (`plain`, or one of your own in "
+    "tasks/chat_templates), or use an instruction-tuned model"
+)
+CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
+RESTORE = "restore it with `dvc checkout`, or, for a pretrained model that was replaced, run `dvc repro -f base`"
 POINTER = "pointer.json"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+BASE = "base.json"
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 WORD_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -113,6 +127,25 @@ def bpe_tokenizer(texts: Iterator[str] | Sequence[str], size: int) -> "PreTraine
     )
 
 
+def chat_template(name: str) -> str:
+    """The text of `tasks/chat_templates/NAME.jinja`. Stage base depends on that folder, so that an edit is seen. Raises
+    `UnknownName`, and `BadInput` for a file that is no template."""
+    import jinja2
+
+    files = {path.stem: path for path in sorted(CHAT_TEMPLATES.glob("*.jinja"))}
+    if name not in files:
+        where = "base.chat_template (files in tasks/chat_templates, without .jinja; copy yours there)"
+        raise unknown_name("chat template", name, files, where)
+    text = files[name].read_text(encoding="utf-8")
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
+            text.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise BadInput(f"{files[name]}, line {error.lineno}: is no Jinja template: {error.message}") from error
+    return text
+
+
 # --- text ------------------------------------------------------------------------------------------
 
 
@@ -176,8 +209,9 @@ def build(architecture: Mapping[str, Any], tokenizer: Any, seed: int, folder: Pa
     save(model, tokenizer, folder)
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Writes weights (safetensors), config, generation config and tokenizer, and nothing else."""
+def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
+    """Writes weights (safetensors), config, generation config and tokenizer, and nothing else. `state`: the weights, if
+    they are not to be taken from the model."""
     from transformers.utils import logging
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,107 +221,230 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer. Raises `BadInput` if it cannot be loaded or has no chat template."""
-    from transformers import AutoTokenizer
+def load(folder: Path, dtype: Any, **options: Any) -> Any:
+    """The model in the number format `dtype`, an adapter merged into it. Remote code is never run; `options` go to
+    transformers. Raises `BadInput` if transformers or peft cannot load it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    found = parts(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            found.weights, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        )
+        if found.adapter is None:
+            return model
+        from peft import PeftModel
+
+        merged: Any = PeftModel.from_pretrained(model, str(found.adapter)).merge_and_unload()
+        return merged.requires_grad_(True)  # peft froze them
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BadInput(f"{folder} cannot be loaded as a language model: {error}") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer. Raises `BadInput` if it cannot be loaded or has no chat template."""
+    tokenizer = plain_tokenizer(folder)
     if not tokenizer.chat_template:
-        raise BadInput(f"{folder}: its tokenizer has no chat template")
+        raise BadInput(NO_TEMPLATE.format(folder))
     return tokenizer
 
 
-def digest(folder: Path) -> str:
-    """Digest of a model: names and contents of its files; the recorded digest, if the folder is a pointer."""
-    pointer = _pointer(folder)
-    return pointer.digest if pointer else digests.of_path(folder)
+def plain_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer, with a chat template or without. Raises `BadInput` if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(parts(folder).tokenizer, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+
+
+# --- parts and pointers ----------------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """Where a model's weights are, the LoRA adapter that goes on top of them, and its tokenizer."""
+
+    weights: Path
+    adapter: Path | None
+    tokenizer: Path
+
+
+def parts(folder: Path) -> Parts:
+    """What the model in `folder` (as `resolve` gives it) is made of; thrice the same for a whole model. Raises
+    `MissingArtifact` where its base is not there."""
+    if not is_part(folder):
+        return Parts(folder, None, folder)
+    weights = base_folder(folder)
+    own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return Parts(weights, folder if (folder / ADAPTER).is_file() else None, folder if own else weights)
+
+
+def is_part(folder: Path) -> bool:
+    """Whether the folder holds a part of a model only: an adapter, or a tokenizer."""
+    return (folder / ADAPTER).is_file() or (folder / BASE).is_file()
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder with the whole weights that an adapter or a tokenizer in `folder` belongs to. A relative path starts at
+    the nearest folder above that has it (the repository, for a model below data/), else where this process runs."""
+    pointer = _base(folder)
+    above = [*folder.absolute().parents, Path.cwd()]
+    root = next((parent for parent in above if (parent / pointer.path).is_dir()), above[-1])
+    found = resolve(root, pointer)
+    if is_part(found):
+        raise BadInput(f"{folder}: its base {found} is itself only a part of a model; merge it into a whole one first")
+    return found
+
+
+def base_pointer(root: Path, pointer: Pointer) -> Pointer:
+    """The model with the whole weights that `pointer` leads to: what an adapter trained on it names as its base."""
+    folder = root / Path(pointer.path).expanduser()
+    if folder.is_dir() and (further := _record(folder, POINTER)):
+        return base_pointer(root, further)
+    found = resolve(root, pointer)
+    if not is_part(found):
+        return pointer
+    base = _base(found)
+    return base if base.digest else Pointer(base.path, digest(base_folder(found)))
+
+
+def _base(folder: Path) -> Pointer:
+    """The pointer to the base; its digest is "" for an adapter that was made elsewhere."""
+    if recorded := _record(folder, BASE):
+        return recorded
+    name = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"{folder / ADAPTER} does not say which model it belongs to (base_model_name_or_path)")
+    return Pointer(name, "")
+
+
+def digest(folder: Path, known: Path | None = None) -> str:
+    """Digest of a model: names and contents of its files, and so the base that `base.json` names; the recorded digest,
+    if the folder is a pointer. `known`: where digests of large files are kept (`tasks.core.digests`)."""
+    if pointer := _record(folder, POINTER):
+        return pointer.digest
+    own = digests.of_path(folder, known)
+    if is_part(folder) and not (folder / BASE).is_file():  # an adapter that was made elsewhere
+        return digests.of_value([own, digest(base_folder(folder), known)])
+    return own
+
+
+def verify(folder: Path, pointer: Pointer, known: Path | None = None) -> None:
+    """Raises `BadInput` unless `folder` holds the model of `pointer.digest`, on the base that it was trained on."""
+    if (found := digest(folder, known)) != pointer.digest:
+        raise BadInput(
+            f"model {pointer.path} has changed since it was promoted (its digest is {found}, not {pointer.digest}); {RESTORE}"
+        )
+    base = _record(folder, BASE)
+    if base and (found := digest(base_folder(folder), known)) != base.digest:
+        raise BadInput(
+            f"model {pointer.path} belongs to the model {base.path} of digest {base.digest}, and that has changed: its "
+            f"digest is {found}; {RESTORE}"
+        )
 
 
 def resolve(root: Path, pointer: Pointer) -> Path:
     """The folder that holds the model. `pointer.path`: relative to `root`, absolute, or a hub name that the
     local Hugging Face cache holds. Raises `MissingArtifact`, and `BadInput` for a pointer that leads nowhere."""
-    return _followed(root, pointer, ())
+    last = followed(root, pointer)
+    folder = root / Path(last.path).expanduser()
+    if folder.is_dir():
+        return folder
+    cached = hub.cached(last.path)
+    if cached is None:
+        raise MissingArtifact(
+            f"model {last.path} is not there; `dvc repro` or `dvc checkout` makes a folder under data/,"
+            f" `hf download {last.path}` fetches a model from the hub"
+        )
+    return cached
 
 
-def _followed(root: Path, pointer: Pointer, before: tuple[Path, ...]) -> Path:
-    folder = root / Path(pointer.path).expanduser()
-    if not folder.is_dir():
-        cached = _cached(pointer.path)
-        if cached is None:
-            raise MissingArtifact(
-                f"model {pointer.path} is not there; `dvc repro` or `dvc checkout` makes a folder under data/,"
-                f" `hf download {pointer.path}` fetches a model from the hub"
-            )
-        return cached
-    if folder.resolve() in before:
-        raise BadInput(f"{folder / POINTER} leads back to itself; its path must name a folder with a model")
-    further = _pointer(folder)
-    return _followed(root, further, (*before, folder.resolve())) if further else folder
+def followed(root: Path, pointer: Pointer) -> Pointer:
+    """The pointer itself, or where its folder is only a pointer, the one that this leads to in the end. Raises
+    `BadInput` for a pointer that leads nowhere."""
+    before: list[Path] = []
+    while (folder := root / Path(pointer.path).expanduser()).is_dir():
+        if folder.resolve() in before:
+            raise BadInput(f"{folder / POINTER} leads back to itself; its path must name a folder with a model")
+        further = _record(folder, POINTER)
+        if further is None:
+            break
+        before.append(folder.resolve())
+        pointer = further
+    return pointer
 
 
-def _pointer(folder: Path) -> Pointer | None:
-    """The folder's pointer, None where it has none. Raises `BadInput` for a file that is no pointer."""
-    path = folder / POINTER
+def _record(folder: Path, name: str) -> Pointer | None:
+    """The pointer in file `name`, None where there is none. Raises `BadInput` for a file that is no pointer."""
+    path = folder / name
     if not path.is_file():
         return None
-    record = _json(path)
+    record = read_json(path)
     if not (isinstance(record.get("path"), str) and isinstance(record.get("digest"), str)):
         raise BadInput(f'{path} is no pointer to a model: given {record}; it holds two texts, {{"path", "digest"}}')
     return Pointer(record["path"], record["digest"])
 
 
-def write_pointer(folder: Path, pointer: Pointer) -> None:
-    """Makes `folder` stand for the model that `pointer` names."""
+def write_pointer(folder: Path, pointer: Pointer, name: str = POINTER) -> None:
+    """Makes `folder` stand for the model that `pointer` names; with `name` `BASE`, what else is in it goes on top."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"path": pointer.path, "digest": pointer.digest}, sort_keys=True, indent=2)
-    (folder / POINTER).write_text(text + "\n", encoding="utf-8")
+    (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _cached(name: str) -> Path | None:
-    """The snapshot of a hub name in the local cache, without network; None if there is none."""
-    if not HUB_NAME.fullmatch(name):
-        return None
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):
-        return None
+# --- checks ----------------------------------------------------------------------------------------
 
 
-def validate_folder(path: Path) -> None:
+def validate_folder(path: Path, template: bool = True) -> None:
     """Raises `BadInput` unless `path` is a model folder: configuration, safetensors, a tokenizer with a chat
-    template. Reads JSON only."""
+    template (without one where `template` is False), or a part of a model whose base is one. Reads JSON only."""
     if not path.is_dir():
         raise BadInput(f"{path} is no model folder: there is no such folder")
-    config = read_config(path)
+    found = parts(path)
+    if found.adapter is not None:
+        _validate_adapter(found.adapter)
+    config = read_json(found.weights / "config.json")
     if not isinstance(config.get("model_type"), str):
-        raise BadInput(f"{path} is no model folder: it has no config.json with a model_type")
-    architectures.check_model_type(config["model_type"], str(path / "config.json"))
-    if not any(path.glob("*.safetensors")):
-        raise BadInput(f"{path} is no model folder: it has no *.safetensors; other weight formats are not loaded")
-    tokenizer = path / "tokenizer_config.json"
-    if not tokenizer.is_file() and not (path / "tokenizer.json").is_file():
-        raise BadInput(f"{path} has no tokenizer: neither tokenizer.json nor tokenizer_config.json is there")
-    if not (path / "chat_template.jinja").is_file() and not _json(tokenizer).get("chat_template"):
+        raise BadInput(f"{found.weights} is no model folder: it has no config.json with a model_type")
+    architectures.check_model_type(config["model_type"], str(found.weights / "config.json"))
+    if not any(found.weights.glob("*.safetensors")):
         raise BadInput(
-            f"{path}: its tokenizer has no chat template; add chat_template.jinja, or use an instruction-tuned model"
+            f"{found.weights} is no model folder: it has no *.safetensors; other weight formats are not loaded"
         )
+    if not any((found.tokenizer / name).is_file() for name in TOKENIZER_FILES):
+        raise BadInput(f"{path} has no tokenizer: neither tokenizer.json nor tokenizer_config.json is there")
+    if template and not has_template(found.tokenizer):
+        raise BadInput(NO_TEMPLATE.format(path))
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the tokenizer files in `folder` have a chat template."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+
+
+def _validate_adapter(folder: Path) -> None:
+    kind = read_json(folder / ADAPTER).get("peft_type")
+    if kind != "LORA":
+        raise BadInput(f"{folder / ADAPTER}: given peft_type {kind!r}; only LORA adapters are loaded")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise BadInput(f"{folder} is no adapter: it has no {ADAPTER_WEIGHTS}; other weight formats are not loaded")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's `config.json`, {} where it has none."""
-    return _json(folder / "config.json")
+    """The model's `config.json`, {} where it has none."""
+    return read_json(parts(folder).weights / "config.json")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, {} where the file is not there. Raises `BadInput` for anything else."""
     if not path.is_file():
         return {}

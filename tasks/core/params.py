@@ -36,6 +36,15 @@ BASE = "i00"
 KEY = re.compile(r"i\d{2,4}")
 
 
+class Endpoint(Options):
+    """What of an endpoint decides its replies (engine `openai`)."""
+
+    model: str | None = Field(min_length=1)  # the name to ask the server for; null: the model's path
+    protocol: Literal["completions", "chat"]  # the prompt rendered here, or messages that the server renders
+    length_field: Literal["max_tokens", "max_completion_tokens"]  # what the server calls the reply's longest length
+    extra: dict[str, Any]  # further fields of every request; null takes one of OpenAI's own out
+
+
 class Engine(Options):
     """The `engine` section: which engine answers, how it computes, and how requests are cut into shards."""
 
@@ -45,6 +54,7 @@ class Engine(Options):
     batch_size: int = Field(ge=1)
     rows_per_shard: int = Field(ge=1)
     draws_per_shard: int = Field(ge=1)
+    endpoint: Endpoint
 
 
 class Shared(Options):
@@ -161,6 +171,12 @@ def engine(params: Mapping[str, Any]) -> Engine:
 
     checked: Engine = validate(Engine, params["engine"], "engine")
     check_name(checked.name, "engine.name")
+    own = {"model", "prompt", "messages", "n", "stream", "echo", "temperature", "top_p", "seed", "logprobs"}
+    for name in sorted(own | {"max_tokens", "max_completion_tokens"}):
+        if checked.endpoint.extra.get(name) is not None:
+            raise BadInput(
+                f"engine.endpoint.extra.{name}: is set elsewhere in {FILE} or not at all; write null to leave it out"
+            )
     return checked
 
 

@@ -4,7 +4,10 @@ The sections `serving` (one mapping per engine), `runner` and `prices` of params
 them, so changing them reruns nothing; whatever changes a reply belongs into the section `engine`.
 """
 
+import re
+from collections.abc import Iterator
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -17,7 +20,7 @@ class Vllm(Options):
     memory_share: float = Field(gt=0, le=1)  # of the GPU's memory, for weights and KV cache
     cpu_cache_gib: int = Field(ge=1)  # KV cache where there is no GPU
     longest: int | None = Field(ge=8)  # tokens of prompt and reply; null: the model's positions
-    eager: bool  # no CUDA graphs: starts sooner, runs slower
+    eager: bool  # nothing compiled, no CUDA graphs: starts sooner, runs slower
 
 
 class Openai(Options):
@@ -28,7 +31,9 @@ class Openai(Options):
     concurrency: int = Field(ge=1, le=4096)  # requests in flight
     requests_per_minute: int | None = Field(ge=1)
     timeout: float = Field(gt=0)  # seconds for one request
-    retries: int = Field(ge=0, le=20)  # of one request, with exponential backoff
+    retries: int = Field(ge=0, le=20)  # of one request
+    backoff: float = Field(ge=0)  # seconds before the first retry, doubled before every further one, with jitter
+    longest_wait: float = Field(gt=0)  # seconds before a retry, at most; a server that asks for more fails the stage
     quarantine_share: float = Field(ge=0, le=1)  # of a call's requests that may fail for good; more fail the stage
 
 
@@ -40,12 +45,13 @@ class Serving(Options):
 
 
 class Runner(Options):
-    """The `runner` section: where shards are computed."""
+    """The `runner` section: where shards are computed, and where training runs."""
 
     name: Literal["local", "ray"]
     address: str | None  # of an existing Ray cluster; null: one is started on this machine
     workers: int = Field(ge=1)  # processes with an engine of their own (ray)
     gpus: float = Field(ge=0)  # GPUs that each of them has to itself (ray)
+    training: Literal["auto", "always", "never"]  # in a process of its own; auto: where there is a GPU
 
 
 class Prices(Options):
@@ -68,12 +74,39 @@ DEFAULTS = {
             requests_per_minute=None,
             timeout=120.0,
             retries=6,
+            backoff=0.5,
+            longest_wait=60.0,
             quarantine_share=0.01,
         ),
     ).model_dump(),
-    "runner": Runner(name="local", address=None, workers=2, gpus=0.0).model_dump(),
+    "runner": Runner(name="local", address=None, workers=2, gpus=0.0, training="auto").model_dump(),
     "prices": Prices(
         currency="USD", prompt_tokens=0.0, completion_tokens=0.0, engine_hours=0.0, training_hours=0.0
     ).model_dump(),
 }
 SECTIONS = {"serving": Serving, "runner": Runner, "prices": Prices}
+
+
+def endpoint_problems(section: Openai) -> Iterator[str]:
+    """What cannot work in `serving.openai`, a line each. Values that may hold a key are not repeated."""
+    where = "serving.openai"
+    if not section.base_urls:
+        yield f"{where}.base_urls: given no address; name at least one server, like http://127.0.0.1:8000/v1"
+    for index, url in enumerate(section.base_urls):
+        try:
+            parts = urlsplit(url)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            sound = False
+        if not sound:
+            yield f"{where}.base_urls.{index}: is no address of a server; write one like http://127.0.0.1:8000/v1"
+        elif parts.username or parts.password or parts.query or parts.fragment:
+            yield (
+                f"{where}.base_urls.{index}: holds a name, a password or a query; write the plain address, and put the "
+                f"key into the environment variable that {where}.key_variable names"
+            )
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", section.key_variable):
+        yield (
+            f"{where}.key_variable: is no name of an environment variable (letters, digits, _); write the variable's name, "
+            "never the key itself"
+        )

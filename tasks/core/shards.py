@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
@@ -61,11 +62,22 @@ class Shard:
         return pl.read_parquet(self.path)
 
 
-Finished = Callable[[Spent], None]  # called in the process that asks, once for each shard that was computed
-MapShards = Callable[[Sequence[Shard], Finished], None]
+class Job(Protocol):
+    """Work named by its content, able to say whether it is done: a shard, or a block of logged requests."""
+
+    @property
+    def key(self) -> str: ...
+
+    def valid(self) -> bool: ...
+
+    def run(self) -> Spent: ...
 
 
-def run_here(shards: Sequence[Shard], finished: Finished = lambda spent: None) -> None:
+Finished = Callable[[Spent], None]  # called in the process that asks, once for each job that was done
+MapShards = Callable[[Sequence[Job], Finished], None]
+
+
+def run_here(shards: Sequence[Job], finished: Finished = lambda spent: None) -> None:
     """Runs the shards that are not done, one after the other, in this process."""
     for shard in shards:
         if not shard.valid():

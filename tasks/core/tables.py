@@ -47,7 +47,7 @@ CANDIDATES = _schema(
         "answer": pl.String,  # canonical answer, null where none could be extracted
         "prompt_tokens": pl.Int32,
         "tokens": pl.Int32,
-        "logprob": pl.Float64,  # sum over response tokens in nats, at temperature 1
+        "logprob": pl.Float64,  # sum over response tokens in nats, at temperature 1; null where an endpoint gave none
         "finish_reason": pl.String,  # stop | length
         "model": pl.String,  # digest of the model that replied
     }
@@ -110,9 +110,49 @@ PREDICTIONS = _schema(
         "tokens": pl.Int32,
     }
 )
-FINGERPRINTS = _schema({"fingerprint": pl.String, "part": pl.String})  # part: heldout | probe
+FINGERPRINTS = _schema(
+    {
+        "fingerprint": pl.String,
+        "part": pl.String,  # heldout | probe | benchmark
+        "words": pl.List(pl.UInt64),  # hashes of the problem's words in order; empty where equal problems alone count
+    }
+)
+ORIGINS = _schema(  # where a prompt of the user's data comes from
+    {
+        "prompt_id": pl.String,
+        "part": pl.String,  # pool | labelled | probe | heldout
+        "file": pl.String,  # below prepare.source
+        "row": pl.Int64,  # counted from 1: the line of JSONL
+        "id": pl.String,  # the row's own, null without `id_field`
+    }
+)
+UNUSED = _schema(  # rows of the user's data that are in no part, and why
+    {
+        "file": pl.String,
+        "row": pl.Int64,
+        "id": pl.String,
+        "reason": pl.String,
+        "detail": pl.String,  # the shared passage, or what is missing
+        "other_file": pl.String,  # the row that it collided with
+        "other_row": pl.Int64,
+        "other_id": pl.String,
+        "similarity": pl.Float64,  # Jaccard similarity of their shingles, for near copies
+    }
+)
+INVENTED = _schema(  # prompts that the model wrote, in an iteration and in all before it
+    {
+        "prompt_id": pl.String,
+        "fingerprint": pl.String,
+        "text": pl.String,  # the prompt's own text, null for a family whose prompts are not free text
+    }
+)
 LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
 
+CONTENTS = {  # of a dataset's folder
+    "sft": "prompt and completion as messages",
+    "pairs": "prompt, chosen and rejected as messages",
+    "dropped": "candidates that are not trained on, with the block that dropped them and its reason",
+}
 ROW_GROUP = 50_000
 
 
@@ -175,6 +215,19 @@ def write_parquet(table: pl.DataFrame, path: Path, **options: Any) -> None:
             f"{path} cannot be written ({error}); {free:,.0f} MiB are free there: make room, or lift the limit on the "
             "size of files, and run it again"
         ) from error
+
+
+def dataset_card(rows: Mapping[str, int]) -> str:
+    """The README.md of a dataset's folder: each table that has rows is a configuration for `datasets.load_dataset`, which
+    cannot open an empty one. `rows`: how many a table has; the first that has some is the default."""
+    filled = [name for name, count in rows.items() if count]
+    lines = ["---", "configs:"] if filled else []
+    for name in filled:
+        lines += [f"- config_name: {name}", f"  data_files: {name}.parquet"]
+        lines += ["  default: true"] if name == filled[0] else []
+    lines += ["---", ""] if filled else []
+    told = [f"{CONTENTS[name]}: {count:,} row{'' if count == 1 else 's'}" for name, count in rows.items()]
+    return "\n".join([*lines, *(f"- `{name}`, {text}" for name, text in zip(rows, told, strict=True))]) + "\n"
 
 
 def read(path: Path, schema: pl.Schema) -> pl.DataFrame:

@@ -13,11 +13,20 @@ Both override `compute_loss`, so there is one forward pass, and the vocabulary i
 completion token is to be predicted. A step's rows go through the model in groups of like length and the
 gradients add up: a row only sees tokens to its left, so padding on its right needs no attention mask.
 
-`fit` trains in one process, keeps checkpoints in a scratch folder and continues from the newest complete
-one. On CPU equal arguments give equal bytes, whether or not the training was interrupted.
+`fit` keeps checkpoints in a scratch folder and continues from the newest complete one. On CPU equal arguments give
+equal bytes, whether or not the training was interrupted. Started by `accelerate launch` (`tasks.core.process`), it is
+one of several processes: each takes its share of a step's rows, the gradients add up to those of the whole step, and
+the first process writes the model.
+
+LoRA (Hu et al. 2021) trains low-rank adapters on a frozen base, which with `load_in_4bit` is held in 4 bits (QLoRA,
+Dettmers et al. 2023). Where the initial model is an adapter already, that adapter is trained on: its base stays the
+same from one iteration to the next, and every iteration is one plain PEFT adapter. `adapter: keep` writes the adapter
+alone, `merge` a whole model, merged in float32.
 """
 
+import contextlib
 import copy
+import json
 import math
 import shutil
 import time
@@ -28,14 +37,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
-from transformers.utils import logging
+from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import is_bitsandbytes_available, logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tasks.core import models
-from tasks.core.batches import Batches, Rows, gather, groups
+from tasks.core.batches import Batches, Rows, SftBatches, pack
+from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
 
@@ -46,33 +59,16 @@ COMPLETE = "complete"  # marker of a checkpoint that was written to its end
 
 
 class _Steps(torch.utils.data.Dataset[list[Tensors]]):
-    """One item per optimizer step: the groups of all sources."""
+    """One item per optimizer step: the groups of all sources, for process `rank` of `world`."""
 
-    def __init__(self, sources: Sequence[Batches], steps: int):
-        self.sources, self.steps = sources, steps
+    def __init__(self, sources: Sequence[Batches], steps: int, rank: int, world: int):
+        self.sources, self.steps, self.rank, self.world = sources, steps, rank, world
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, index: int) -> list[Tensors]:
-        return [tensors(group) for source in self.sources for group in source.step(index)]
-
-
-def reference_logps(folder: Path, rows: Rows, precision: str, progress: Callable[[int, int], None]) -> np.ndarray:
-    """Summed log-probability of every row's completion under a model, (rows,) in nats."""
-    model = load(folder).eval()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    head = Head(model)
-    sums = np.zeros(len(rows))
-    batches = groups(rows.lengths)
-    for done, numbers in enumerate(batches):
-        group = {key: value.to(device) for key, value in tensors(gather(rows, numbers)).items()}
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logps = log_probabilities(model, head, group)
-        sums[numbers] = logps.new_zeros(len(numbers)).index_add(0, group["owners"], logps).cpu().numpy()
-        progress(done + 1, len(batches))
-    return sums
+        return [tensors(group) for source in self.sources for group in source.step(index, self.rank, self.world)]
 
 
 # --- trainers --------------------------------------------------------------------------------------
@@ -96,7 +92,7 @@ class _Planned:
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         steps = self.args.max_steps
-        data = _Steps(self._sources, steps)
+        data = _Steps(self._sources, steps, self.args.process_index, self.args.world_size)
         return DataLoader(data, batch_sampler=[[i] for i in range(steps)], collate_fn=lambda items: items[0])
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -106,11 +102,20 @@ class _Planned:
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """All passes of a step. Several processes average their gradients, so each takes its part of the loss as many
+        times as there are processes; they exchange them in the last pass."""
         model.train()
         total = torch.zeros((), device=self.args.device)
-        for group in self._prepare_inputs(inputs):
-            loss = self.compute_loss(model, group)
-            self.accelerator.backward(loss)
+        passes = self._prepare_inputs(inputs)
+        kind = self.accelerator.distributed_type
+        given = {"scale_wrt_gas": False} if kind == DistributedType.DEEPSPEED else {}
+        for number, group in enumerate(passes, 1):
+            last = number == len(passes)
+            waits = not last and kind in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+            self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed makes its step where this is set
+            with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
+                loss = self.compute_loss(model, group) * self.args.world_size
+                self.accelerator.backward(loss, **given)
             total += loss.detach()
         return total
 
@@ -184,7 +189,8 @@ class _Report(TrainerCallback):
             raise StageFailed(f"the training loss is no number at step {state.global_step}; lower the learning rate")
 
     def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 def schedule(kind: str, steps: int, warmup: int, final_share: float) -> Callable[[int], float]:
@@ -220,15 +226,9 @@ class Fitted:
     seconds: float
 
 
-def load(folder: Path) -> Any:
-    """The model in float32. Raises `BadInput` if transformers cannot load it; remote code is never run."""
-    logging.disable_progress_bar()
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BadInput(f"{folder} cannot be loaded as a language model: {error}") from error
+def load(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """The model, in float32 if nothing else is said. Raises `BadInput`."""
+    return models.load(folder, dtype, **options)
 
 
 def fit(
@@ -240,35 +240,55 @@ def fit(
     options: Any,
     seed: int,
     progress: Callable[[int, int], None],
+    base: Pointer | None = None,
 ) -> Fitted:
-    """Trains `initial` ("sft" or "dpo") and writes the model to `output`, in the number format of `initial`.
-    `options`: see `tasks.blocks.training`. `checkpoints` is removed when the model is written."""
+    """Trains `initial` ("sft" or "dpo") and writes the model to `output`, in the number format of `initial`; an adapter
+    that is kept names `base`. `options`: see `tasks.blocks.training`. `checkpoints` is removed when the model is
+    written."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     latest = _latest(checkpoints)
     logging.set_verbosity_error()
-    model, tokenizer = load(initial), models.load_tokenizer(initial)
+    arguments = arguments_for(
+        kind, checkpoints, options, seed
+    )  # before the model: DeepSpeed and FSDP load it their way
+    model, tokenizer = _initial(initial, options), models.load_tokenizer(initial)
     config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
-    trainer = trainer_for(kind, model, tokenizer, checkpoints, sources, options, seed)
+    trainer = trainer_for(kind, model, tokenizer, arguments, sources, options)
+    if options.lora and (found := models.parts(initial)).adapter:
+        _take_up(trainer.model, found.adapter, options.lora)
     trainer.add_callback(report)
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     seconds = time.perf_counter() - report.began
-    trained = trainer.model.merge_and_unload() if options.lora else trainer.model
-    trained.config, trained.generation_config = config, generation
-    _write(trained, initial, tokenizer, output)
-    shutil.rmtree(checkpoints)
+    accelerator = trainer.accelerator
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    state = accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # all processes give their parts
+    if accelerator.is_main_process:
+        aside = output.with_name(output.name + ".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        if options.lora:
+            weights = models.parts(initial).weights
+            named = base or Pointer(str(weights.resolve()), models.digest(weights))
+            _write_adapter(trainer.model, state, named, tokenizer, aside)
+            if options.lora.adapter == "merge":
+                trained = load(aside)
+                shutil.rmtree(aside)
+                trained.config, trained.generation_config = config, generation
+                _write(trained, None, initial, tokenizer, aside)
+        else:
+            trainer.model.config, trainer.model.generation_config = config, generation
+            _write(trainer.model, state, initial, tokenizer, aside)
+        shutil.rmtree(output, ignore_errors=True)
+        aside.replace(output)
+        shutil.rmtree(checkpoints)
+    accelerator.wait_for_everyone()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Fitted(history, options.steps - (report.first or 0), seconds)
 
 
-def trainer_for(
-    kind: str, model: Any, tokenizer: Any, checkpoints: Path, sources: Sequence[Batches], options: Any, seed: int
-) -> Any:
-    """The trainer of a kind, with everything about it decided. Raises `StageFailed` where model and options
-    do not fit each other."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    common = {
+def arguments_for(kind: str, checkpoints: Path, options: Any, seed: int) -> SFTConfig | DPOConfig:
+    """The settings of TRL's trainer, none of them left to its defaults where results or behaviour depend on it."""
+    common: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "max_steps": options.steps,
         "per_device_train_batch_size": 1,
@@ -282,7 +302,8 @@ def trainer_for(
         "use_cpu": not torch.cuda.is_available(),
         "seed": seed,
         "data_seed": seed,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if options.gradient_checkpointing else None,
         "report_to": [],
         "disable_tqdm": True,
         "logging_steps": max(1, min(10, options.steps // 20)),
@@ -294,26 +315,83 @@ def trainer_for(
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
     }
+    arguments: SFTConfig | DPOConfig
+    try:
+        if kind == "sft":
+            arguments = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
+        else:
+            arguments = DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
+    except ValueError as error:  # bfloat16 where the machine has none
+        raise StageFailed(f"{kind} cannot be trained with these options here: {error}") from error
+    arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel: several GPUs are several processes
+    return arguments
+
+
+def trainer_for(
+    kind: str, model: Any, tokenizer: Any, arguments: SFTConfig | DPOConfig, sources: Sequence[Batches], options: Any
+) -> Any:
+    """The trainer of a kind, with everything about it decided. Raises `StageFailed` where model and options
+    do not fit each other."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     given = {
         "model": model,
+        "args": arguments,
         "train_dataset": Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # never read: see _Planned
         "processing_class": tokenizer,
         "peft_config": _lora(options.lora),
         "sources": sources,
         "rate": schedule(options.schedule, options.steps, options.warmup_steps, options.final_share),
     }
+    if any(isinstance(source, SftBatches) and source.packed for source in sources):
+        check_packing(model)
     trainer: Any
     try:
         if kind == "sft":
-            settings = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
-            trainer = WeightedSFTTrainer(args=settings, **given)
+            trainer = WeightedSFTTrainer(**given)
         else:
-            preferences = DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
-            trainer = WeightedDPOTrainer(args=preferences, kind=options.loss, nll=options.nll, **given)
+            trainer = WeightedDPOTrainer(kind=options.loss, nll=options.nll, **given)
     except ValueError as error:  # peft and TRL refuse targets and settings that do not fit the model
         raise StageFailed(f"{kind} cannot train this model: {error}") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def check_packing(model: Any) -> None:
+    """Raises `StageFailed` if one row of a pack sees another: transformers keeps rows apart by their positions, but
+    not in every kind of layer (recurrent ones carry on) and not for every attention. Two short rows are packed, and
+    the outputs of the second must not move when the first is another."""
+    if is_deepspeed_zero3_enabled():
+        raise StageFailed("packing: with DeepSpeed ZeRO-3 nobody can check that rows are kept apart; set it to false")
+    lengths = np.array([5, 6])
+    seen = []
+    for first in (1, 2):
+        tokens = np.array([first] * 5 + [1, 2] * 3)
+        group = tensors(pack(Rows(tokens, np.array([0, 5]), lengths, np.array([1, 1])), np.array([0, 1])))
+        inputs = {name: group[name].to(model.device) for name in ("input_ids", "position_ids")}
+        with torch.no_grad():
+            seen.append(model(**inputs, use_cache=False).logits[0, 5:].float())
+    if not torch.allclose(seen[0], seen[1], rtol=0, atol=1e-5 * float(seen[0].abs().max())):
+        kind = getattr(model.config, "model_type", "this model")
+        raise StageFailed(f"packing: in a {kind} model packed rows see one another; set it to false")
+
+
+def _initial(folder: Path, options: Any) -> Any:
+    """The model that training starts from: below LoRA the base without its adapter, in bfloat16 or 4 bits if so wanted."""
+    if not options.lora:
+        return load(folder)
+    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    weights = models.parts(folder).weights
+    if not options.lora.load_in_4bit:
+        return load(weights, dtype)
+    if not (torch.cuda.is_available() and is_bitsandbytes_available()):
+        raise BadInput(
+            "lora.load_in_4bit: it needs a CUDA GPU and bitsandbytes, and one of them is missing; set it to false"
+        )
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return load(weights, dtype, quantization_config=four, device_map={"": torch.cuda.current_device()})
 
 
 def _lora(options: Any) -> Any:
@@ -330,15 +408,57 @@ def _lora(options: Any) -> Any:
     )
 
 
-def _write(model: Any, initial: Path, tokenizer: Any, output: Path) -> None:
-    """Writes beside `output` and renames, in the number format that `initial` says it has."""
+def _take_up(model: Any, adapter: Path, options: Any) -> None:
+    """Puts the weights of an adapter into the new one. Raises `StageFailed` if they are of another shape."""
+    from peft import set_peft_model_state_dict
+
+    config = models.read_json(adapter / models.ADAPTER)
+    before = {name: config.get(name) for name in ("r", "lora_alpha")} | {"target_modules": _names(config)}
+    now = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": sorted(options.targets)}
+    if before != now:
+        raise StageFailed(
+            f"lora: the initial model is an adapter with {before}, which training continues, and the options say {now}; "
+            "give the same, or begin anew from a whole model (adapter: merge)"
+        )
+    set_peft_model_state_dict(model, load_file(adapter / models.ADAPTER_WEIGHTS))
+
+
+def _names(config: Mapping[str, Any]) -> Any:
+    given = config.get("target_modules")
+    return sorted(given) if isinstance(given, list) else given
+
+
+def _write_adapter(model: Any, state: Any, base: Pointer, tokenizer: Any, folder: Path) -> None:
+    """A PEFT adapter with its tokenizer, and `base.json`, which says by path and digest what it belongs to."""
+    from peft import get_peft_model_state_dict
+
+    models.write_pointer(folder, base, models.BASE)
+    weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    save_file(weights, folder / models.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    config |= {"base_model_name_or_path": base.path, "inference_mode": True}
+    config["target_modules"] = sorted(config["target_modules"])
+    text = json.dumps(config, sort_keys=True, indent=2, default=_listed)
+    (folder / models.ADAPTER).write_text(text + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+
+
+def _listed(value: Any) -> Any:
+    """JSON for what a PEFT configuration holds beside plain values: sets and enumerations."""
+    return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
+
+
+def _write(model: Any, state: Any, initial: Path, tokenizer: Any, folder: Path) -> None:
+    """A whole model, in the number format that `initial` says it has. `state`: its weights, where it was sharded."""
     config = models.read_config(initial)
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    aside = output.with_name(output.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    models.save(model.to("cpu", getattr(torch, name)), tokenizer, aside)
-    shutil.rmtree(output, ignore_errors=True)
-    aside.replace(output)
+    dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."))
+    if state is None:
+        models.save(model.to("cpu", dtype), tokenizer, folder)
+        return
+    state = {name: tensor.to("cpu", dtype) for name, tensor in state.items()}
+    model.config.dtype = dtype
+    models.save(model, tokenizer, folder, state)
 
 
 def _latest(checkpoints: Path) -> Path | None:
@@ -348,5 +468,5 @@ def _latest(checkpoints: Path) -> Path | None:
         if (folder / COMPLETE).is_file():
             found[int(folder.name.rpartition("-")[2])] = folder
         else:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # of several processes each tries
     return found[max(found)] if found else None

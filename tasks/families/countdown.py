@@ -26,17 +26,28 @@ from functools import cached_property
 from math import comb
 from typing import NamedTuple
 
+import polars as pl
 from pydantic import Field
 
 from tasks.core import blocks
 from tasks.core.errors import BadInput
-from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+from tasks.core.family import (
+    FREE_TEXT_BLOCKS,
+    Guard,
+    Invented,
+    Messages,
+    Question,
+    SeedData,
+    Verdict,
+    by_fingerprint,
+)  # fmt: skip
 
 OPERATORS = ("+", "-", "*")
 NONE_LEFT, NOT_AVAILABLE = ".", "x"
 SIGNS = ("=", "->", ":", "?", "!", NONE_LEFT, NOT_AVAILABLE)
 WORDS = ("solve", "check", "refine", "fact", "left", "invent", "ok", "bad", "yes", "no")
-UNUSABLE: dict[str, str] = {}  # blocks that this family cannot work with, and why
+UNUSABLE = dict.fromkeys(FREE_TEXT_BLOCKS, "countdown has no free text to judge")  # blocks that cannot work, and why
+CODE: tuple[str, ...] = ()  # other modules that decide what is asked and how replies are read
 RESULTS = {2: 3, 3: 27, 4: 486}  # results of so many numbers, at most: pairs times operators at every step
 MOST_PUZZLES = 2_000_000  # all of them are listed, in memory and within seconds
 
@@ -197,6 +208,12 @@ class Countdown:
         numbers: list[str] = sorted(puzzle.numbers, key=self.integers.__getitem__)
         return puzzle_text(numbers, puzzle.target)
 
+    def traces(self, messages: Messages) -> list[int]:
+        return []
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        return by_fingerprint(self.fingerprint, reserved)
+
     # --- the holistic critic -----------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
         steps = self.steps(response)
@@ -281,12 +298,12 @@ class Countdown:
         """Always the same: the skill is in the weights, and examples would not fit the short grammar."""
         return user(INVENT)
 
-    def parse_invented(self, reply: str) -> Invented:
+    def parse_invented(self, reply: str) -> list[Invented]:
         """A new `solve` prompt. Whether it has a solution is not looked at: that would be a label."""
         puzzle = self._puzzle(reply.split())
         if puzzle is None:
-            return Invented(None, "not in the grammar")
-        return Invented(user(solve_text(puzzle_text(*puzzle))))
+            return [Invented(None, "not in the grammar")]
+        return [Invented(user(solve_text(puzzle_text(*puzzle))))]
 
     # --- truth -------------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:

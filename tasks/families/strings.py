@@ -17,16 +17,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
+import polars as pl
 from pydantic import Field
 
 from tasks.core import blocks
 from tasks.core.errors import BadInput
-from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+from tasks.core.family import (
+    FREE_TEXT_BLOCKS,
+    Guard,
+    Invented,
+    Messages,
+    Question,
+    SeedData,
+    Verdict,
+    by_fingerprint,
+)  # fmt: skip
 
 NO_CRITIC = "strings has no critique skill"
 NO_REFINEMENT = "strings has no refinement skill"
 NO_INVENTING = "strings has no skill to invent prompts"
+CODE: tuple[str, ...] = ()  # other modules that decide what is asked and how replies are read
 UNUSABLE = {  # blocks that this family cannot work with, and why
+    **dict.fromkeys(FREE_TEXT_BLOCKS, NO_CRITIC),
     "factored_critique": NO_CRITIC,
     "nl_critique": NO_CRITIC,
     "judge_pointwise": NO_CRITIC,
@@ -118,6 +130,12 @@ class Strings:
     def fingerprint(self, messages: Messages) -> str:
         return self._string(messages)
 
+    def traces(self, messages: Messages) -> list[int]:
+        return []
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        return by_fingerprint(self.fingerprint, reserved)
+
     # --- skills that this family does not have -------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
         return None
@@ -137,8 +155,8 @@ class Strings:
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
         raise BadInput(f"{NO_INVENTING}; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize")
 
-    def parse_invented(self, reply: str) -> Invented:
-        return Invented(None, "strings has no skill to invent")
+    def parse_invented(self, reply: str) -> list[Invented]:
+        return [Invented(None, "strings has no skill to invent")]
 
     # --- truth -----------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:

@@ -1,57 +1,45 @@
-r"""Text: the user's own prompts from a JSONL or Parquet file, with or without answers.
+r"""Text: the user's own prompts from files, with or without answers.
 
-`prompt_field` and `answer_field` name the columns. Rows are split by a hash of the prompt: held-out
-set, probe set, labelled rows (the corpus' part `solve`, completions as the file gives them), and the rest
-is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
+`prepare.options` (`tasks.families.text_options`) name the fields; `tasks.families.text_rows` says which rows are used.
+They are split by a hash of the prompt: held-out set, probe set, labelled rows (the corpus' part `solve`, completions as
+the file gives them), and the rest is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
 or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
 
-Templates are the files of `tasks/families/templates/text/`; prepare copies them beside its data, and the other stages
-render those copies. Text that a model wrote is quoted between
-fences longer than any run of backticks in it, and signs that chat templates give a meaning are broken up,
-so it can neither end the quotation nor begin a new turn. A critique is an additive score of five points
-(Self-Rewarding Language Models, Yuan and others 2024); there are no sub-questions, hence no factored critic.
+Templates are the files of `tasks/families/templates/text/` (`text_templates`: variables, checks, quoting); prepare
+copies them beside its data, and the other stages render those copies. Replies are read by `text_replies`. A critique is
+an additive score of five points (Self-Rewarding Language Models, Yuan and others 2024); two answers are compared as A and
+B (Zheng and others 2023, in both orders), and a checklist is asked criterion by criterion (TICK, Cook and others 2024).
+There are no sub-questions, hence no factored critic.
 """
 
 import random
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-import jinja2
-from pydantic import Field
+import polars as pl
 
-from tasks.core import blocks, digests
+from tasks.core import overlap
 from tasks.core.errors import BadInput
-from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
-from tasks.families.text_files import Row, read_rows
+from tasks.core.family import Choice, Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
+from tasks.core.plain_text import simple
+from tasks.families import text_replies, text_rows, text_templates
+from tasks.families.text_options import Options
+from tasks.families.text_replies import POINTS
+from tasks.families.text_rows import Row
+from tasks.families.text_templates import defused
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"
-POINTS = 5
+CODE = ("text_replies.py", "text_templates.py")  # other modules that decide what is asked and how replies are read
 ACCEPTED = 4  # points from which the verdict is yes
 INVENTED_WORDS = (3, 150)  # shortest and longest prompt that a model may write, as in Self-Instruct
+INVENTED_CHARACTERS = 2000  # of such a prompt, at most
 LONG, LONGER = 30, 60  # words of a prompt from which its difficulty is 2 and 3
 NO_QUESTIONS = "text has no sub-questions"
 UNUSABLE = {"factored_critique": NO_QUESTIONS}  # blocks that this family cannot work with, and why
-
-
-class Options(blocks.Options):
-    """`prepare.options` of this family."""
-
-    path: str = Field(min_length=1)  # .jsonl or .parquet; relative to the repository's root, or absolute
-    prompt_field: str = Field(min_length=1)
-    answer_field: str | None  # null: no answers, so no accuracy
-    extraction: Literal["numeric", "text"]
-    duplicates: Literal["refuse", "drop"]  # what to do with a prompt that the file has twice
-    limit: int | None = Field(ge=1)  # rows from the start of the file; null: all
-    heldout: int = Field(ge=1)
-    probe: int = Field(ge=1)
-    labelled: int = Field(ge=0)  # rows whose answers base may train on
-    system: str | None = Field(default=None, min_length=1)  # system message before every prompt to be answered
 
 
 @dataclass(frozen=True)
@@ -72,34 +60,81 @@ class Text:
 
     # --- data ------------------------------------------------------------------------------------
     def build(self, rng: random.Random, root: str) -> SeedData:
-        """The file's rows, split by hash; `rng` is not used. Raises `BadInput` for a file that cannot work."""
-        parts, duplicates = split(self, root)
+        """The rows, split by hash; `rng` is not used. Raises `BadInput` for data that cannot work."""
+        chosen = text_rows.select(self.options, Path(root) / self.options.path, lambda text: self.extract([], text))
         corpus = [
             {
                 "part": "solve",
-                "prompt": self._prompt(row.prompt),
+                "prompt": self._prompt(row.prompt, row.system),
                 "completion": [{"role": "assistant", "content": row.answer}],
+                "origin": _origin(row),
             }
-            for row in parts["labelled"]
+            for row in chosen.labelled
         ]
-        made = {name: [self._row(row) for row in parts[name]] for name in ("pool", "probe", "heldout")}
-        return SeedData(corpus, made["pool"], made["probe"], made["heldout"], {"duplicate": duplicates})
+        pool, probe, heldout = (
+            [self._row(row) for row in part] for part in (chosen.pool, chosen.probe, chosen.heldout)
+        )
+        return SeedData(
+            corpus,
+            pool,
+            probe,
+            heldout,
+            reserved=[
+                {"fingerprint": text_rows.fingerprint(row.prompt), "words": _word_hashes(row.prompt)}
+                for row in chosen.benchmarks
+            ],
+            dropped=[drop._asdict() for drop in chosen.dropped],
+            counts=chosen.counts,
+        )
 
     def _row(self, row: Row) -> dict:
-        messages = self._prompt(row.prompt)
+        messages = self._prompt(row.prompt, row.system)
         answer = None if row.answer is None else self.extract(messages, row.answer)
-        return {"messages": messages, "difficulty": self.difficulty(messages), "answer": answer}
+        return {
+            "messages": messages,
+            "difficulty": _level(row.prompt.strip()),
+            "answer": answer,
+            "origin": _origin(row),
+        }
+
+    def traces(self, messages: Messages) -> list[int]:
+        """Hashes of the question's words."""
+        return _word_hashes(self.question(messages))
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        """Refuses equal prompts, near copies and shared passages, as `prepare.options` say."""
+        near, passages = self.options.near_duplicates, self.options.decontaminate
+        texts = overlap.Hashed()
+        for hashes in reserved["words"].to_list():
+            texts.extend(hashes)
+        lookup = overlap.Lookup(
+            texts,
+            (near.threshold, near.shingle) if near else None,
+            (passages.ngram, passages.shortest) if passages else None,
+        )
+        equal = by_fingerprint(self.fingerprint, reserved)
+
+        def refuses(messages: Messages) -> str | None:
+            why = equal(messages)
+            if why is None:
+                question = self.question(messages)
+                why = "near copy of held out" if lookup.near(question) else None
+                why = why or ("passage of held out" if lookup.shared(question) else None)
+            return why
+
+        return refuses
 
     def vocabulary(self) -> None:
         return None
 
     # --- prompts and answers -----------------------------------------------------------------------
     def _render(self, template: str, **values: object) -> str:
-        return _environment(self.templates).get_template(template).render(numeric=self.numeric, **values).strip()
+        return text_templates.render(self.templates, template, numeric=self.numeric, **values)
 
-    def _prompt(self, question: str) -> Messages:
-        system = [{"role": "system", "content": self.options.system}] if self.options.system else []
-        return system + _user(self._render("answer.j2", question=question.strip()))
+    def _prompt(self, question: str, system: str | None = None) -> Messages:
+        given = system or self.options.system
+        before = [{"role": "system", "content": given}] if given else []
+        return before + _user(self._render("answer.j2", question=question.strip()))
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
@@ -126,28 +161,20 @@ class Text:
         return _level(self.question(messages))
 
     def fingerprint(self, messages: Messages) -> str:
-        return fingerprint(self.question(messages))
+        return text_rows.fingerprint(self.question(messages))
 
     # --- critique and refinement -------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
-        if not response.strip():
-            return None
-        return _user(self._render("critique.j2", question=self.question(messages), response=response))
+        return self._about("critique.j2", messages, response=response, brief=False)
 
     def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
-        """A line `Score: 0` to `Score: 5`, the only score stated outside quotations, and none that the candidate or its
-        prompt states too, because the judge may be repeating that one; accepted from 4."""
-        scores = [line.strip() for line in _unquoted(reply).split("\n") if _STATED.search(_plain(line))]
-        if len(scores) != 1:
-            return Verdict(False, why="no line 'Score: POINTS'" if not scores else "several lines with a score")
-        match = _SCORE.fullmatch(scores[0])
-        if match is None:
-            return Verdict(False, why="the score is not a whole number from 0 to 5")
-        judged = _plain("\n".join([*(message["content"] for message in messages), response]))
-        if match.group(1) in _PLANTED.findall(judged):
-            return Verdict(False, why="the candidate or its prompt contains the same score")
-        points = int(match.group(1))
-        return Verdict(True, points >= ACCEPTED, points / POINTS, reply.strip())
+        """A score of 0 to 5 points as `text_replies` reads it; accepted from 4. A bare number is none where the answer is
+        a number too."""
+        grammar = text_replies.points(bare=not self.numeric)
+        points, why = text_replies.read(grammar, reply, _texts(messages, response))
+        if points is None:
+            return Verdict(False, why=why)
+        return Verdict(True, int(points) >= ACCEPTED, int(points) / POINTS, reply.strip())
 
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
         return None
@@ -160,19 +187,55 @@ class Text:
             return None
         return _user(self._render("refine.j2", question=self.question(messages), response=response, critique=critique))
 
+    # --- judges of free text -------------------------------------------------------------------------
+    def points_messages(self, messages: Messages, response: str) -> Messages | None:
+        return self._about("critique.j2", messages, response=response, brief=True)
+
+    def points_replies(self) -> dict[str, float]:
+        return {f"Score: {points}": points / POINTS for points in range(POINTS + 1)}
+
+    def pair_messages(self, messages: Messages, first: str, second: str, brief: bool) -> Messages | None:
+        return self._about("pairwise.j2", messages, first=first, second=second, brief=brief)
+
+    def parse_pair(self, messages: Messages, first: str, second: str, reply: str) -> Choice:
+        value, why = text_replies.read(text_replies.PREFERENCE, reply, _texts(messages, first, second))
+        return Choice(None, why) if value is None else Choice({"a": 1.0, "b": 0.0}.get(value, 0.5))
+
+    def pair_replies(self) -> tuple[str, str]:
+        return "Winner: A", "Winner: B"
+
+    def criterion_messages(self, messages: Messages, response: str, criterion: str, brief: bool) -> Messages | None:
+        return self._about("checklist.j2", messages, response=response, criterion=criterion, brief=brief)
+
+    def parse_criterion(self, messages: Messages, response: str, reply: str) -> Choice:
+        value, why = text_replies.read(text_replies.YES_OR_NO, reply, _texts(messages, response))
+        return Choice(None, why) if value is None else Choice(float(value == "yes"))
+
+    def criterion_replies(self) -> tuple[str, str]:
+        return "Met: yes", "Met: no"
+
+    def _about(self, template: str, messages: Messages, **values: object) -> Messages | None:
+        """The template about a prompt and responses to it; None where a response has no text."""
+        if any(isinstance(value, str) and not value.strip() for value in values.values()):
+            return None
+        return _user(self._render(template, question=self.question(messages), **values))
+
     # --- inventing -----------------------------------------------------------------------------------
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
         return _user(self._render("invent.j2", examples=[self.question(messages) for messages in examples]))
 
-    def parse_invented(self, reply: str) -> Invented:
-        """The reply as a prompt, without a leading `Problem:` or `Prompt:`."""
-        question = re.sub(r"(?i)\A(?:problem|prompt)\s*:", "", reply.strip()).strip()
-        words = len(question.split())
-        if not INVENTED_WORDS[0] <= words <= INVENTED_WORDS[1]:
+    def parse_invented(self, reply: str) -> list[Invented]:
+        """The prompts of a reply: one, or the entries of a numbered list; without labels such as `Question:`, bold print
+        and a fence around them."""
+        return [self._invented(text) for text in text_replies.prompts(reply)] or [Invented(None, "too short")]
+
+    def _invented(self, text: str) -> Invented:
+        words = len(text.split())
+        if not INVENTED_WORDS[0] <= words <= INVENTED_WORDS[1] or len(text) > INVENTED_CHARACTERS:
             return Invented(None, "too short" if words < INVENTED_WORDS[0] else "too long")
-        if re.search(r"####|\\boxed|```|\x00", question):
+        if re.search(r"####|\\boxed|```|\x00", text):
             return Invented(None, "holds an answer or a fence")
-        return Invented(self._prompt(_defused(question)))
+        return Invented(self._prompt(defused(text)))
 
     # --- truth -------------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
@@ -185,14 +248,21 @@ def _level(question: str) -> int:
     return 1 if words < LONG else 2 if words < LONGER else 3
 
 
+def _origin(row: Row) -> dict[str, str | int | None]:
+    return {"file": row.file, "row": row.number, "id": row.id}
+
+
+def _word_hashes(question: str) -> list[int]:
+    return overlap.hashed([question])[0]
+
+
+def _texts(messages: Messages, *responses: str) -> str:
+    """Everything of others that a judge has before its eyes."""
+    return "\n".join([*(message["content"] for message in messages), *responses])
+
+
 def _user(content: str) -> Messages:
     return [{"role": "user", "content": content}]
-
-
-def fingerprint(question: str) -> str:
-    """Of the words alone: case, punctuation, spacing and look-alike forms make no new problem."""
-    text = unicodedata.normalize("NFKC", question).casefold()
-    return digests.of_value(re.findall(r"\w+", text) or text.split())
 
 
 # --- numbers ---------------------------------------------------------------------------------------
@@ -201,12 +271,15 @@ _NUMBER = re.compile(
     rf"(?<![\w./])(?P<fraction>-?[0-9]+/[0-9]+)(?![\w/])"
     rf"|(?:(?<![\w)\].])(?P<minus>-))?(?:\$\s?(?P<inner>-)?)?(?<![\w.])(?P<whole>{_DIGITS})?(?P<decimals>\.[0-9]+)?"
 )
+_ANSWER = re.compile(r"(?i)(?<!\w)answer(?:\s+is\s*:?|\s*[:=])(?!\s*(?:not|no)\b)([^\n]*)")
+_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")  # of LaTeX
 
 
 def numbers(text: str) -> list[str]:
-    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written."""
+    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written. Digits
+    of all scripts count."""
     found = []
-    for match in _NUMBER.finditer(text.replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
+    for match in _NUMBER.finditer(simple(text).replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
         if match["fraction"]:
             found.append(match["fraction"])
         elif match["whole"] or match["decimals"]:
@@ -218,13 +291,18 @@ def numbers(text: str) -> list[str]:
 
 
 def number_in(text: str) -> str | None:
-    r"""The answer: after the last `####`, else in the last `\boxed{}`, else the last number; None without one.
-    A marked answer with digits that is not a single number (a fraction in LaTeX) stays as its text without spaces."""
+    r"""The answer: after the last `####`, else in the last `\boxed{}`, else the first number after the last "answer is" or
+    "answer:" (and after the last equals sign in that line), else the last number; None without one. A marked answer with digits that is not a single number (a fraction
+    in LaTeX) stays as its text without spaces."""
+    text = simple(text)
     marked = re.findall(r"####([^\n]*)", text)
     piece = marked[-1] if marked else _boxed(text)
     if piece is None:
-        found = numbers(text)
+        told = [found for line in _ANSWER.findall(text) if (found := numbers(line.rpartition("=")[2]))]
+        found = told[-1][:1] if told else numbers(text)
         return found[-1] if found else None
+    inside = _boxed(piece)
+    piece = _WORDS.sub(r" \1 ", piece if inside is None else inside)
     found = numbers(piece)
     if len(found) == 1 and "\\" not in piece.replace("\\$", "").replace("\\%", ""):
         return found[0]
@@ -244,109 +322,14 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-# --- scores ----------------------------------------------------------------------------------------
-_SCORE = re.compile(r"(?ia)\**score:\**[ \t]*([0-5])(?:[ \t]*/[ \t]*5)?\**\.?")  # what is read, as it stands
-_STATED = re.compile(r"(?i)(?<![^\W_])score[\W_]{0,8}?[:=\d]")  # what counts as stating one, in plain text
-_PLANTED = re.compile(r"(?i)score[\W_]{0,4}[:=][\W_]{0,4}0*([0-9]+)")
-
-
-def _plain(text: str) -> str:
-    """Look-alike forms as ordinary ones, digits of all scripts as 0 to 9, and nothing invisible."""
-    if text.isascii():
-        return text
-    shown = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in shown)
-
-
-# --- quoting ---------------------------------------------------------------------------------------
-def _defused(text: str) -> str:
-    """The text with a space inside every sign that some chat template reads as a turn or the end of text."""
-    return re.sub(r"\[(?=/?[A-Z_]{2,}\])", "[ ", re.sub(r"<(?=[|｜/\w!])", "< ", text))
-
-
-def fenced(text: str) -> str:
-    """The text between two lines of backticks that it does not contain."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{_defused(text.strip())}\n{fence}"
-
-
-def _unquoted(reply: str) -> str:
-    """The reply without fenced blocks (an open one reaches to the end) and without lines that begin with `>`."""
-    kept, fence = [], ""
-    for line in reply.splitlines():
-        opening = re.match(r"\s*(`{3,}|~{3,})", line)
-        if fence:
-            if opening and opening[1].startswith(fence) and not line.strip().strip(fence[0]):
-                fence = ""
-        elif opening:
-            fence = opening[1]
-        elif not line.lstrip().startswith(">"):
-            kept.append(line)
-    return "\n".join(kept)
-
-
-@lru_cache(maxsize=2)
-def _environment(templates: Path) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # plain text for a model, no markup
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["fenced"] = fenced
-    return environment
-
-
-# --- splitting ---------------------------------------------------------------------------------------
-def split(family: Text, root: str) -> tuple[dict[str, list[Row]], int]:
-    """Rows of `heldout`, `probe`, `labelled` and `pool`, in the order of the prompts' hashes, and how many
-    duplicates were dropped. Raises `BadInput` for a file that cannot work, with file, row and field."""
-    options = family.options
-    if options.labelled and options.answer_field is None:
-        raise BadInput(
-            f"prepare.options.labelled: given {options.labelled}, but answer_field is null, so no row has an answer "
-            "to learn from; name the field or set labelled to 0"
-        )
-    path = Path(root) / options.path
-    rows: dict[str, Row] = {}
-    duplicates = 0
-    for row in read_rows(path, options.prompt_field, options.answer_field, options.limit):
-        if "\x00" in row.prompt or not row.prompt.strip():
-            raise BadInput(f"{path}: row {row.number}: '{options.prompt_field}' has no text, or a NUL character")
-        if row.answer is not None and family.extract([], row.answer) is None:
-            raise BadInput(
-                f"{path}: row {row.number}: no answer in '{options.answer_field}' ({row.answer[:60]!r}); "
-                "correct it, or set extraction to text"
-            )
-        known = rows.setdefault(fingerprint(row.prompt), row)
-        if known is not row:
-            duplicates += 1
-            if options.duplicates == "refuse":
-                raise BadInput(
-                    f"{path}: rows {known.number} and {row.number} have the same prompt ({row.prompt[:60]!r}); "
-                    "remove one, or set prepare.options.duplicates to drop to keep the first of each"
-                )
-    wanted = options.heldout + options.probe + options.labelled
-    if len(rows) <= wanted:
-        raise BadInput(
-            f"{path}: {len(rows)} different prompts, but heldout {options.heldout}, probe {options.probe} and "
-            f"labelled {options.labelled} take {wanted} and the pool needs one; lower them or add prompts"
-        )
-    ordered = [rows[digest] for digest in sorted(rows)]
-    parts, start = {}, 0
-    for name in ("heldout", "probe", "labelled"):
-        number = int(getattr(options, name))
-        parts[name] = ordered[start : start + number]
-        start += number
-    parts["pool"] = ordered[start:]
-    return parts, duplicates
-
-
-def create(options: Options, templates: Path = TEMPLATES) -> Text:
-    """The family. Raises `BadInput` for a template that does not show the question once; reads no data."""
-    family = Text(options, templates)
+# --- making it -------------------------------------------------------------------------------------
+def create(options: Options, templates: Path | None = None) -> Text:
+    """The family, with its own templates or with copies of them in a folder. Raises `BadInput` for own templates that
+    cannot work (copies were checked before they were made); reads no data."""
+    text_rows.check_options(options)
+    if templates is None:
+        text_templates.check(TEMPLATES)
+    family = Text(options, templates or TEMPLATES)
     family.question(family._prompt("A question"))
     return family
 
@@ -361,6 +344,12 @@ def difficulties(options: Options) -> list[int]:
     return [1, 2, 3]
 
 
-def check_inputs(family: Text, root: str) -> dict[int, int]:
-    """How many prompts of each difficulty the pool will have. Reads the file and refuses what `prepare` would refuse."""
-    return dict(Counter(_level(row.prompt) for row in split(family, root)[0]["pool"]))
+def check_inputs(family: Text, root: str) -> dict[int, int] | None:
+    """How many prompts of each difficulty the pool will have. Refuses what `prepare` would refuse; of data that is too
+    large to be read before any work, as far as the first rows of the files show it, and gives None."""
+    path = Path(root) / family.options.path
+    if not text_rows.is_small(family.options, path):
+        text_rows.sample(family.options, path)
+        return None
+    chosen = text_rows.select(family.options, path, lambda text: family.extract([], text))
+    return dict(Counter(_level(row.prompt) for row in chosen.pool))

@@ -65,7 +65,7 @@ def main() -> int:
             scratch=folder / "scratch",
             seed=0,
         )
-        batches = training.sft_batches(job, options.mixture, options.steps, 1.0, "mixture")
+        batches = training.sft_batches(job, options, options.mixture, 1.0, "mixture", False)
         ours, plain = 0.0, 0.0
         for _ in range(given.rounds):
             job.curves.clear()

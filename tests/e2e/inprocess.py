@@ -27,7 +27,7 @@ def perform(root: Path, stage: str, key: str | None = None) -> Context:
     """Runs one stage; the context says what it read and logged."""
     given = params.load(root)
     row = params.row(given, key) if key else {}
-    opener = Opener(root, given["engine"], root / "scratch")
+    opener = Opener(root, given["engine"], root / "scratch", serving=given["serving"])
     context = Context(
         stage, key, row, params.options(given, stage, key), params.seed(given, stage, key), given["labels"],
         given["engine"], root, root, root / "scratch", opener,

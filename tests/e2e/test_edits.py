@@ -124,6 +124,13 @@ EDITS = {
         {"critique@i01": (POOL, POOL * DRAWS)},
     ),
     "refine template": Edit(template("refine"), {"prepare", "refine@i01", "evaluate@i00", "evaluate@i01"}, {}),
+    "template of a judge that no stage uses": Edit(template("pairwise"), {"prepare", "critique@i01"}, {}),
+    "self-instruct template": Edit(template("invent"), {"prepare", "synthesize@i01"}, {}),
+    "how replies are read": Edit(
+        appended("tasks/families/text_replies.py", "# mine\n"),
+        {"prepare", "synthesize@i01", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
+        {},
+    ),
     "temperature": Edit(
         param("iterations.i01.sample", {"iid": {"temperature": 0.5}}),
         (LOOP - {"synthesize@i01"}) | AFTER_TRAINING,

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tasks.core import tables
-from tests.e2e.workspace import digests, edit, lock, ran, requests_made, run, workspace
+from tests.e2e.workspace import assert_told, digests, edit, lock, ran, requests_made, run, workspace
 
 KEYS = ("i01", "i02")
 
@@ -26,6 +26,7 @@ def evolved(tmp_path, cache, recipe):
     output = run(folder, "python", "-m", "flows.evolve")
     assert KEYS[-1] in output
     assert len(lock(folder)) == 20
+    assert_told(folder)
     return folder
 
 

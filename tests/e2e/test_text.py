@@ -14,9 +14,22 @@ STAGES = ("synthesize", "sample", "critique", "refine", "filter", "train", "eval
 BASE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def iterate(root, source, fields, vocabulary, tokens):
-    """Base and one iteration of `lmsi` with `keep_all` in place of the vote, which a model this small never wins."""
-    use(root, "lmsi", family="text")
+JUDGES = {
+    "pairs": {"block": "judge_pairwise_logprobs", "pairs": 2},
+    "points": {"block": "judge_pointwise_logprobs"},
+    "list": {"block": "judge_checklist_logprobs", "criteria": ["It is right.", "It is short."]},
+    "said": {"block": "judge_pairwise", "pairs": 1, "draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8},
+}
+PREFER = {
+    "preferred": {"block": "pairs_preferred", "critic": "pairs", "min_margin": 0.0, "per_prompt": 2},
+    "best": {"block": "pairs_best_worst", "critic": "points", "min_margin": 0.000001, "per_prompt": 1},
+}
+
+
+def iterate(root, source, fields, vocabulary, tokens, recipe="lmsi"):
+    """Base and one iteration of `lmsi` with `keep_all` in place of the vote, which a model this small never wins; or of
+    `self_rewarding` with judges that read log-probabilities, which every model gives."""
+    use(root, recipe, family="text")
     params = yaml.safe_load((root / "params.yaml").read_text())
     prepare, base = params["prepare"], params["base"]
     prepare["source"] = str(source)
@@ -27,8 +40,12 @@ def iterate(root, source, fields, vocabulary, tokens):
     params["engine"] |= {"threads": 1}
     params["synthesize"]["pool"]["n"] = 12
     params["sample"]["iid"] |= {"n": 3, "max_new_tokens": tokens}
-    params["filter"] = {"keep_all": {}, "deduplicate": {}, "positives": {}}
-    params["train"]["sft"] |= {"steps": 4, "warmup_steps": 1, "mixture": {"own": 8}, "threads": 1}
+    if recipe == "lmsi":
+        params["filter"] = {"keep_all": {}, "deduplicate": {}, "positives": {}}
+        params["train"]["sft"] |= {"steps": 4, "warmup_steps": 1, "mixture": {"own": 8}, "threads": 1}
+    else:
+        params["critique"], params["filter"] = JUDGES, PREFER
+        params["train"]["dpo"] |= {"steps": 2, "warmup_steps": 1, "batch_size": 4, "threads": 1}
     params["evaluate"] |= {"samples": 2, "max_new_tokens": tokens, "critics": {}, "best_of": None, "refine": None}
     params["iterations"] = {"i01": params["iterations"]["i01"]}
     params["evaluations"] = {key: {} for key in ("i00", *params["iterations"])}
@@ -47,7 +64,8 @@ def iterate(root, source, fields, vocabulary, tokens):
     return samples
 
 
-def test_a_users_file_of_word_problems(tmp_path):
+@pytest.mark.parametrize("recipe", ["lmsi", "self_rewarding"])
+def test_a_users_file_of_word_problems(tmp_path, recipe):
     rows = [
         {
             "id": i,
@@ -57,7 +75,21 @@ def test_a_users_file_of_word_problems(tmp_path):
         for i in range(200)
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    iterate(tmp_path, "mine.jsonl", {"prompt_field": "problem", "answer_field": "solution"}, 400, 24)
+    fields = {"prompt_field": "problem", "answer_field": "solution"}
+    samples = iterate(tmp_path, "mine.jsonl", fields, 400, 24, recipe)
+    if recipe == "lmsi":
+        return
+    critiques = tables.read(tmp_path / "data/i01/critiques.parquet", tables.CRITIQUES)
+    by_critic = {name: rows for [name], rows in critiques.group_by("critic")}
+    assert set(by_critic) == set(JUDGES)
+    for name in ("pairs", "points", "list"):
+        assert by_critic[name]["parsed"].all()
+        assert by_critic[name]["score"].is_between(0, 1).all()
+        assert by_critic[name]["tokens"].sum() == 0
+    assert not by_critic["said"]["parsed"].any()  # this model writes no verdicts
+    pairs = tables.read(tmp_path / "data/i01/dataset/pairs.parquet", tables.PAIRS)
+    assert pairs.height
+    assert set(pairs["chosen_id"]) | set(pairs["rejected_id"]) <= set(samples["candidate_id"])
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="GSM8K is not part of this repository, and not beside it here")

@@ -13,6 +13,9 @@ from typing import Any
 
 import yaml
 
+from flows import workload
+from tasks.core import params as parameters
+
 REPOSITORY = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -77,6 +80,32 @@ def requests_made(folder: Path) -> Counter[str]:
         name = f"{record['stage']}@{record['key']}" if record["key"] else record["stage"]
         made[name] += int(record["figures"].get("requests_made", 0))
     return +made
+
+
+def asked_for(folder: Path) -> dict[str, tuple[int, float, int, int]]:
+    """By stage: requests that were told before, at most and expected, and those that were wanted and made since."""
+    params = parameters.load(folder)
+    task = workload.task(folder, params, True)
+    questions, distinct = workload.most_questions(task.family, task.answers)
+    told = workload.demands(params, task.heldout + task.probe, questions)
+    found = {}
+    for path in (folder / ".autodidact/records").glob("*.json"):
+        record = json.loads(path.read_text())
+        figures, demands = record["figures"], told.get((record["stage"], record["key"]), [])
+        expected = sum(d.requests * (distinct if d.kind == "question" else 1) for d in demands)
+        wanted, made = int(figures.get("requests", 0)), int(figures.get("requests_made", 0))
+        found[f"{record['stage']}@{record['key']}"] = (sum(d.requests for d in demands), expected, wanted, made)
+    return found
+
+
+def assert_told(folder: Path) -> None:
+    """The bounds hold, stage by stage, and are within a factor of 2.5 of what was wanted; what was expected within 3 of
+    what was made."""
+    asked = asked_for(folder)
+    assert any(wanted for _, _, wanted, _ in asked.values())
+    for name, (most, expected, wanted, made) in asked.items():
+        assert made <= wanted <= most <= 2.5 * wanted, name
+        assert made / 3 <= expected <= 3 * made, name
 
 
 @contextmanager

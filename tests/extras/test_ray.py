@@ -180,7 +180,7 @@ def test_each_worker_loads_the_model_once(
         replies = asker.generate(questions, Sampling(2, 1.0, 1.0, 8, 1), "x")
         scores = asker.score(questions, ["1"] * len(questions), "y")
         files = {p.name: p.read_bytes() for p in (tmp_path / name).rglob("*.*") if p.is_file()}
-        figures = asker.take_usage()
+        figures = asker.take_usage().figures()
         seen.append((replies, scores, files, {k: v for k, v in figures.items() if "second" not in k}))
     assert seen[0] == seen[1]
     workers = {pid for pid, _ in noted(place)}

@@ -65,6 +65,12 @@ class Shard:
         self.path.write_text(self.key)
         return {"made": 1}
 
+@dataclass
+class Usage:
+    seconds: float = 0.0
+    def figures(self):
+        return {}
+
 class Opener:
     def __init__(self, root, engine, scratch, map_shards, progress, serving):
         self.root, self.scratch, self.map_shards, self.loaded = root, scratch, map_shards, set()
@@ -74,6 +80,10 @@ class Opener:
                 log.write(f"load {pointer.digest}\\n")
         self.loaded.add(pointer.digest)
         return self
+    def take_usage(self):
+        return Usage()
+    def close(self):
+        pass
     def ask(self, question):
         keys = [f"{question}-{number}" for number in range(3)]
         self.map_shards([Shard(k, self.scratch / "shards" / k, self.root / "asked.log") for k in keys])
@@ -130,7 +140,7 @@ seed: 0
 labels: false
 engine: {name: toy}
 serving: {}
-runner: {name: local}
+runner: {name: local, training: never}
 start: {number: 5}
 grow: {by: 1}
 iterations:
@@ -181,7 +191,7 @@ def make(root: Path) -> Toy:
         ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__", "track.py", "summary.py")
     )
     (root / "tasks/core").mkdir(parents=True)
-    for module in ("context", "digests", "errors"):
+    for module in ("blocks", "context", "demand", "digests", "errors", "serving"):
         shutil.copy(ROOT / f"tasks/core/{module}.py", root / f"tasks/core/{module}.py")
     texts = {
         "tasks/__init__.py": "",

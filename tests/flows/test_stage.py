@@ -18,7 +18,7 @@ PARAMS: dict[str, Any] = {
     "recipe": "toy",
     "labels": False,
     "engine": {},
-    "runner": {"name": "local"},
+    "runner": {"name": "local", "training": "never"},
     "toy": {"text": "hello"},
     "rows": {"i01": {}},
 }

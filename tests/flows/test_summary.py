@@ -80,12 +80,29 @@ def test_seconds_come_from_records_that_fit_and_say_when_some_are_missing(reposi
     assert summary.rows(repository)[1][8] == "unknown"
 
 
+def test_benchmarks_have_columns_with_the_half_width_of_their_interval(repository: Path) -> None:
+    own = {"benchmark_facts_acc": 0.5, "benchmark_facts_acc_stderr": 0.1, "benchmark_facts_samples": 40.0}
+    more = {f"benchmark_z{i}_acc": None for i in range(4)}
+    (repository / "data/i01/evaluation/metrics.json").write_text(json.dumps({**FIGURES, **own, **more}))
+    assert summary.benchmarks(repository) == ["benchmark_facts_acc", "benchmark_z0_acc", "benchmark_z1_acc"]
+    assert [row[7:10] for row in summary.rows(repository)] == [
+        ("-", "-", "-"),
+        ("0.500 ±0.196", "-", "-"),
+        ("-", "-", "-"),
+    ]
+    console = Console(width=80, record=True, file=(repository / "out").open("w"))
+    summary.show(repository, console)
+    text = console.export_text()
+    assert "0.500 ±0.196" in text
+    assert "…" not in text
+
+
 def test_the_table_is_printed_whole_with_where_to_look_next(repository: Path) -> None:
     console = Console(width=80, record=True, file=(repository / "out").open("w"))
     summary.show(repository, console)
     text = console.export_text()
     assert "…" not in text
-    for word in (*[column for name in summary.COLUMNS for column in name.split("\n")], "make ui", "metrics.json"):
+    for word in (*[column for name in summary.columns([]) for column in name.split("\n")], "make ui", "metrics.json"):
         assert word in text
     (repository / "data/report").mkdir()
     (repository / "data/report/report.md").touch()

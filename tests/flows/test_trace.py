@@ -128,6 +128,14 @@ def test_a_prompt_leads_to_the_models_trained_on_it(repository):
     assert {model[role]["digest"] for role in ("initial", "reference", "judge")} == {digests["i00"]}
 
 
+def test_a_prompt_of_the_users_data_knows_its_row(repository):
+    root, prompt, _ = repository
+    origin = {"prompt_id": prompt, "part": "pool", "file": "train.jsonl", "row": 17, "id": "q-17"}
+    assert "train.jsonl" not in text(root, prompt)
+    write(root, "tasks/origins", [origin], tables.ORIGINS)
+    assert "from train.jsonl, row 17, id q-17" in text(root, prompt)
+
+
 def test_a_refinement_shows_what_it_was_made_from_and_why_its_sibling_was_dropped(repository):
     root, _, _ = repository
     found = lives.life(root, REFINED)
@@ -253,3 +261,32 @@ def test_the_command_prints_plain_text_or_json_and_exits_2_for_bad_ids(repositor
     assert (refused.returncode, refused.stdout) == (2, "")
     assert f"candidate {FIRST}" in refused.stderr
     assert sorted((p, p.stat().st_mtime_ns) for p in root.rglob("*")) == before
+
+
+def test_a_comparison_is_seen_from_both_sides(repository):
+    root, prompt, digests = repository
+    rows = tables.read(root / "data/i01/critiques.parquet", tables.CRITIQUES).to_dicts()
+    against = {
+        **opinion(FIRST, True, digests["i00"]),
+        "critic": "pairs",
+        "other_id": REFUSED,
+        "text": "as A:\nWinner: A",
+    }
+    tied = {
+        **opinion(FIRST, True, digests["i00"]),
+        "critic": "pairs",
+        "other_id": SILENT,
+        "verdict": None,
+        "score": 0.5,
+    }
+    write(root, "i01/critiques", [*rows, against, tied], tables.CRITIQUES)
+    trees = {tree["candidate_id"]: tree for tree in lives.life(root, prompt)["candidates"]["i01"]}
+    seen = {name: [(c["other_id"], c["verdict"], c["score"]) for c in tree["critiques"] if c["critic"] == "pairs"]
+            for name, tree in trees.items()}  # fmt: skip
+    assert seen == {
+        FIRST: [(REFUSED, True, 1.0), (SILENT, None, 0.5)], REFUSED: [(FIRST, False, 0.0)], SILENT: [(FIRST, None, 0.5)]
+    }  # fmt: skip
+    shown = text(root, REFUSED, everything=True)
+    assert f"critic pairs, draw 0 against {FIRST}" in shown
+    assert ": worse, score 0.000" in shown
+    assert ": no preference, score 0.500" in text(root, SILENT)

@@ -293,6 +293,29 @@ def test_without_records_durations_are_unknown_until_a_record_that_fits_appears(
     assert (sample.data.tags["duration"], sample.data.metrics["seconds"]) == ("recorded", SECONDS)
 
 
+def test_what_was_used_is_on_every_level_adds_up_and_follows_the_prices(repository: Path) -> None:
+    used = {"requests": 9, "requests_made": 7, "requests_distinct": 7, "engine_tokens": 70, "engine_seconds": 1.5}
+    record(repository, "sample@i01", figures=used)
+    record(repository, "sample@i02", figures=used)
+    record(repository, "sample@i02", figures=used, status="failed", outputs={})
+    track.sync(repository)
+    (evolution,) = runs(repository, level="evolution")
+    stages = runs(repository, stage="sample", iteration="i02")
+    assert [run.data.metrics["paid/made"] for run in stages if "record" in run.data.tags] == [7, 7]
+    assert runs(repository, level="iteration", iteration="i02")[0].data.metrics["paid/made"] == 14
+    assert runs(repository, level="iteration", iteration="i02")[0].data.metrics["needed/made"] == 7
+    assert dict(history_of(repository, evolution, "paid/made")) == {0: 0, 1: 7, 2: 14, 3: 0}
+    assert evolution.data.metrics["total/paid/made"] == 21
+    assert "total/paid/cost" not in evolution.data.metrics
+    edit(repository, prices__engine_hours=3600.0)
+    result = track.sync(repository)
+    assert result.created == 0
+    (evolution,) = runs(repository, level="evolution")
+    assert evolution.data.metrics["total/paid/cost"] == 4.5
+    assert runs(repository, level="iteration", iteration="i01")[0].data.metrics["paid/cost"] == 1.5
+    assert track.sync(repository, full=True).updated == 0
+
+
 def test_a_changed_entry_makes_a_new_run_and_the_old_one_stays(repository: Path) -> None:
     (repository / "tasks" / "sample.py").write_text("# other code")
     write_lock(repository)

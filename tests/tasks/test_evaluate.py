@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from tasks import evaluate
+from tasks.blocks import benchmarks
 from tasks.core import tables
 from tasks.core.context import Context
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
 from tasks.core.family import Messages, Question, Verdict
 
@@ -26,7 +27,13 @@ SECTION: dict[str, Any] = {
     "best_of": "own",
     "refine": {"block": "critique_revise", "critic": "own", "per_prompt": 1, "rounds": 1, "temperature": 0.0, "top_p": 1.0,
                "max_new_tokens": 4},
+    "benchmarks": None,
+    "benchmark_files": "tasks/benchmarks",
 }  # fmt: skip
+BENCHMARK = {"tasks": ["sums"], "fewshot": None, "limit": 2, "chat_template": True, "max_new_tokens": 4}
+
+
+Script = Callable[[str, float, int], str]  # (content, temperature, draw) -> text
 
 
 class Sums:
@@ -61,7 +68,7 @@ class Scripted:
 
     digest = "d"
 
-    def __init__(self, script: Callable[[str, float, int], str]) -> None:
+    def __init__(self, script: Script) -> None:
         self.script, self.asked = script, []
 
     def generate(
@@ -70,10 +77,10 @@ class Scripted:
         contents = [m[-1]["content"] for m in messages]
         self.asked += contents
         texts = [[self.script(c, sampling.temperature, draw) for draw in range(sampling.n)] for c in contents]
-        return [[Completion(text, 3, 2, -1.0, "stop") for text in several] for several in texts]
-
-    def take_usage(self) -> dict[str, float]:
-        return {}
+        return [
+            [no_reply("timeout") if text == "(fails)" else Completion(text, 3, 2, -1.0, "stop") for text in several]
+            for several in texts
+        ]
 
 
 def script(content: str, temperature: float, draw: int) -> str:
@@ -102,8 +109,8 @@ def prompts(*given: str) -> pl.DataFrame:
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Runs evaluate@i01 on two held-out and two probe prompts; returns what it wrote."""
 
-    def run(family: Sums | None = None, name: str = "run", **changes: Any) -> SimpleNamespace:
-        root, staging, model = tmp_path / name, tmp_path / f"{name}.out", Scripted(script)
+    def run(family: Sums | None = None, name: str = "run", reply: Script = script, **changes: Any) -> SimpleNamespace:
+        root, staging, model = tmp_path / name, tmp_path / f"{name}.out", Scripted(reply)
         (root / "data/i01/candidate").mkdir(parents=True)
         (root / "data/i01/candidate/config.json").write_text('{"model_type": "qwen3"}')
         (root / "data/tasks").mkdir(parents=True)
@@ -111,7 +118,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simp
         tables.write(prompts("1 1", "2 2", "3 3", "5 5"), root / "data/tasks/heldout.parquet", tables.PROMPTS)
         tables.write(prompts("1 1", "2 2"), root / "data/tasks/probe.parquet", tables.PROMPTS)
         monkeypatch.setattr(evaluate.families, "load", lambda _: family or Sums())
-        monkeypatch.setattr("tasks.core.models.digest", lambda folder: "d")
+        monkeypatch.setattr("tasks.core.models.digest", lambda folder, known: "d")
         options = evaluate.parse({**SECTION, **changes})
         context = Context(
             "evaluate", "i01", {"previous": "i00"}, options, 7, False, {}, root, staging, root, lambda _: model
@@ -191,10 +198,64 @@ def test_without_truth_without_critics_without_refinement(stage: Callable[..., S
     assert bare.probe["guards"]["critique_unparsed"] is None
 
 
-def test_a_vote_counts_all_copies(stage: Callable[..., SimpleNamespace]) -> None:
+def test_what_got_no_reply_counts_as_unanswered(stage: Callable[..., SimpleNamespace]) -> None:
+    """Neither the greedy request of "1 1" nor the first sample of "5 5" is answered."""
+
+    def told(content: str, temperature: float, draw: int) -> str:
+        lost = (content == "1 1" and temperature == 0) or (content == "5 5" and temperature > 0 and draw == 0)
+        return "(fails)" if lost else script(content, temperature, draw)
+
+    result = stage(reply=told)
+    kinds = dict(result.predictions.group_by("kind").len().iter_rows())
+    assert (kinds["greedy"], kinds["sample"]) == (4, 16)
+    lost = result.predictions.filter((pl.col("response") == "") & (pl.col("tokens") == 0))
+    assert lost.select("kind", "draw", "correct", "verdict", "score", "answer").rows() == [
+        ("greedy", 0, False, None, None, None), ("sample", 0, False, None, None, None),
+    ]  # fmt: skip
+    assert result.metrics["accuracy"] == 0.25
+    assert result.metrics["pass_at_1"] == pytest.approx((2 / 4 + 1 / 4 + 0 + 1 / 4) / 4)
+    assert result.metrics["unanswered"] == pytest.approx((1 + 1 + 3 + 2) / 16)
+
+
+def test_benchmarks_join_the_held_out_figures_and_stay_out_of_the_loop(
+    stage: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def load(chosen: dict[str, Any], root: Path, files: str) -> list[Any]:
+        loaded.append((chosen["own"].limit, root, files))
+        return [SimpleNamespace(name="own", results=lambda model, seed: {"sums": {"acc,none": 0.25}})]
+
+    monkeypatch.setattr(benchmarks, "load", load)
+    (tmp_path / "run/mine").mkdir(parents=True)
+    result = stage(benchmarks={"own": BENCHMARK}, benchmark_files="mine")
+    assert loaded == [(2, tmp_path / "run", "mine")]
+    assert result.metrics["benchmark_sums_acc"] == result.report["benchmark_sums_acc"] == 0.25
+    assert "mine" in result.context.reads
+    assert "benchmark" not in json.dumps(result.probe)
+    assert not any(name.startswith("benchmark") for name in stage(name="without").metrics)
+    assert len(loaded) == 1
+
+
+def test_samples_vote_with_all_their_copies_and_the_greedy_answer_does_not(
+    stage: Callable[..., SimpleNamespace],
+) -> None:
     result = stage(critics={"own": {"block": "vote"}}, refine=None)
-    scores = result.predictions.filter((pl.col("kind") == "sample") & (pl.col("answer") == "2"))["score"]
-    assert scores.to_list() == [pytest.approx(3 / 5)] * 2  # two samples and the greedy answer, of five
+    scores = result.predictions.filter(pl.col("answer") == "2").sort("kind")[["kind", "score"]]
+    assert scores.rows() == [("greedy", 2 / 4), ("sample", 2 / 4), ("sample", 2 / 4)]
+
+
+def test_the_greedy_answer_leaves_the_vote_of_the_samples_alone(stage: Callable[..., SimpleNamespace]) -> None:
+    """Of two samples of "1 1", the first is wrong: a greedy answer that agreed with the second would decide the vote."""
+
+    def split(content: str, temperature: float, draw: int) -> str:
+        return "2" if temperature == 0 or draw == 1 else "7"
+
+    result = stage(reply=split, samples=2, critics={"own": {"block": "vote"}}, refine=None)
+    ours = pl.col("prompt_id") == prompts("1 1")["prompt_id"][0]
+    rows = result.predictions.filter(ours).sort("kind", "draw").select("kind", "answer", "score", "verdict").rows()
+    assert rows == [("greedy", "2", 0.5, False), ("sample", "7", 0.5, False), ("sample", "2", 0.5, False)]
+    assert result.probe["metrics"]["maj_at_2"] == result.probe["metrics"]["best_of_2"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -207,6 +268,8 @@ def test_a_vote_counts_all_copies(stage: Callable[..., SimpleNamespace]) -> None
         ({"critics": {"own": {"block": "factored_critiqe"}}}, "did you mean 'factored_critique'"),
         ({"refine": {**SECTION["refine"], "critic": "other"}}, "evaluate.refine.critic"),
         ({"refine": {**SECTION["refine"], "block": "rewrite"}}, "unknown block 'rewrite'"),
+        ({"benchmarks": {"own": {**BENCHMARK, "shots": 2}}}, "evaluate.benchmarks.own: unknown key 'shots'"),
+        ({"benchmarks": {"own": {**BENCHMARK, "tasks": []}}}, "evaluate.benchmarks.own.tasks"),
     ],
 )
 def test_bad_sections_are_refused(changes: dict[str, Any], message: str) -> None:

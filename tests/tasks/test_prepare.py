@@ -11,6 +11,7 @@ from tasks.core import families, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, UnknownName
 from tasks.families import text
+from tests.support import text_options
 
 COUNTDOWN = {
     "numbers": 3,
@@ -23,16 +24,7 @@ COUNTDOWN = {
     "probe": 10,
     "corpus": {"critique": 40, "refine": 20, "usage": 50, "invent": 10},
 }
-TEXT = {
-    "prompt_field": "q",
-    "answer_field": "a",
-    "extraction": "numeric",
-    "duplicates": "refuse",
-    "limit": None,
-    "heldout": 3,
-    "probe": 2,
-    "labelled": 4,
-}
+TEXT = {key: value for key, value in text_options(heldout=3, probe=2, labelled=4).items() if key != "path"}
 
 
 def ran(folder: Path, family: str, options: dict, seed: int = 0) -> tuple[Path, Context]:
@@ -64,7 +56,7 @@ def test_countdown_is_written_and_found_again(tmp_path):
     root, context = ran(tmp_path, "countdown", COUNTDOWN)
     files = {path.relative_to(root).as_posix() for path in (root / "data/tasks").rglob("*") if path.is_file()}
     assert files == set(context.writes)
-    assert len(files) == 7 + len(families.USES)
+    assert len(files) == 10 + len(families.USES)
     assert all("countdown has no template files" in text for text in families.templates("countdown").values())
     assert not context.reads
     family = families.load(root)
@@ -110,6 +102,53 @@ def test_labels_of_the_users_prompts_are_kept_apart(tmp_path):
     assert set(labels["prompt_id"]) == set(pool["prompt_id"])
     assert heldout["answer"].null_count() == 0
     assert tables.read(root / "data/tasks/corpus.parquet", tables.SFT)["part"].to_list() == ["solve"] * 4
+
+
+def test_rows_of_the_user_are_found_again_kept_or_dropped(tmp_path, capsys):
+    rows = [{"q": f"How much is {n} and 1?", "a": f"#### {n + 1}", "name": f"row-{n}"} for n in range(20)]
+    rows += [rows[3] | {"name": "twice"}, {"q": "How much is it?", "a": "unknown", "name": "silent"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    root, context = ran(tmp_path, "text", TEXT | {"id_field": "name", "duplicates": "drop", "unusable": "drop"})
+    origins = tables.read(root / "data/tasks/origins.parquet", tables.ORIGINS)
+    assert origins["part"].value_counts().sort("part").rows() == [
+        ("heldout", 3), ("labelled", 4), ("pool", 11), ("probe", 2),
+    ]  # fmt: skip
+    assert set(origins["id"]) == {f"row-{n}" for n in range(20)}
+    for part in ("probe", "heldout"):
+        assert set(prompts(root, part)["prompt_id"]) == set(origins.filter(part=part)["prompt_id"])
+    assert set(prompts(root, "prompts")["prompt_id"]) == set(origins.filter(part="pool")["prompt_id"])
+    dropped = tables.read(root / "data/tasks/dropped.parquet", tables.UNUSED)
+    assert dropped.select("file", "row", "id", "reason", "other_row", "other_id").rows() == [
+        ("prompts.jsonl", 21, "twice", "duplicate", 4, "row-3"),
+        ("prompts.jsonl", 22, "silent", "no answer", None, None),
+    ]
+    assert (context.figures["rows_read"], context.figures["rows_kept"]) == (22, 20)
+    assert (context.figures["dropped_duplicate"], context.figures["dropped_no_answer"]) == (1, 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "prepare  22 rows: kept 20",
+        "prepare  1 dropped: duplicate",
+        "prepare  1 dropped: no answer",
+        "prepare  each of them is in data/tasks/dropped.parquet",
+    ]
+
+
+def test_benchmarks_are_avoided_but_not_evaluated(tmp_path):
+    folder = tmp_path / "prompts.jsonl"  # a folder may be called anything
+    folder.mkdir()
+    lines = [json.dumps({"q": f"How much is {n} and 1?", "a": f"#### {n + 1}"}) for n in range(20)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    (folder / "test.jsonl").write_text(json.dumps({"text": "How much is 7 and 1"}))
+    given = {"ngram": 13, "shortest": 8, "benchmarks": {"test": {"file": "test.jsonl", "field": "text"}}}
+    root, _ = ran(tmp_path, "text", TEXT | {"decontaminate": given})
+    reserved = tables.read(root / "data/tasks/fingerprints.parquet", tables.FINGERPRINTS)
+    assert reserved["part"].value_counts().sort("part").rows() == [("benchmark", 1), ("heldout", 3), ("probe", 2)]
+    assert reserved["words"].list.len().to_list() == [6] * 6
+    guard = families.load(root).guard(reserved)
+    family = families.load(root)
+    assert isinstance(family, text.Text)
+    assert guard(family._prompt("how much is 7 and 1")) == "held out"
+    [dropped] = tables.read(root / "data/tasks/dropped.parquet", tables.UNUSED).to_dicts()
+    assert (dropped["row"], dropped["other_file"]) == (8, "test.jsonl")
 
 
 def test_later_stages_render_the_templates_that_prepare_copied(tmp_path):

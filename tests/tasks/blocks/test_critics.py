@@ -7,7 +7,7 @@ from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engine import Completion
 from tasks.core.errors import BadInput, LabelsForbidden, UnknownName
-from tests.support import Adding, asker, prompts
+from tests.support import Adding, Unsteady, asker, prompts
 
 
 def sampled(table, *responses):
@@ -105,6 +105,26 @@ def test_label_free_critics_never_call_verify(tmp_path, monkeypatch):
     sections = {**FACTORED, "holistic": HOLISTIC, "judge": {**HOLISTIC, "block": "judge_pointwise"}, "vote": {}}
     found, _ = judged(tmp_path, sections, table, sampled(table, ["5", "6"]), lambda p, d: "5")
     assert set(found["critic"]) == set(sections)
+
+
+@pytest.mark.parametrize(
+    "section", [FACTORED, {"holistic": HOLISTIC}, {"judge": {**HOLISTIC, "block": "judge_pointwise"}}]
+)
+def test_a_judge_that_does_not_answer_says_nothing(section):
+    table = prompts("add 2 3", "add 4 4")
+    samples = sampled(table, ["5"], ["8"])
+    judge = Unsteady(lambda prompt, draw: None if "2 3" in prompt else "yes" if prompt.startswith("check") else "8")
+    found = critics.critique(
+        bind(critics.BLOCKS, section, "critique"), samples, table, Adding(), judge, 1, "critique", False
+    )
+    silent = found.filter(pl.col("candidate_id") == samples.filter(pl.col("response") == "5")["candidate_id"][0])
+    others = found.filter(~pl.col("candidate_id").is_in(silent["candidate_id"]))
+    assert set(silent.select("parsed", "verdict", "score", "why", "text", "tokens").rows()) == {
+        (False, None, None, "no reply: HTTP 500", "", 0)
+    }
+    assert others["parsed"].all()
+    opinion = critics.aggregate(found, next(iter(section))).filter(pl.col("candidate_id") == silent["candidate_id"][0])
+    assert opinion.select("verdict", "score", "why").row(0) == (None, None, "no reply: HTTP 500")
 
 
 def test_options_are_checked_with_the_nearest_name():

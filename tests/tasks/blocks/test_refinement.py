@@ -1,10 +1,10 @@
 import polars as pl
 
-from tasks.blocks import critics, refinement
+from tasks.blocks import critics, refinement, sampling
 from tasks.blocks.sampling import candidates
 from tasks.core.blocks import bind
 from tasks.core.engine import Completion
-from tests.support import Adding, asker, prompts
+from tests.support import Adding, Unsteady, asker, prompts
 
 FACTORED = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}
 OPTIONS = {"critic": "factored", "per_prompt": 2, "rounds": 2, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4}
@@ -48,6 +48,23 @@ def test_at_most_per_prompt_and_equal_responses_once(tmp_path):
     _, new, _ = revise(tmp_path, {"add 2 3": ["8", "8", "9", "10"]}, answer, rounds=1)
     assert new.height == 2
     assert new["parent_id"].n_unique() == 2
+
+
+def test_a_refinement_that_failed_is_no_candidate():
+    table = prompts("add 2 3", "add 1 1")
+    model = Unsteady(lambda p, d: None if "2 3" in p and "fix" in p else "0" if p.startswith("add") else answer(p, d))
+    samples = sampling.iid_k(
+        table, Adding(), model, 1, "iid", sampling.IidK(n=1, temperature=1.0, top_p=1.0, max_new_tokens=4)
+    )
+    known = bind(critics.BLOCKS, FACTORED, "critique")
+    critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
+    [bound] = bind(refinement.BLOCKS, {"critique_revise": {**OPTIONS, "rounds": 1}}, "refine")
+    new, judged = bound.block(
+        samples, critiques, table, Adding(), model, known, model, 1, "revise", "refine", False, bound.options
+    )
+    assert samples.height == 2
+    assert new["prompt_id"].to_list() == [table.filter(pl.col("difficulty") == 7)["prompt_id"][1]]
+    assert judged["candidate_id"].to_list() == new["candidate_id"].to_list()
 
 
 def test_nothing_refused_nothing_refined(tmp_path):

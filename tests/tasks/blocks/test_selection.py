@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import polars as pl
 import pytest
 from hypothesis import given
@@ -161,3 +163,63 @@ def test_a_filter_that_builds_nothing_is_refused():
         run(state([[("4", True, 1.0)]]), accepted={"critic": "c"})
     with pytest.raises(UnknownName, match="unknown critic 'cc'; did you mean 'c'"):
         run(state([[("4", True, 1.0)]]), accepted={"critic": "cc"}, positives={})
+
+
+def compared(first, *rows):
+    """The selection with comparisons by critic `c` in place of its critiques: responses, verdict, score."""
+    ids = {response: name for name, response in first.candidates.select("candidate_id", "response").iter_rows()}
+    made = [
+        (
+            ids[one],
+            ids[two],
+            "c",
+            draw,
+            "",
+            verdict,
+            score,
+            score is not None,
+            None if score is not None else "junk",
+            0,
+            "m",
+        )
+        for draw, (one, two, verdict, score) in enumerate(rows)
+    ]
+    return replace(first, critiques=pl.DataFrame(made, schema=tables.CRITIQUES, orient="row"))
+
+
+def test_decided_comparisons_are_preferences_and_everything_else_is_counted():
+    first = state(
+        [[(name, None, None) for name in "pqrst"], [("u", None, None), ("v", None, None)], [("w", None, None)]]
+    )
+    judged = compared(
+        first, ("p", "q", True, 1.0), ("p", "q", True, 1.0), ("q", "r", False, 0.0), ("q", "r", None, 0.5), ("r", "s", None, 0.5),
+        ("s", "t", None, None), ("p", "t", True, 1.0), ("p", "t", False, 0.0), ("p", "r", True, 0.6), ("u", "v", False, 0.0),
+    )  # fmt: skip
+    done = run(judged, pairs_preferred={"critic": "c", "min_margin": 0.3, "per_prompt": 1})
+    told = {
+        (row["chosen"][0]["content"], row["rejected"][0]["content"]): row["margin"] for row in done.pairs.to_dicts()
+    }
+    assert told == {("p", "q"): 1.0, ("v", "u"): 1.0}
+    assert reasons(done) == {"tie": 2, "junk": 1, "margin too small": 1, "over the cap": 1, "no pair compared": 1}
+    more = run(judged, pairs_preferred={"critic": "c", "min_margin": 0.0, "per_prompt": 9})
+    assert more.pairs.height == 4
+    assert set(more.pairs["weight"]) == {1.0}
+
+
+def test_win_rates_rank_for_the_blocks_that_want_a_score():
+    first = state([[(name, None, None) for name in "pqr"]])
+    judged = compared(first, ("p", "q", True, 1.0), ("q", "r", None, 0.5), ("p", "r", None, None))
+    done = run(judged, pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
+    [pair] = done.pairs.to_dicts()
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["margin"]) == ("p", "q", 0.75)
+    kept = run(judged, threshold={"critic": "c", "at_least": 0.5}, positives={})
+    assert {row["completion"][0]["content"] for row in kept.sft.to_dicts()} == {"p", "r"}
+
+
+def test_preferences_are_between_candidates_that_were_kept():
+    first = state([[("p", None, None), ("q", None, None)]])
+    judged = compared(first, ("p", "q", True, 1.0))
+    gone = replace(judged, kept=judged.kept.filter(pl.col("response") == "p"))
+    done = run(gone, pairs_preferred={"critic": "c", "min_margin": 0.0, "per_prompt": 1})
+    assert done.pairs.is_empty()
+    assert reasons(done) == {"no pair compared": 1}

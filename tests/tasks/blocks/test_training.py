@@ -1,99 +1,49 @@
 """The two training blocks on a tiny model: what they change, what they repeat exactly, what they refuse."""
 
+import json
 import random
 
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import models, tables
-from tasks.core.errors import EmptyDataset, StageFailed
+from tasks.core import engines, models, tables
+from tasks.core.engine import Sampling
+from tasks.core.errors import BadInput, EmptyDataset, StageFailed
+from tests import tiny
 
 torch.set_num_threads(1)
 
 TOKENIZER = models.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
-ARCHITECTURE = {
-    "model_type": "qwen3",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-    "tie_word_embeddings": True,
-}
-COMMON = {
-    "steps": 12,
-    "learning_rate": 0.01,
-    "warmup_steps": 2,
-    "schedule": "cosine",
-    "final_share": 0.1,
-    "betas": [0.9, 0.98],
-    "weight_decay": 0.05,
-    "clip": 1.0,
-    "precision": "float32",
-    "threads": 1,
-    "checkpoint_steps": 5,
-    "lora": None,
-}
-SFT = {**COMMON, "mixture": {"own": 4, "skill": 2}}
-DPO = {
-    **COMMON,
-    "batch_size": 3,
-    "loss": "sigmoid",
-    "beta": 0.1,
-    "nll": 0.2,
-    "replay": {"skill": 2},
-    "replay_coefficient": 0.5,
-}
-LORA = {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
-
-
-def message(role, text):
-    return [{"role": role, "content": text}]
+ARCHITECTURE = {**tiny.ARCHITECTURE, "max_position_embeddings": 32}
+SHORT = {"steps": 12, "warmup_steps": 2, "checkpoint_steps": 5}
+SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}
+DPO = {**tiny.DPO, **SHORT, "batch_size": 3, "nll": 0.2, "replay": {"skill": 2}, "replay_coefficient": 0.5}
+LORA = {**tiny.LORA, "dropout": 0.1, "adapter": "merge"}
+KEPT = {**LORA, "adapter": "keep"}
 
 
 def sft_rows(count=20, **changes):
     drawn = random.Random(0)
-    rows = []
-    for i in range(count):
-        digits = " ".join(str(drawn.randrange(10)) for _ in range(1 + i % 5))
-        row = {
-            "row_id": f"r{i:02}",
-            "part": "own" if i % 2 else "skill",
-            "prompt": message("user", f"copy {digits} :"),
-            "completion": message("assistant", digits),
-            "weight": 1.0 + i % 3,
-            "prompt_id": f"p{i}",
-            "candidate_id": None,
-            "iteration": "i01" if i % 2 else None,
-        }
-        rows.append({**row, **changes})
-    return tables.frame(rows, tables.SFT)
+    texts = [" ".join(str(drawn.randrange(10)) for _ in range(1 + i % 5)) for i in range(count)]
+    number = pl.int_range(pl.len())
+    own = (number % 2).cast(bool)
+    table = tiny.sft_rows([(f"copy {digits} :", digits) for digits in texts]).with_columns(
+        part=pl.when(own).then(pl.lit("own")).otherwise(pl.lit("skill")),
+        weight=1.0 + number % 3,
+        iteration=pl.when(own).then(pl.lit("i01")),
+    )
+    return tables.frame([{**row, **changes} for row in table.iter_rows(named=True)], tables.SFT)
 
 
 def pair_rows(count=7, **changes):
-    rows = []
-    for i in range(count):
-        row = {
-            "row_id": f"d{i}",
-            "part": "own",
-            "prompt": message("user", f"copy {i} {i} :"),
-            "chosen": message("assistant", f"{i} {i}"),
-            "rejected": message("assistant", f"{9 - i}"),
-            "margin": 0.5,
-            "weight": 1.0,
-            "smoothing": 0.1 if i % 2 else 0.0,
-            "prompt_id": f"p{i}",
-            "chosen_id": "c",
-            "rejected_id": "r",
-            "iteration": "i01",
-        }
-        rows.append({**row, **changes})
-    return tables.frame(rows, tables.PAIRS)
+    table = tiny.pair_rows([(f"copy {i} {i} :", f"{i} {i}", str(9 - i)) for i in range(count)])
+    smoothing = 0.1 * (pl.int_range(pl.len()) % 2)
+    rows = table.with_columns(smoothing=smoothing).iter_rows(named=True)
+    return tables.frame([{**row, **changes} for row in rows], tables.PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +72,10 @@ def train(initial, tmp_path):
 
 def weights(folder):
     return load_file(folder / "model.safetensors")
+
+
+def losses_of(job):
+    return [point["loss"] for point in job.curves]
 
 
 def files(folder):
@@ -195,6 +149,89 @@ def test_bfloat16_and_back(train, initial):
     assert any(not torch.equal(low[name], tensor) for name, tensor in weights(high.output).items())
 
 
+@pytest.mark.parametrize(
+    "changes", [{"pass_tokens": 12}, {"packing": True, "pass_tokens": 40}, {"gradient_checkpointing": True}]
+)
+def test_how_a_step_is_cut_into_passes_does_not_change_what_is_learnt(train, changes):
+    whole, cut = train(SFT, "whole"), train({**SFT, **changes}, "cut")
+    assert losses_of(cut) == pytest.approx(losses_of(whole), rel=1e-3)
+    for name, tensor in weights(whole.output).items():
+        assert torch.allclose(weights(cut.output)[name], tensor, atol=2e-3), name
+
+
+def test_dpo_in_small_passes(train):
+    whole, cut = train(DPO, "whole"), train({**DPO, "pass_tokens": 12, "gradient_checkpointing": True}, "cut")
+    assert losses_of(cut) == pytest.approx(losses_of(whole), rel=1e-3)
+
+
+def test_an_adapter_alone_is_what_merging_it_gives(train, initial):
+    """And a second training goes on from it, on the same base."""
+    kept = train({**SFT, "lora": KEPT}, "kept").output
+    assert set(files(kept)) - set(files(initial)) == {"adapter_config.json", "adapter_model.safetensors", "base.json"}
+    assert "model.safetensors" not in files(kept)
+    merged = train({**SFT, "lora": {**KEPT, "adapter": "merge"}}, "merged").output
+    one, other = (engines.load("transformers", folder, "float32", 1, 8) for folder in (kept, merged))
+    prompts, greedy = ["copy 1 2 : ", "copy 7 : "], Sampling(1, 0.0, 1.0, 8, 0)
+    assert one.score(prompts, ["1 2", "7"]) == other.score(prompts, ["1 2", "7"])
+    assert one.generate(prompts, greedy) == other.generate(prompts, greedy)
+    models.validate_folder(kept)
+    again = train({**SFT, "lora": KEPT}, "again", initial=kept).output
+    base = {"path": str(initial), "digest": models.digest(initial)}
+    assert json.loads(files(kept)["base.json"]) == json.loads(files(again)["base.json"]) == base
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (kept, again))
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    calm = {**SFT, "lora": {**KEPT, "dropout": 0.0}}
+    assert losses_of(train(calm, "on", initial=kept))[0] < 0.99 * losses_of(train(calm, "anew"))[0]
+    with pytest.raises(StageFailed, match="begin anew from a whole model"):
+        train({**SFT, "lora": {**KEPT, "rank": 3}}, initial=kept)
+    whole = train(DPO, "whole", initial=kept, reference=kept).output  # all weights, from the merged model
+    assert set(files(whole)) == set(files(initial))
+
+
+def test_an_adapter_on_a_base_in_bfloat16(train):
+    low = train({**SFT, "precision": "bfloat16", "lora": KEPT}, "low")
+    assert losses_of(low) == pytest.approx(losses_of(train({**SFT, "lora": KEPT}, "high")), rel=0.05)
+    assert {tensor.dtype for tensor in load_file(low.output / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_four_bits_need_a_gpu(train, tmp_path):
+    with pytest.raises(BadInput, match="needs a CUDA GPU and bitsandbytes"):
+        train({**SFT, "lora": {**KEPT, "load_in_4bit": True}})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_of_its_own_gives_the_same_bytes(train):
+    """Reference model and training, and the engines are asked for their memory first."""
+    released = []
+    there = train(DPO, "there", apart="always", release=lambda: released.append(True))
+    here = train(DPO, "here")
+    assert files(there.output) == files(here.output)
+    assert there.curves == here.curves
+    assert released
+    assert not list((there.scratch / "training").iterdir())
+
+
+ACCELERATE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+machine_rank: 0
+num_processes: 2
+main_process_port: 0
+mixed_precision: 'no'
+use_cpu: true
+"""
+
+
+def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, capfd):
+    (tmp_path / "two.yaml").write_text(ACCELERATE)
+    two = train({**SFT, "accelerate": str(tmp_path / "two.yaml")}, "two")
+    assert f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.process" in capfd.readouterr().out
+    one = train(SFT, "one")
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
+    assert set(files(two.output)) == set(files(one.output))
+
+
 def test_the_reference_is_another_model_than_the_start(train, initial, tmp_path):
     models.build(ARCHITECTURE, TOKENIZER, 7, tmp_path / "other")
     assert files(train(DPO, "a").output) != files(train(DPO, "b", reference=tmp_path / "other").output)
@@ -211,7 +248,7 @@ def test_the_reference_is_another_model_than_the_start(train, initial, tmp_path)
         (SFT, {"sft": sft_rows(weight=-1.0)}, StageFailed, "weight is negative"),
         (SFT, {"sft": sft_rows(weight=0.0)}, StageFailed, "every weight is 0"),
         (DPO, {"pairs": pair_rows(smoothing=0.6)}, StageFailed, "smoothing"),
-        (SFT, {"sft": sft_rows(prompt=message("user", "1 " * 40))}, StageFailed, "the model holds 32"),
+        (SFT, {"sft": sft_rows(prompt=tiny.user("1 " * 40))}, StageFailed, "the model holds 32"),
         ({**SFT, "lora": {**LORA, "targets": ["no_such_layer"]}}, {}, StageFailed, "no_such_layer"),
     ],
 )

@@ -2,15 +2,18 @@ import pickle
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tasks.core import asking
+from tasks.core import asking, engines
+from tasks.core.asking import Opener, Usage, installed
+from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
-from tasks.core.errors import StageFailed
-from tests.support import asker, user
+from tasks.core.errors import BadInput, StageFailed
+from tests.support import ENGINE, Scripted, asker, digest_of, user
 
 QUESTIONS = [user(f"add {i} {i}") for i in range(50)]
 
@@ -35,8 +38,35 @@ def test_equal_conversations_share_their_replies(tmp_path):
     replies = model.generate([user("a"), user("b"), user("a")], Sampling(1, 0.0, 1.0, 4, 0), "x")
     assert replies[0] == replies[2] != replies[1]
     assert engine.asked == 2
-    figures = model.take_usage()
-    assert (figures["requests"], figures["requests_made"]) == (3, 2)
+    used = model.take_usage()
+    assert (used.requests, used.made, used.distinct) == (3, 2, 2)
+    assert (used.prompt_tokens, used.tokens) == (used.distinct_prompt_tokens, used.distinct_tokens) == (2, 6)
+
+
+def test_usage_of_stored_replies_is_known_and_costs_nothing(tmp_path):
+    sampling = Sampling(2, 1.0, 1.0, 8, 1)
+    first, _ = asker(tmp_path, echo)
+    first.generate(QUESTIONS, sampling, "x")
+    paid = first.take_usage()
+    assert first.take_usage() == Usage()
+    second, _ = asker(tmp_path, echo)
+    second.generate(QUESTIONS, sampling, "x")
+    stored = second.take_usage()
+    assert (stored.made, stored.tokens, stored.prompt_tokens, stored.seconds) == (0, 0, 0, 0.0)
+    assert (stored.distinct_tokens, stored.distinct_prompt_tokens) == (paid.tokens, paid.prompt_tokens) == (500, 300)
+    both = paid + stored
+    assert (both.requests, both.made, both.distinct, both.tokens) == (200, 100, 200, 500)
+
+
+def test_a_text_is_asked_as_it_stands(tmp_path):
+    model, _ = asker(tmp_path, echo)
+    del model.render  # the real one
+    assert model.render(["as it stands <eos>"]) == ["as it stands <eos>"]
+    chat, _ = asker(tmp_path, echo, name="openai", endpoint={"protocol": "chat"})
+    del chat.render
+    assert chat.render([user("a")]) == ['[{"content": "a", "role": "user"}]']
+    with pytest.raises(BadInput, match="a chat server takes messages and no plain text"):
+        chat.render(["as it stands"])
 
 
 def test_more_prompts_or_samples_ask_only_for_what_is_new(tmp_path):
@@ -88,11 +118,67 @@ def test_an_asker_is_pickled_as_how_to_open_its_model(tmp_path, monkeypatch):
     there = pickle.loads(packed)
     assert there is pickle.loads(packed)  # one for each process and model
     assert (there.identity(), there.folder, there._engine) == (made.identity(), tmp_path / "model", None)
-    monkeypatch.setattr(asking, "version", lambda package: "0.0.1")
+    monkeypatch.setattr(asking, "installed", lambda package: "0.0.1")
     with pytest.raises(
         StageFailed, match=r"would reply as .*0\.0\.1.* is asked for; give all machines the same versions"
     ):
         pickle.loads(packed)
+
+
+class Swapped(Scripted):
+    """An engine that can serve every model whose name begins with a certain letter."""
+
+    def __init__(self, letter, broken=False):
+        super().__init__(echo)
+        self.letter, self.broken, self.served = letter, broken, []
+
+    def take(self, folder):
+        self.served.append(folder.name)
+        if self.broken:
+            raise StageFailed("the weights cannot be read")
+        return folder.name.startswith(self.letter)
+
+
+def opened(tmp_path, names):
+    opener = Opener(tmp_path, {**ENGINE}, tmp_path / "scratch")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    return [opener(Pointer(name, digest_of(tmp_path / name))) for name in names]
+
+
+def test_an_engine_that_can_takes_the_next_model_and_is_closed_where_it_cannot(tmp_path, monkeypatch):
+    first, second, other = opened(tmp_path, ["a1", "a2", "b1"])
+    loaded = []
+    monkeypatch.setattr(
+        engines, "load", lambda name, folder, *rest: loaded.append(Swapped(folder.name[0])) or loaded[-1]
+    )
+    engine = first.engine()
+    assert second.engine() is engine
+    assert first.engine() is engine
+    assert engine.served == ["a2", "a1"]
+    assert not engine.closed
+    assert other.engine() is loaded[1]
+    assert engine.closed
+    assert len(loaded) == 2
+    assert first._engine is second._engine is None
+
+
+def test_an_engine_that_fails_to_take_a_model_is_closed(tmp_path, monkeypatch):
+    first, second = opened(tmp_path, ["a1", "a2"])
+    broken = Swapped("a", broken=True)
+    monkeypatch.setattr(engines, "load", lambda *given: broken)
+    first.engine()
+    with pytest.raises(StageFailed, match="cannot be read"):
+        second.engine()
+    assert broken.closed
+    assert first._engine is second._engine is None
+
+
+def test_versions_are_those_of_the_package_that_is_installed():
+    assert installed("transformers") == version("transformers")
+    assert installed("no-such-package|polars") == version("polars")
+    assert installed("no-such-package") == ""
 
 
 ASKING = """

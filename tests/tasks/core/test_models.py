@@ -12,20 +12,10 @@ from hypothesis import strategies as st
 from tasks.core import models
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, UnknownName
+from tests import tiny
 
 torch.set_num_threads(1)
 
-ARCHITECTURE = {
-    "model_type": "qwen3",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 WORDS = ["solve", ":", "->", "=", "+", *(str(n) for n in range(61))]
 WORD = models.make_tokenizer(WORDS, [], 300)
 TEXTS = ["How many apples has Ann?", "Ann has 12 apples. #### 12", "naïve café"] * 5
@@ -36,7 +26,7 @@ ASKED = [{"role": "user", "content": "solve 3 4 -> 7 :"}]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model"
-    models.build(ARCHITECTURE, WORD, 0, path)
+    models.build(tiny.ARCHITECTURE, WORD, 0, path)
     return path
 
 
@@ -102,8 +92,8 @@ def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
     assert "training_args.bin" not in names
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (WORD.eos_token_id, WORD.pad_token_id)
-    models.build(ARCHITECTURE, WORD, 0, tmp_path / "same")
-    models.build(ARCHITECTURE, WORD, 1, tmp_path / "other")
+    models.build(tiny.ARCHITECTURE, WORD, 0, tmp_path / "same")
+    models.build(tiny.ARCHITECTURE, WORD, 1, tmp_path / "other")
     assert models.digest(tmp_path / "same") == models.digest(folder) != models.digest(tmp_path / "other")
     loaded = models.load_tokenizer(folder)
     assert models.render(loaded, ASKED) == models.render(WORD, ASKED)
@@ -113,7 +103,7 @@ def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
 def test_a_model_without_positions_can_be_built(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    nope = {key: value for key, value in ARCHITECTURE.items() if key != "head_dim"}
+    nope = {key: value for key, value in tiny.ARCHITECTURE.items() if key != "head_dim"}
     models.build({**nope, "model_type": "smollm3", "no_rope_layers": [0]}, WORD, 0, tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     given_ids = torch.tensor([[3, 4, 5]])
@@ -125,7 +115,7 @@ def test_a_model_without_positions_can_be_built(tmp_path):
 
 def test_values_that_transformers_refuses(tmp_path):
     with pytest.raises(BadInput, match="no language model can be built"):
-        models.build({**ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
+        models.build({**tiny.ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
 
 
 def test_pointers_are_followed_and_missing_models_named(folder, tmp_path):
@@ -180,10 +170,95 @@ def test_a_folder_that_is_not_there_or_damaged(tmp_path):
         models.validate_folder(tmp_path)
 
 
+@pytest.fixture
+def part(folder, tmp_path):
+    """A tokenizer on a base that a repository holds."""
+    (tmp_path / "data/i00").mkdir(parents=True)
+    (tmp_path / "data/i00/candidate").symlink_to(folder)
+    made = tmp_path / "data/i01/candidate"
+    models.write_pointer(made, Pointer("data/i00/candidate", models.digest(folder)), models.BASE)
+    models.word_tokenizer(WORDS).save_pretrained(made)
+    return made
+
+
+def test_a_part_of_a_model_finds_the_rest_and_notices_its_change(part, folder, tmp_path):
+    base = tmp_path / "data/i00/candidate"
+    assert models.parts(part) == (base, None, part)
+    assert models.parts(folder) == (folder, None, folder)
+    models.validate_folder(part)
+    assert models.read_config(part)["model_type"] == "qwen3"
+    pointer = Pointer("data/i01/candidate", models.digest(part))
+    assert models.base_pointer(tmp_path, pointer) == Pointer("data/i00/candidate", models.digest(folder))
+    models.verify(part, pointer)
+    with pytest.raises(BadInput, match="data/i01/candidate has changed"):
+        models.verify(part, Pointer("data/i01/candidate", "d" * 32))
+    base.unlink()
+    with pytest.raises(MissingArtifact, match="data/i00/candidate is not there"):
+        models.verify(part, pointer)
+    models.build(tiny.ARCHITECTURE, WORD, 5, base)
+    with pytest.raises(BadInput, match="belongs to the model data/i00/candidate of digest"):
+        models.verify(part, pointer)
+
+
+def test_adapters_that_others_made(folder, tmp_path):
+    """They have no base.json: the digest follows the base that their configuration names."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    about = {"peft_type": "LORA", "base_model_name_or_path": str(folder)}
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(BadInput, match=r"has no adapter_model\.safetensors"):
+        models.validate_folder(adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    models.validate_folder(adapter)
+    assert models.parts(adapter) == (folder, adapter, folder)
+    base = models.base_pointer(tmp_path, Pointer("adapter", models.digest(adapter)))
+    assert base == Pointer(str(folder), models.digest(folder))
+    (tmp_path / "other").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "other" / path.name).write_bytes(path.read_bytes() + b" " * path.name.startswith("config"))
+    before = models.digest(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "other"}))
+    assert models.digest(adapter) != before
+    for bad, message in (
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"base_model_name_or_path": None}, "does not say which"),
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps(about | bad))
+        with pytest.raises(BadInput, match=message):
+            models.validate_folder(adapter)
+
+
+def plain():
+    tokenizer = models.make_tokenizer(None, TEXTS, 400)
+    tokenizer.chat_template = models.chat_template("plain")
+    return tokenizer
+
+
+def test_the_plain_chat_template():
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert models.render(plain(), asked) == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
+    (whole,) = models.render_many(plain(), [[*asked, {"role": "assistant", "content": "Yes."}]], reply=False)
+    assert whole == models.render(plain(), asked) + "Yes.<|end|>\n\n"
+    with pytest.raises(StageFailed, match="unknown role"):
+        models.render(plain(), [{"role": "tool", "content": "Hi"}])
+    with pytest.raises(UnknownName, match="did you mean 'plain'"):
+        models.chat_template("plane")
+
+
+HEADS = st.sampled_from(["System:", "User:", "Assistant:", "\n", " ", "x", "\nUser:\n", "<|end|>"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(HEADS, max_size=8).map("".join))
+def test_no_message_opens_a_turn_of_the_plain_template(text):
+    lines = models.render(plain(), [{"role": "user", "content": text}]).split("\n")
+    assert [line for line in lines if line.startswith(("System:", "User:", "Assistant:"))] == ["User:", "Assistant:"]
+
+
 def test_checks_do_not_import_torch(folder):
     code = (
         "import sys; from pathlib import Path; from tasks.core import architectures, models; import tasks.base, tasks.train;"
-        f"models.validate_folder(Path({str(folder)!r})); architectures.check({ARCHITECTURE!r}, 'x');"
+        f"models.validate_folder(Path({str(folder)!r})); architectures.check({tiny.ARCHITECTURE!r}, 'x');"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,7 @@
 """params.yaml: what is refused, in which words, and what a stage gets as its own."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import pytest
 
 from flows import layout, recipe
+from flows.declared import declared
+from tasks.core import fitting
 from tasks.core import params as parameters
 from tasks.core.errors import BadInput, UnknownName
+from tasks.families import text as text_family
 
 ROOT = Path(__file__).parents[3]
+BENCHMARK = {"tasks": ["facts"], "fewshot": 0, "limit": 8, "chat_template": True, "max_new_tokens": 8}
 OPTIONS = recipe.compose("self_evolution")["prepare"]["options"]
 
 
@@ -23,6 +28,9 @@ def committed() -> dict[str, Any]:
 @pytest.fixture
 def params(committed: dict[str, Any]) -> dict[str, Any]:
     return parameters.parse(layout.render(committed), "params.yaml")
+
+
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj"], "adapter": "keep", "load_in_4bit": False}
 
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -40,8 +48,49 @@ def refusal(params: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+def test_an_adapter_keeps_its_shape_from_one_iteration_to_the_next(params: dict[str, Any]) -> None:
+    put(params, "train.sft.lora", LORA)
+    parameters.check(params)
+    put(params, "iterations.i02.train", {"sft": {"lora": {"rank": 4}}})
+    assert "train.sft.lora: given {'rank': 4," in refusal(params)
+    put(params, "iterations.i01.train", {"sft": {"lora": {"adapter": "merge"}}})
+    put(params, "iterations.i02.train", {"sft": {"lora": {"rank": 4, "adapter": "merge"}}})
+    parameters.check(params)
+
+
+def test_what_this_machine_lacks_for_training(params: dict[str, Any], tmp_path: Path) -> None:
+    keys = ["i01", "i02"]
+    assert list(fitting.machine(params, keys, tmp_path)) == []
+    put(params, "train.sft.accelerate", "eight_gpus.yaml")
+    (told,) = {line for line in fitting.machine(params, keys, tmp_path) if line.startswith("train")}
+    assert told.startswith("train.sft.accelerate: given 'eight_gpus.yaml': there is no such file; `accelerate config")
+    (tmp_path / "eight_gpus.yaml").touch()
+    assert list(fitting.machine(params, keys, tmp_path)) == []
+    put(params, "train.sft.lora", {**LORA, "load_in_4bit": True})
+    (told,) = fitting.machine(params, keys, tmp_path)
+    assert told.startswith("train.sft.lora.load_in_4bit: given true, but ")
+    assert "bitsandbytes" in told
+
+
 def test_the_committed_file_passes_every_check() -> None:
     parameters.check(parameters.load(ROOT), ROOT, recipe.names())
+
+
+def test_one_line_switches_the_engine(params: dict[str, Any]) -> None:
+    params["engine"]["name"] = "openai"
+    parameters.check(params, ROOT, recipe.names())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("base_urls", ["https://me:SECRET@host/v1"]), ("base_urls", ["https://host/v1?key=SECRET"]),
+     ("base_urls", ["SECRET"]), ("key_variable", "sk-SECRET")],
+)  # fmt: skip
+def test_a_key_in_the_file_is_refused_and_not_repeated(params: dict[str, Any], path: str, value: Any) -> None:
+    put(params, f"serving.openai.{path}", value)
+    message = refusal(params)
+    assert message.startswith(f"serving.openai.{path}")
+    assert "SECRET" not in message
 
 
 @pytest.mark.parametrize(
@@ -57,6 +106,14 @@ def test_the_committed_file_passes_every_check() -> None:
         ("engine.precision", "float16", "engine.precision: given 'float16'"),
         ("engine.threads", 0, "engine.threads: given 0; input should be greater than or equal to 1"),
         ("engine.batch", 4, "engine: unknown key 'batch'; did you mean 'batch_size'?"),
+        ("engine.name", "opnai", "engine.name: unknown engine 'opnai'; did you mean 'openai'?"),
+        ("engine.endpoint.protocol", "responses", "engine.endpoint.protocol: given 'responses'"),
+        ("engine.endpoint.modle", "m", "engine.endpoint: unknown key 'modle'; did you mean 'model'?"),
+        ("engine.endpoint.extra", {"temperature": 1.0}, "engine.endpoint.extra.temperature: is set elsewhere"),
+        ("serving.openai.base_urls", [], "serving.openai.base_urls: given no address"),
+        ("serving.openai.base_urls", ["localhost:8000"], "serving.openai.base_urls.0: is no address of a server"),
+        ("serving.openai.base_urls", ["http://h:x/v1"], "serving.openai.base_urls.0: is no address of a server"),
+        ("serving.openai.timeout", 0, "serving.openai.timeout: given 0"),
         ("prepare.family", "countdwon", "prepare.family: unknown family 'countdwon'; did you mean 'countdown'?"),
         ("prepare.options.heldout_shar", 0.1, "did you mean 'heldout_share'?"),
         ("synthesize.pool.n", "many", "synthesize.pool.n: given 'many'"),
@@ -95,6 +152,10 @@ def test_the_committed_file_passes_every_check() -> None:
             ["solv"],
             "filter.replay.parts (what the corpus has): unknown part 'solv'; did you mean",
         ),
+        ("base.chat_template", "plane", "unknown chat template 'plane'; did you mean 'plain'?"),
+        ("train.sft.packing", 1, "train.sft.packing: given 1"),
+        ("train.sft.pass_tokens", 0, "train.sft.pass_tokens: given 0"),
+        ("train.sft.lora", {**LORA, "adapter": "kept"}, "train.sft.lora.adapter: given 'kept'; input should be 'keep'"),
         ("base.architecture.hidden_size", "x", "base.architecture.hidden_size: given 'x'; transformers wants int"),
         ("base.architecture.hidden_size", -4, "base.architecture.hidden_size: given -4; a size is at least 1"),
         ("base.architecture.num_hidden_layers", 0, "num_hidden_layers: given 0; a size is at least 1"),
@@ -160,11 +221,12 @@ def test_one_message_lists_all_problems(params: dict[str, Any]) -> None:
 
 
 def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
-    params["base"]["pretrained"] = "models/mine"
+    params["base"]["pretrained"] = "./models/mine"
     (tmp_path / "tasks/families").mkdir(parents=True)
     (tmp_path / "tasks/families/countdown_corpus.py").touch()
+    (tmp_path / "tasks/benchmarks").mkdir()
     for file, text, expected in [
-        (None, "", "models/mine is not there"),
+        (None, "", r"base\.pretrained: model \./models/mine is not there"),
         ("README.md", "", "mine is no model folder: it has no config.json"),
         ("config.json", '{"model_type": "qwen3"}', r"mine is no model folder: it has no \*.safetensors"),
         ("model.safetensors", "", "mine has no tokenizer"),
@@ -196,6 +258,11 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
             "but pairs_vote_margin counts votes",
         ),
         ({"judge": "judge_pointwise"}, {"threshold": {"critic": "judge", "at_least": 0.3}}, None),
+        (
+            {"judge": "judge_pointwise"},
+            {"pairs_preferred": {"critic": "judge", "min_margin": 0.0, "per_prompt": 1}},
+            "but pairs_preferred takes pairs that were compared",
+        ),
         ({"vote": "vote"}, {"majority": {"critic": "vote", "at_least": 0.3}}, None),
         ({"vote": "vote"}, {"accepted": {"critic": "vote"}}, None),
     ],
@@ -212,6 +279,24 @@ def test_a_critic_must_say_what_a_filter_asks_for(
         parameters.check(params)
     else:
         assert expected in refusal(params)
+
+
+def test_benchmarks_need_their_folder_and_lm_eval(params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of a task file must be seen: the folder that evaluate depends on is one, and it is there."""
+    params["evaluate"]["benchmark_files"] = "tasks/nowhere"
+    put(params, "evaluations.i02", {"benchmark_files": "tasks/benchmarks"})
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, ROOT)
+    assert "evaluate.benchmark_files: given 'tasks/nowhere'" in str(caught.value)
+    assert "evaluations.i02.benchmark_files: given 'tasks/benchmarks'; it is one folder for" in str(caught.value)
+    put(params, "evaluations.i02", {})
+    params["evaluate"] |= {"benchmark_files": "tasks/families", "benchmarks": {"own": BENCHMARK}}
+    assert "tasks/families" in declared(ROOT, params, "evaluate", "i02").deps
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"evaluate\.benchmarks: lm-eval is not installed; `pip install"):
+        parameters.check(params, ROOT)
+    params["evaluate"]["benchmarks"] = None
+    parameters.check(params, ROOT)
 
 
 def test_two_replays_add_up(params: dict[str, Any]) -> None:
@@ -327,3 +412,49 @@ def test_merging_replaces_all_but_mappings(function: Callable[[Any, Any], Any]) 
     own = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
     assert function(own, {"a": {"c": [3]}, "e": {}}) == {"a": {"b": 1, "c": [3]}, "d": 4, "e": {}}
     assert own == {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+
+
+def text_params(
+    critique: dict[str, Any], filters: dict[str, Any], critics: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    params = recipe.compose("self_rewarding", "text")
+    params["critique"] = {"judge": critique}
+    params["filter"] = {name: {"critic": "judge", **entry} for name, entry in filters.items()}
+    if critics:
+        params["evaluate"] |= {"critics": critics, "best_of": None}
+    return params
+
+
+PAIRWISE = {"block": "judge_pairwise", "pairs": None, "draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 9}
+PREFERRED = {"pairs_preferred": {"min_margin": 0.0, "per_prompt": 2}}
+
+
+def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parameters.check(text_params(PAIRWISE, PREFERRED))
+    parameters.check(text_params({"block": "judge_pairwise_logprobs", "pairs": 3}, PREFERRED))
+    parameters.check(text_params(PAIRWISE, {"pairs_best_worst": {"min_margin": 0.1, "per_prompt": 1}}))
+    found = refusal(text_params(PAIRWISE, PREFERRED | {"accepted": {}}))
+    assert "a judge_pairwise critic, which gives scores and no verdicts" in found
+    found = refusal(text_params(PAIRWISE, PREFERRED, {"judge": PAIRWISE}))
+    assert "evaluate.critics.judge: block judge_pairwise compares answers and judges none by itself" in found
+    found = refusal(text_params({"block": "judge_checklist_logprobs", "criteria": []}, {"accepted": {}}))
+    assert "critique.judge.criteria: given []" in found
+    found = refusal(text_params({**PAIRWISE, "pair": 3}, PREFERRED))
+    assert "unknown key 'pair'; did you mean 'pairs'" in found
+    broken = shutil.copytree(text_family.TEMPLATES, tmp_path / "text")
+    (broken / "checklist.j2").write_text("{{ question | fenced }}\n{{ respons | fenced }} {{ criterion }}\n")
+    monkeypatch.setattr(text_family, "TEMPLATES", broken)
+    assert f"{broken / 'checklist.j2'}, line 2: unknown variable 'respons'" in refusal(text_params(PAIRWISE, PREFERRED))
+
+
+def test_near_copies_are_looked_for_in_free_text_only() -> None:
+    params = recipe.compose("self_evolution")
+    params["synthesize"] = {
+        "self_instruct": {"n": 9, "shots": 0, "attempts": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9}
+    }
+    params["synthesize"]["self_instruct"]["near_copy"] = None
+    parameters.check(params)
+    params["synthesize"]["self_instruct"]["near_copy"] = 0.7
+    assert "synthesize.self_instruct.near_copy: given 0.7, but prompts of family countdown are no free text" in refusal(
+        params
+    )

@@ -41,3 +41,16 @@ def test_ids_are_equal_exactly_for_equal_content(a, b):
 
 def test_id_survives_lone_surrogates():
     assert tables.content_id("\ud800") != tables.content_id("\ud801")
+
+
+def test_a_datasets_card_names_the_tables_that_can_be_opened() -> None:
+    from huggingface_hub import DatasetCard
+
+    card = DatasetCard(tables.dataset_card({"sft": 0, "pairs": 1, "dropped": 1200}))
+    assert card.data.to_dict()["configs"] == [
+        {"config_name": "pairs", "data_files": "pairs.parquet", "default": True},
+        {"config_name": "dropped", "data_files": "dropped.parquet"},
+    ]
+    assert "- `pairs`, prompt, chosen and rejected as messages: 1 row\n" in card.text
+    assert "1,200 rows" in card.text
+    assert not tables.dataset_card({"sft": 0}).startswith("---")

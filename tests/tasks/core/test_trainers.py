@@ -10,28 +10,16 @@ from trl import DPOConfig, DPOTrainer
 
 from tasks.core import batches, losses, models, trainers
 from tasks.core.errors import StageFailed
+from tests import tiny
 
 torch.set_num_threads(1)
 
 WORDS = [str(n) for n in range(10)]
 TOKENIZER = models.make_tokenizer([*WORDS, ":"], [], 300)
-ARCHITECTURE = {
-    "model_type": "qwen3",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.5,
-}
+ARCHITECTURE = {**tiny.ARCHITECTURE, "initializer_range": 0.5}
 OPTIONS = SimpleNamespace(
-    steps=2, learning_rate=0.01, betas=[0.9, 0.98], weight_decay=0.0, clip=1.0, precision="float32",
-    checkpoint_steps=100, lora=None, schedule="constant", warmup_steps=0, final_share=0.1,
-    loss="sigmoid", beta=0.3, nll=0.0,
-)  # fmt: skip
+    **{**tiny.SFT, **tiny.DPO, "steps": 2, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0, "beta": 0.3}
+)
 PROMPTS = ["1 2 :", "3 :", "4 5 6 :"]
 CHOSEN = ["2 1", "3", "6 5 4 1 1"]
 REJECTED = ["2 2 2 2", "4", "6"]
@@ -45,16 +33,13 @@ def folders(tmp_path_factory):
     return path
 
 
-def user(text):
-    return [{"role": "user", "content": text}]
-
-
-def reply(text):
-    return [{"role": "assistant", "content": text}]
+def trainer_of(kind, model, folder, source, options=OPTIONS):
+    arguments = trainers.arguments_for(kind, folder, options, 0)
+    return trainers.trainer_for(kind, model, TOKENIZER, arguments, [source], options)
 
 
 def encode(prompts, replies):
-    return batches.encode(TOKENIZER, list(map(user, prompts)), list(map(reply, replies)), prompts, 64)
+    return batches.encode(TOKENIZER, list(map(tiny.user, prompts)), list(map(tiny.reply, replies)), prompts, 64)
 
 
 def by_hand(model, rows):
@@ -74,7 +59,7 @@ def test_the_sft_loss_is_the_weighted_mean_over_completion_tokens(folders):
     source = batches.SftBatches(rows, weights, np.array([[0, 1, 2], [2, 2, 0]]), 1.0)
     model = trainers.load(folders / "0")
     logps = by_hand(model, rows)
-    trainer = trainers.trainer_for("sft", model, TOKENIZER, folders / "c", [source], OPTIONS, 0)
+    trainer = trainer_of("sft", model, folders / "c", source)
     for step, members in enumerate(source.plan):
         loss = sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(step))
         above = sum(weights[i] * -logps[i].sum() for i in members)
@@ -86,7 +71,7 @@ def test_a_row_of_weight_zero_changes_no_gradient(folders):
     def gradient(replies, weights):
         model = trainers.load(folders / "0")
         source = batches.SftBatches(encode(PROMPTS, replies), np.array(weights), np.array([[0, 1, 2]]), 1.0)
-        trainer = trainers.trainer_for("sft", model, TOKENIZER, folders / "c", [source], OPTIONS, 0)
+        trainer = trainer_of("sft", model, folders / "c", source)
         sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(0)).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -124,14 +109,14 @@ def test_smoothing_of_a_half_does_not_know_chosen_from_rejected():
 
 def pair_batches(folders, weights):
     rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
-    reference = trainers.reference_logps(folders / "1", rows, "float32", lambda done, total: None)
+    reference = losses.reference_logps(folders / "1", rows, "float32", lambda done, total: None)
     return batches.PairBatches(rows, np.array(weights), np.zeros(3), reference, np.array([[0, 1, 2]]))
 
 
 def test_reference_log_probabilities(folders):
     rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
     alone = [float(logps.sum()) for logps in by_hand(trainers.load(folders / "1"), rows)]
-    assert trainers.reference_logps(folders / "1", rows, "float32", lambda d, t: None) == pytest.approx(alone, rel=1e-5)
+    assert losses.reference_logps(folders / "1", rows, "float32", lambda d, t: None) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
@@ -141,7 +126,7 @@ def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
     options = SimpleNamespace(**{**vars(OPTIONS), "loss": kind})
     source = pair_batches(folders, [1.0, 1.0, 1.0])
     model = trainers.load(folders / "0")
-    ours = trainers.trainer_for("dpo", model, TOKENIZER, tmp_path, [source], options, 0)
+    ours = trainer_of("dpo", model, tmp_path, source, options)
     loss = sum(ours.compute_loss(model, losses.tensors(group)) for group in source.step(0))
 
     def row(i):
@@ -177,7 +162,7 @@ def test_pairs_are_weighted_and_a_weight_of_zero_has_no_gradient(folders, tmp_pa
     def loss_and_gradient(weights):
         model = trainers.load(folders / "0")
         source = pair_batches(folders, weights)
-        trainer = trainers.trainer_for("dpo", model, TOKENIZER, tmp_path, [source], OPTIONS, 0)
+        trainer = trainer_of("dpo", model, tmp_path, source)
         loss = sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(0))
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -206,22 +191,22 @@ def test_groups_hold_every_row_once_and_are_bounded():
     lengths = np.random.default_rng(0).integers(1, 3000, 400)
     found = batches.groups(lengths)
     assert sorted(np.concatenate(found)) == list(range(400))
-    assert all(len(g) * lengths[g].max() <= batches.GROUP_TOKENS or len(g) == 1 for g in found)
+    assert all(len(g) * lengths[g].max() <= batches.PASS_TOKENS or len(g) == 1 for g in found)
 
 
 def test_rows_too_long_and_templates_that_cannot_be_cut():
     with pytest.raises(StageFailed, match="row 1 2 : has 6 tokens; the model holds 4"):
-        batches.encode(TOKENIZER, [user("1 2 :")], [reply("2 1")], ["1 2 :"], 4)
+        batches.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["1 2 :"], 4)
     odd = models.make_tokenizer(WORDS, [], 300)
     odd.chat_template = "{{ messages | length }} {{ messages[0]['content'] }}"
     with pytest.raises(StageFailed, match="cannot be told apart"):
-        batches.encode(odd, [user("1 2")], [reply("2 1")], ["r"], 64)
+        batches.encode(odd, [tiny.user("1 2")], [tiny.reply("2 1")], ["r"], 64)
 
 
 def test_the_completion_ends_where_generation_would():
     chat = models.make_tokenizer(WORDS, [], 300)
     chat.chat_template = "{% for m in messages %}{{ m['content'] + ' ' + eos_token + ' 9 ' }}{% endfor %}"
-    rows = batches.encode(chat, [user("1 2")], [reply("3")], ["r"], 64)
+    rows = batches.encode(chat, [tiny.user("1 2")], [tiny.reply("3")], ["r"], 64)
     words = chat.convert_ids_to_tokens(rows.tokens[rows.prompts[0] :])
     assert words == ["3", "<eos>"]
 
@@ -235,3 +220,52 @@ def test_schedules_at_their_corners():
     assert trainers.schedule("wsd", 100, 10, 0.1)(69) == 1.0
     assert trainers.schedule("wsd", 100, 10, 0.1)(85) == pytest.approx(0.55)
     assert trainers.schedule("cosine", 100, 10, 0.1)(55) == pytest.approx(0.55)
+
+
+def test_packed_rows_are_told_apart(folders):
+    rows = encode(PROMPTS, CHOSEN)
+    assert sorted(np.concatenate(batches.packs(rows.lengths, 8)).tolist()) == [0, 1, 2]
+    assert [len(members) for members in batches.packs(np.array([5, 3, 3, 2, 9]), 8)] == [1, 2, 2]
+    group = batches.pack(rows, np.array([2, 0]))
+    lengths = rows.lengths[[2, 0]].tolist()
+    assert group["position_ids"].tolist() == [[*range(lengths[0]), *range(lengths[1])]]
+    model = trainers.load(folders / "0")
+    found = losses.log_probabilities(model, losses.Head(model), losses.tensors(group)).detach()
+    assert torch.allclose(found, torch.cat([by_hand(model, rows)[i] for i in (2, 0)]), atol=1e-5)
+    trainers.check_packing(model)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_models_that_carry_on_from_row_to_row_are_not_packed(tmp_path, kind):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1}
+    extra = {
+        "mamba": {"state_size": 4},
+        "lfm2": {
+            "intermediate_size": 16,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "layer_types": ["conv"],
+        },
+    }[kind]
+    models.build({"model_type": kind, **sizes, **extra}, TOKENIZER, 0, tmp_path)
+    with pytest.raises(StageFailed, match=f"packing: in a {kind} model packed rows see one another"):
+        trainers.check_packing(trainers.load(tmp_path))
+
+
+def test_the_shares_of_several_processes_are_the_step(folders):
+    rows = encode(PROMPTS * 3, CHOSEN * 3)
+    for packed in (False, True):
+        source = batches.SftBatches(rows, np.linspace(0.5, 1.5, 9), np.array([[8, 1, 2, 3, 4]]), 1.0, 12, packed)
+        shares = [source.step(0, rank, 3) for rank in range(3)]
+        assert len({len(share) for share in shares}) == 1  # they wait for each other in every pass
+        model = trainers.load(folders / "0")
+        head = losses.Head(model)
+
+        def loss(groups, model=model, head=head):
+            tensors = map(losses.tensors, groups)
+            with torch.no_grad():
+                return sum(
+                    float((g["token_weights"] * losses.log_probabilities(model, head, g)).sum()) for g in tensors
+                )
+
+        assert sum(map(loss, shares)) == pytest.approx(loss(source.step(0)), rel=1e-5)

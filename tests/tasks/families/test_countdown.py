@@ -178,7 +178,7 @@ def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
         assert FAMILY.refine_messages(SOLVE, "14 + 13 = 27 30 - 27 = 3", text) is None
     answers = FAMILY.assemble(SOLVE, "14 + 13 = 27 30 - 27 = 3", [text, other, text, other])
     assert answers.parsed == (answers.verdict is not None)
-    invented = FAMILY.parse_invented(text)
+    invented = FAMILY.parse_invented(text)[0]
     if invented.messages is not None:
         assert FAMILY.fingerprint(invented.messages)
     else:
@@ -207,9 +207,9 @@ def test_templates():
     assert FAMILY.refine_messages(SOLVE, response, critique) == countdown.user(
         f"refine 14 4 13 -> 3 : {response} ? {critique} !"
     )
-    assert FAMILY.parse_invented("18 15 7 -> 40").messages == countdown.user("solve 18 15 7 -> 40 :")
+    assert FAMILY.parse_invented("18 15 7 -> 40")[0].messages == countdown.user("solve 18 15 7 -> 40 :")
     for bad in ("0 15 7 -> 40", "21 1 1 -> 3", "1 2 3 -> 61", "1 2 -> 3", "1 2 3 > 3"):
-        assert FAMILY.parse_invented(bad).messages is None
+        assert FAMILY.parse_invented(bad)[0].messages is None
 
 
 def test_answers_that_differ_only_in_operand_order_are_one():
@@ -250,7 +250,7 @@ def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
             else:
                 assert right(numbers, target, reply)
         elif row["part"] == "invent":
-            used.add(FAMILY.fingerprint(FAMILY.parse_invented(reply).messages or []))
+            used.add(FAMILY.fingerprint(FAMILY.parse_invented(reply)[0].messages or []))
         else:
             assert sorted(reply.split()) == sorted(truth(prompt).split())
     assert not used & set(everything)

@@ -63,7 +63,7 @@ def test_hostile_text_is_never_read_as_more_than_digits(text):
     assert formed == (bool(text.split()) and all(word in list("0123456789") for word in text.split()))
     assert not FAMILY.parse_critique(PROMPT, "5 1 7", text).parsed
     assert not FAMILY.assemble(PROMPT, "5 1 7", [text]).parsed
-    assert FAMILY.parse_invented(text).messages is None
+    assert FAMILY.parse_invented(text)[0].messages is None
     assert FAMILY.critique_messages(PROMPT, text) is None
     assert FAMILY.questions(PROMPT, text) is None
 

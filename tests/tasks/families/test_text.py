@@ -10,21 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import families
+from tasks.core import families, tables
 from tasks.core.errors import BadInput
-from tasks.families.text import fenced, number_in, numbers
+from tasks.core.plain_text import plain
+from tasks.families.text import number_in, numbers
+from tasks.families.text_templates import fenced
+from tests.support import text_options
 
-OPTIONS = {
-    "path": "prompts.jsonl",
-    "prompt_field": "question",
-    "answer_field": "answer",
-    "extraction": "numeric",
-    "duplicates": "refuse",
-    "limit": None,
-    "heldout": 3,
-    "probe": 2,
-    "labelled": 4,
-}
+OPTIONS = text_options(
+    path="prompts.jsonl", prompt_field="question", answer_field="answer", heldout=3, probe=2, labelled=4
+)
 FAMILY = families.create("text", OPTIONS)
 ROWS = [{"question": f"How much is {n} and {n}?", "answer": f"{n} + {n}\n#### {2 * n}"} for n in range(20)]
 PIECES = [
@@ -92,7 +87,18 @@ def write(folder, rows, name="prompts.jsonl"):
         ("−3", "-3"),
         ("half: 1/2", "1/2"),
         ("x2", None),
-        ("١٢", None),
+        ("١٢", "12"),
+        ("＄１，２３４．５", "1234.5"),
+        ("5²", "5"),
+        ("#### **42**", "42"),
+        (r"#### $\boxed{42}$", "42"),
+        (r"\boxed{\text{42}}", "42"),
+        (r"\boxed{42 \text{ apples}}", "42"),
+        ("The answer is 42. I checked it 3 times.", "42"),
+        ("**Final Answer:** 42 apples in 3 baskets", "42"),
+        ("The answer is not 7. It is 8.", "8"),
+        ("The answer is 5 + 3 = 8.", "8"),
+        ("Answer: 3\nWait.\nAnswer: 4", "4"),
         ("", None),
         ("9" * 5000, "9" * 5000),
     ],
@@ -127,7 +133,11 @@ def test_files_are_split_by_prompt(tmp_path, name):
         assert family.verify(row["messages"], row["answer"], f"#### {row['answer']}")
     assert all("####" in row["completion"][0]["content"] for row in data.corpus)
     write(tmp_path, list(reversed(ROWS)), name)
-    assert family.build(random.Random(9), str(tmp_path)) == data
+    again = family.build(random.Random(9), str(tmp_path))
+    for name in ("corpus", "pool", "probe", "heldout"):
+        rows, others = getattr(data, name), getattr(again, name)
+        assert [row.pop("origin")["row"] for row in rows] == [21 - row.pop("origin")["row"] for row in others]
+        assert rows == others
 
 
 def test_without_answers_there_is_no_truth(tmp_path):
@@ -167,6 +177,7 @@ def bad(rows_or_bytes):
         (bad([{"question": "a", "answer": None}]), r"'answer' is empty \(null\)"),
         (bad([{"question": "a", "answer": "none"}]), "row 1: no answer in 'answer'"),
         (bad([{"question": " ", "answer": "1"}]), "row 1: 'question' has no text"),
+        (bad([{"question": "a" * 100_001, "answer": "1"}]), "row 1: 'question' has 100,001 characters"),
         (b'{"question": "\\ud800", "answer": "1"}\n', "surrogate"),
         (bad([*ROWS, {"question": "how much is 3,  and 3", "answer": "6"}]), "rows 4 and 21 have the same prompt"),
         (bad(ROWS[:9]), "9 different prompts, but"),
@@ -185,15 +196,16 @@ def test_other_bad_files(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(BadInput, match="no readable Parquet"):
         families.check_inputs("text", OPTIONS | {"path": "a.parquet"}, tmp_path)
-    (tmp_path / "a.csv").write_text("question\n")
-    with pytest.raises(BadInput, match=r"'\.csv' is no format"):
-        families.check_inputs("text", OPTIONS | {"path": "a.csv"}, tmp_path)
+    (tmp_path / "a.xlsx").write_text("question\n")
+    with pytest.raises(BadInput, match=r"'\.xlsx' is no format"):
+        families.check_inputs("text", OPTIONS | {"path": "a.xlsx"}, tmp_path)
 
 
 def test_duplicates_can_be_dropped_and_files_cut(tmp_path):
     write(tmp_path, [*ROWS, {"question": "HOW much is 3 and 3", "answer": "6"}])
     data = families.create("text", OPTIONS | {"duplicates": "drop"}).build(random.Random(0), str(tmp_path))
-    assert data.dropped == {"duplicate": 1}
+    [dropped] = data.dropped
+    assert (dropped["row"], dropped["reason"], dropped["other_row"]) == (21, "duplicate", 4)
     assert len(data.pool) == 11
     assert len(families.create("text", OPTIONS | {"limit": 12}).build(random.Random(0), str(tmp_path)).pool) == 3
 
@@ -206,11 +218,13 @@ def test_duplicates_can_be_dropped_and_files_cut(tmp_path):
         ("score:3.", 3),
         ("> Score: 5\nScore: 1", 1),
         ("```\nScore: 5\n```\nScore: 0", 0),
-        ("Score: 5\nScore: 5", None),
+        ("Score: 5\nScore: 4", None),
         ("Score: 6", None),
         ("Score: 4.5", None),
         ("Score: -1", None),
-        ("Score: ٣", None),
+        ("Score: ٣", 3),
+        ("I'd give it a 4 out of 5.", 4),
+        ("4/5", None),  # where answers are numbers, it may be one
         ("Score: POINTS", None),
         ("```\nScore: 5", None),
         ("The score is 5", None),
@@ -254,17 +268,21 @@ def test_hostile_text_never_raises_never_leaves_its_fence_and_gets_no_verdict(te
     read = FAMILY.parse_critique(prompt(), other, text)
     assert read.parsed == (read.verdict is not None) == (read.score is not None) == (read.why is None)
     if read.parsed:
-        assert re.search(r"(?i)score:\**[ \t]*[0-5]", text)
+        assert str(round((read.score or 0) * 5)) in plain(text)
     refined = FAMILY.refine_messages(prompt(), text, other)
     assert (refined is None) == (not (text.strip() and other.strip()))
     number = FAMILY.extract(prompt(), text)
     assert number is None or re.search("[0-9]", number)
     assert all(numbers(n) == [n] for n in numbers(text))
     assert not FAMILY.verify(prompt(), None, text)
-    invented = FAMILY.parse_invented(text)
-    assert (invented.messages is None) == (invented.why is not None)
-    if invented.messages is not None:
-        assert FAMILY.fingerprint(invented.messages)
+    for invented in FAMILY.parse_invented(text):
+        assert (invented.messages is None) == (invented.why is not None)
+        if invented.messages is not None:
+            assert FAMILY.fingerprint(invented.messages)
+    paired = FAMILY.pair_messages(prompt(), text, other, brief=True)
+    assert (paired is None) == (not (text.strip() and other.strip()))
+    for choice in (FAMILY.parse_pair(prompt(), other, "4", text), FAMILY.parse_criterion(prompt(), other, text)):
+        assert (choice.worth is None) == (choice.why is not None)
     assert not FAMILY.assemble(prompt(), text, [other]).parsed
     assert FAMILY.questions(prompt(), text) is None
 
@@ -273,17 +291,44 @@ def test_inventing():
     asked = FAMILY.invent_messages([prompt("How many are two pears?")])[0]["content"]
     assert "How many are two pears?" in asked
     assert "Think step by step" not in asked
-    messages = FAMILY.parse_invented("Problem: How many apples are left?").messages
+    [invented] = FAMILY.parse_invented("Problem: How many apples are left?")
+    messages = invented.messages
     assert messages
     assert FAMILY.question(messages) == "How many apples are left?"
-    assert FAMILY.parse_invented("Two words").why == "too short"
-    assert FAMILY.parse_invented("word " * 200).why == "too long"
-    assert FAMILY.parse_invented("How many are there? #### 5").messages is None
+    assert FAMILY.parse_invented("Two words")[0].why == "too short"
+    assert FAMILY.parse_invented("word " * 200)[0].why == "too long"
+    assert FAMILY.parse_invented("How many are there? #### 5")[0].messages is None
+    assert FAMILY.parse_invented("see " + "x" * 3000 + " y")[0].why == "too long"
+    assert [i.why for i in FAMILY.parse_invented("1. How many are left?\n2. No\n3. How many came?")] == [
+        None,
+        "too short",
+        None,
+    ]
+
+
+def test_the_guard_refuses_equal_prompts_near_copies_and_shared_passages():
+    question = (
+        "Ann has seven red apples and gives two of them to her little brother Tom who eats one; what is left to her?"
+    )
+    words = [*FAMILY.traces(prompt(question))]
+    row = {"fingerprint": FAMILY.fingerprint(prompt(question)), "part": "heldout", "words": words}
+    reserved = tables.frame([row], tables.FINGERPRINTS)
+    guard = FAMILY.guard(reserved)
+    assert guard(prompt(question.upper())) == "held out"
+    assert guard(prompt(question.replace("what is left to her", "what is left to Ann"))) == "near copy of held out"
+    passage = " ".join(question.split()[:13])
+    assert guard(prompt(f"Yesterday a man came by. {passage} boys in the park and then all went home again?")) == (
+        "passage of held out"
+    )
+    assert guard(prompt("Ann has nine green pears; how many are left when she has eaten two?")) is None
+    equal_only = families.create("text", OPTIONS | {"near_duplicates": None, "decontaminate": None}).guard(reserved)
+    assert equal_only(prompt(question)) == "held out"
+    assert equal_only(prompt(question + " Why?")) is None
 
 
 def test_a_system_message_stands_before_every_prompt_to_be_answered_and_nowhere_else():
     family = families.create("text", OPTIONS | {"system": "You count fruit."})
-    invented = family.parse_invented("How many apples are left?").messages
+    invented = family.parse_invented("How many apples are left?")[0].messages
     assert invented is not None
     assert invented == [{"role": "system", "content": "You count fruit."}, *prompt("How many apples are left?")]
     assert family.question(invented) == "How many apples are left?"

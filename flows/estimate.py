@@ -1,0 +1,313 @@
+"""What a run will take, told before it: `python -m flows.check --estimate`.
+
+Requests are upper bounds: every block says how many it puts at most (`tasks.core.demand`), no two of them alike, nothing
+malformed, everything refused. `expected` takes what can be known off them: conversations that repeat are asked once, and
+how many of the factored critic's questions repeat is counted on the seed corpus's own answers; replies are as long as
+the corpus's, or as the probe's where the model is there already. Training reads a known number of rows.
+
+Prompts, answers and tokens come from the task's data: the artifacts where `prepare` is current, else what `prepare`
+would write, made in memory. Seconds come from a short measurement on this machine (`flows.probe`); where it did not get
+that far, or the engine is a server somewhere else, they are unknown. They are the engine's and the trainer's: starting
+processes, importing libraries and reading files come on top.
+
+Bytes: models from the files' sizes (a LoRA adapter alone where it is kept alone); tables and stored replies by rows and
+tokens. DVC's cache holds every artifact a second time, unless the file system can share the blocks (reflinks).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flows import history, probe, workload
+from flows.workload import Stage, Task
+from tasks.blocks import training
+from tasks.core import models
+from tasks.core import params as parameters
+from tasks.core.blocks import validate
+from tasks.core.context import Pointer
+from tasks.core.demand import Demand
+from tasks.core.errors import BadInput
+from tasks.core.family import Messages
+from tasks.core.serving import Prices
+
+TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
+ROW_BYTES = 20  # of a row of Parquet, for ids, which do not compress
+TOKEN_BYTES = 1.5  # of a token of text, which does; a row of the default's tables takes 13 to 36 bytes
+CHARACTERS = 4  # of a token, where there is no tokenizer
+
+
+@dataclass
+class Need:
+    """What one stage asks, trains and writes. `at_most`: requests, prompt tokens, completion tokens. `seconds` of engine
+    or trainer: least and most, None unknown."""
+
+    stage: str
+    key: str | None
+    runs: bool
+    requests: int = 0
+    prompt_tokens: float = 0
+    tokens: float = 0
+    expected_requests: float = 0
+    expected_prompt_tokens: float = 0
+    expected_tokens: float = 0
+    training_rows: int = 0
+    training_tokens: float = 0
+    engine_seconds: tuple[float, float] | None = (0.0, 0.0)
+    training_seconds: tuple[float, float] | None = (0.0, 0.0)
+    model_bytes: float | None = 0
+    table_bytes: float = 0
+    reply_bytes: float = 0
+
+    @property
+    def iteration(self) -> str | None:
+        return history.iteration_of(self.stage, self.key)
+
+    def cost(self, prices: Prices, upper: bool = True) -> float | None:
+        """Cost of the upper bound, or of what is expected; None where a priced duration is unknown."""
+        tokens = (self.prompt_tokens, self.tokens) if upper else (self.expected_prompt_tokens, self.expected_tokens)
+        cost = (tokens[0] * prices.prompt_tokens + tokens[1] * prices.completion_tokens) / 1e6
+        for price, seconds in (
+            (prices.engine_hours, self.engine_seconds),
+            (prices.training_hours, self.training_seconds),
+        ):
+            if price and seconds is None:
+                return None
+            cost += price * (seconds[1] if seconds else 0.0) / 3600
+        return cost
+
+
+@dataclass
+class Measured:
+    """What the probe found. Without a tokenizer, tokens are characters divided by four."""
+
+    bytes: int | None = None
+    parameters: int | None = None
+    adapter_bytes: int | None = None
+    prompts: dict[str, float] = field(default_factory=dict)  # kind -> tokens
+    rows: dict[str, float] = field(default_factory=dict)  # part -> tokens of prompt and reply
+    replies: dict[str, float] = field(default_factory=dict)  # part -> tokens
+    speeds: list[probe.Found] = field(default_factory=list)
+    training: list[float] = field(default_factory=list)  # tokens a second
+    problem: str | None = None  # why the probe did not find everything
+    real: bool = False  # whether the model is the one that will run, and no random one
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Every stage's need, those that would not run too; what was measured, and in how many seconds at most."""
+
+    needs: list[Need]
+    measured: Measured
+    prices: Prices
+    everything: bool
+    seconds: float
+
+    @property
+    def wanted(self) -> list[Need]:
+        return [need for need in self.needs if need.runs or self.everything]
+
+
+def estimate(
+    root: Path, params: Mapping[str, Any], stale: Collection[str], everything: bool, seconds: float
+) -> Estimate:
+    """What the stages take that are `stale` (`flows.graph.stale`), with `everything` what all of them take. `seconds`: how
+    long measuring may take, 0 for not at all. Raises `BadInput`."""
+    stages: list[Stage] = [(s, k) for s in parameters.STAGES for k in parameters.stage_keys(params, s)]
+    if not (stale or everything):
+        seconds = 0
+    given = workload.task(root, params, "prepare" not in stale)
+    questions, distinct = workload.most_questions(given.family, given.answers)
+    asked = workload.demands(params, given.heldout + given.probe, questions)
+    trained = {stage: _trainings(params, *stage) for stage in stages if stage[0] in ("base", "train")}
+    runs = {stage: name_of(stage) in stale for stage in stages}
+    measured = _measured(root, params, given, asked, trained, "base" not in stale, seconds)
+    needs = []
+    for stage in stages:
+        need = Need(*stage, runs[stage])
+        for demand in asked.get(stage, []):
+            _add(need, demand, distinct if demand.kind == "question" else 1.0, measured)
+        _add_training(need, trained.get(stage, []), measured)
+        need.table_bytes = _table_bytes(params, stage, given, asked, measured)
+        needs.append(need)
+    needs.sort(key=lambda need: parameters.number(need.iteration) if need.iteration else float("inf"))
+    return Estimate(needs, measured, validate(Prices, params["prices"], "prices"), everything, seconds)
+
+
+def name_of(stage: Stage) -> str:
+    """As DVC calls it: prepare, sample@i01."""
+    return f"{stage[0]}@{stage[1]}" if stage[1] else stage[0]
+
+
+def _trainings(params: Mapping[str, Any], stage: str, key: str | None) -> list[training.TrainingOptions]:
+    if stage == "base":
+        return [] if params["base"]["pretrained"] else [parameters.options(params, stage, key).sft]
+    return [bound.options for bound in parameters.options(params, stage, key)]
+
+
+def _mixture(options: training.TrainingOptions) -> dict[str, int]:
+    """Rows of every part in a step; a pair is two rows of the iteration's own."""
+    if isinstance(options, training.DpoOptions):
+        return {"own": 2 * options.batch_size} | options.replay
+    return options.mixture if isinstance(options, training.SftOptions) else {}
+
+
+def _measured(
+    root: Path,
+    params: Mapping[str, Any],
+    given: Task,
+    asked: Mapping[Stage, list[Demand]],
+    trained: Mapping[Stage, list[training.TrainingOptions]],
+    based: bool,
+    seconds: float,
+) -> Measured:
+    """What the probe finds, and without it, tokens by characters."""
+    everything = [demand for several in asked.values() for demand in several]
+    kinds = workload.conversations(given, everything)
+    longest = max((demand.longest for demand in everything if demand.kind == "answer"), default=1)
+    first = next((o for stage, several in trained.items() if stage[0] == "train" for o in several), None)
+    parts = {"own": 1, **{part: n for several in trained.values() for o in several for part, n in _mixture(o).items()}}
+    rows = workload.examples(given, parts, longest)
+    found = Measured(
+        prompts={kind: _characters(several) / CHARACTERS for kind, several in kinds.items()},
+        replies={
+            part: sum(len(reply) for _, reply in several) / len(several) / CHARACTERS for part, several in rows.items()
+        },
+    )
+    found.rows = {
+        part: found.replies[part] + _characters([p for p, _ in several]) / CHARACTERS for part, several in rows.items()
+    }
+    folder = _model(root, params, based)
+    found.real = folder is not None
+    if folder is not None:
+        known = probe.sizes(folder, first.lora.model_dump() if first and first.lora else None)
+        found = replace(found, **known)
+    if seconds <= 0:
+        return found
+    widest = {d.kind: d for d in sorted(everything, key=lambda d: d.requests) if d.kind in kinds}
+    vocabulary = given.family.vocabulary()
+    texts = [
+        text
+        for several in given.corpus.values()
+        for prompt, reply in several[:TEXTS]
+        for text in (prompt[-1]["content"], reply)
+    ]
+    request = {
+        "folder": str(folder) if folder else None,
+        "random": {
+            "architecture": params["base"]["architecture"],
+            "vocabulary": vocabulary,
+            "texts": [] if folder or vocabulary else texts[:TEXTS],
+            "vocabulary_size": params["base"]["tokenizer"]["vocabulary_size"],
+        },
+        "engine": params["engine"],
+        "serving": params["serving"],
+        "conversations": kinds,
+        "rows": rows,
+        "asked": [{"kind": d.kind, "draws": d.draws, "longest": d.longest} for d in widest.values()],
+        "train": first and {"kind": _kind(first), "options": first.model_dump()},
+    }
+    for line in probe.measure(root, request, seconds):
+        if "kind" in line:
+            found.speeds.append(line)
+        else:
+            for name, value in line.items():
+                setattr(found, name, value)
+    return found
+
+
+def _kind(options: training.TrainingOptions) -> str:
+    return "dpo" if isinstance(options, training.DpoOptions) else "sft"
+
+
+def _characters(several: Sequence[Messages]) -> float:
+    """Mean characters of a conversation."""
+    return sum(len(m["content"]) for messages in several for m in messages) / max(1, len(several))
+
+
+def _model(root: Path, params: Mapping[str, Any], based: bool) -> Path | None:
+    """The folder of the model that the loop starts from, where it is there."""
+    name = params["base"]["pretrained"] or ("data/i00/candidate" if based else None)
+    if name is None:
+        return None
+    try:
+        return models.resolve(root, Pointer(name, ""))
+    except BadInput:
+        return None
+
+
+def _add(need: Need, demand: Demand, distinct: float, measured: Measured) -> None:
+    """Adds a demand: at most, and expected where `distinct` of its conversations differ."""
+    prompt = measured.prompts.get(demand.kind, 0.0)
+    speed = next((s for s in measured.speeds if s["kind"] == demand.kind), None)
+    known = [measured.replies[part] for part in workload.PARTS[demand.kind] if part in measured.replies]
+    known = known or ([measured.replies["own"]] if demand.kind in ("answer", "refine") and not measured.real else [])
+    length = float(speed["tokens"]) if speed and measured.real else sum(known) / len(known) if known else demand.longest
+    length = min(length, demand.longest)
+    expected = demand.requests * distinct
+    need.requests += demand.requests
+    need.prompt_tokens += demand.requests * prompt
+    need.tokens += demand.requests * demand.longest
+    need.expected_requests += expected
+    need.expected_prompt_tokens += expected * prompt
+    need.expected_tokens += expected * length
+    need.reply_bytes += expected * (ROW_BYTES / 2 + TOKEN_BYTES * length)
+    if speed is None or need.engine_seconds is None:
+        need.engine_seconds = None if demand.requests else need.engine_seconds
+        return
+    shorter = (length + 1) / (speed["tokens"] + 1)
+    least, most = (need.engine_seconds[i] + expected * speed["seconds"][i] * shorter for i in (0, 1))
+    need.engine_seconds = (least, most)
+
+
+def _add_training(need: Need, several: Sequence[training.TrainingOptions], measured: Measured) -> None:
+    """Adds the trainings of a stage, and the model that the last one writes."""
+    for options in several:
+        tokens = options.steps * sum(n * measured.rows.get(part, 0.0) for part, n in _mixture(options).items())
+        need.training_rows += training.rows(options)
+        need.training_tokens += tokens
+        if not measured.training or need.training_seconds is None:
+            need.training_seconds = None
+            continue
+        fast, slow = max(measured.training), min(measured.training)
+        need.training_seconds = (need.training_seconds[0] + tokens / fast, need.training_seconds[1] + tokens / slow)
+    if several:
+        lora = several[-1].model_dump()["lora"] or {}
+        need.model_bytes = measured.adapter_bytes if lora.get("adapter") == "keep" else measured.bytes
+
+
+def _table_bytes(
+    params: Mapping[str, Any], stage: Stage, given: Task, asked: Mapping[Stage, list[Demand]], measured: Measured
+) -> float:
+    """Bytes of the Parquet tables that a stage writes, at most."""
+    name, key = stage
+    reply = measured.replies.get("own", 0.0)
+
+    def table(rows: float, tokens: float) -> float:
+        return rows * (ROW_BYTES + TOKEN_BYTES * tokens)
+
+    if name == "prepare":
+        corpus = sum(len(rows) for rows in given.corpus.values())
+        prompt = measured.prompts.get("answer", 0.0)
+        return table(corpus, sum(measured.rows.values()) / max(1, len(measured.rows))) + table(
+            len(given.pool) + given.heldout + given.probe, prompt
+        )
+    if name == "synthesize":
+        number = sum(bound.options.n for bound in parameters.options(params, name, key))
+        return table(number, measured.prompts.get("answer", 0.0))
+    if name == "evaluate":
+        options = parameters.options(params, name, key)
+        return table(given.heldout * (2 + options.samples), reply)
+    candidates = sum(d.requests for d in asked.get(("sample", key), []))
+    refined = sum(d.requests for d in asked.get(("refine", key), []) if d.kind == "refine")
+    judges = len(parameters.options(params, "critique", key)) if key and name in ("critique", "refine") else 0
+    if name == "sample":
+        return table(candidates, reply)
+    if name == "critique":
+        return table(candidates * judges, 5)
+    if name == "refine":
+        return table(refined, reply) + table(refined * judges, 5)
+    if name == "filter":
+        corpus = sum(len(rows) for rows in given.corpus.values())
+        return table(candidates + refined + corpus, reply)
+    return 0.0

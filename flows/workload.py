@@ -1,0 +1,150 @@
+"""What the stages of a run ask of a model, and which data this is about, from params.yaml alone.
+
+`demands` gives every stage's requests as upper bounds: each block says its own (`tasks.core.demand`), under the number of
+prompts and candidates that the stages before it can make. `task` is the task's data: the artifacts where `prepare` is
+current, else what `prepare` would write, made in memory. `conversations` and `examples` are prompts and training rows
+like those of the run, on which lengths and speeds are measured. Needs neither torch nor DVC.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from flows import artifacts
+from tasks import evaluate
+from tasks.blocks import critics, prompts, refinement, sampling
+from tasks.core import families
+from tasks.core import params as parameters
+from tasks.core.demand import Counts, Demand, Kind
+from tasks.core.family import Family, Messages
+
+Example = tuple[Messages, str]  # prompt and reply
+Stage = tuple[str, str | None]  # stage and iteration
+
+SHOWN = 20_000  # answers on which repeated questions are counted, at most
+CONVERSATIONS = 2048  # of a kind, at most
+ROWS = 256  # of a part, at most
+PARTS: dict[Kind, tuple[str, ...]] = {  # whose prompts in the corpus are of this kind
+    "answer": ("solve",),
+    "question": ("fact", "usage"),
+    "critique": ("critique",),
+    "refine": ("refine",),
+    "invent": ("invent",),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """The task's data as far as the estimate needs it."""
+
+    family: Family
+    pool: list[Messages]
+    heldout: int
+    probe: int
+    corpus: dict[str, list[Example]]  # by part
+
+    @property
+    def answers(self) -> list[Example]:
+        """Well-formed answers to prompts like the pool's; none without a corpus."""
+        return self.corpus.get("solve", [])[:SHOWN]
+
+
+def demands(params: Mapping[str, Any], evaluated: int, questions: int) -> dict[Stage, list[Demand]]:
+    """Requests of every stage that asks a model, at most. `evaluated`: held-out and probe prompts; `questions`: as in
+    `tasks.core.demand.Counts`."""
+    found: dict[Stage, list[Demand]] = {}
+    for key in parameters.stage_keys(params, "evaluate"):
+        found["evaluate", key] = evaluate.requests(parameters.options(params, "evaluate", key), evaluated, questions)
+    for key in parameters.iterations(params):
+        chosen, sampled, judges, refiners = (
+            parameters.options(params, stage, key) for stage in ("synthesize", "sample", "critique", "refine")
+        )
+        number = sum(bound.options.n for bound in chosen)
+        counts = Counts(number, 0, questions)
+        asked = [prompts.REQUESTS[b.block](b.options, counts) for b in chosen if b.block in prompts.REQUESTS]
+        found["synthesize", key] = [demand for several in asked for demand in several]
+        answers = [d for b in sampled for d in sampling.REQUESTS[b.block](b.options, counts)]
+        found["sample", key] = answers
+        counts = Counts(number, sum(demand.requests for demand in answers), questions)
+        found["critique", key] = critics.requests(judges, counts)
+        found["refine", key] = [d for b in refiners for d in refinement.requests(b, judges, counts)]
+    return found
+
+
+def most_questions(family: Family, answers: Iterable[Example]) -> tuple[int, float]:
+    """Into how many questions an answer is split, at most, and the share of all their questions that differ."""
+    numbers, different, total = [0], set(), 0
+    for prompt, reply in answers:
+        asked = family.questions(prompt, reply) or []
+        numbers.append(len(asked))
+        total += len(asked)
+        different |= {str(question.messages) for question in asked}
+    return max(numbers), len(different) / total if total else 1.0
+
+
+def task(root: Path, params: Mapping[str, Any], current: bool) -> Task:
+    """The task's data: from the artifacts where `prepare` is `current`, else made in memory. Raises `BadInput`."""
+    import polars as pl
+
+    if current and (root / families.FILE).is_file():
+        found, everything = artifacts.Artifacts(root), pl.lit(True)
+        pool, held, probed = (
+            found.task(name, everything, ["messages"])["messages"].to_list() for name in ("prompts", "heldout", "probe")
+        )
+        corpus = found.task("corpus", everything, ["part", "prompt", "completion"]).rows()
+        return Task(families.load(root), pool, len(held), len(probed), _by_part(corpus))
+    given = params["prepare"]
+    family = families.create(given["family"], families.with_source(given["family"], given["options"], given["source"]))
+    data = family.build(Random(parameters.seed(params, "prepare", None)), str(root))
+    pool = [row["messages"] for row in data.pool]
+    rows = [(row["part"], row["prompt"], row["completion"]) for row in data.corpus]
+    return Task(family, pool, len(data.heldout), len(data.probe), _by_part(rows))
+
+
+def _by_part(rows: Iterable[tuple[str, Messages, Messages]]) -> dict[str, list[Example]]:
+    found: dict[str, list[Example]] = {}
+    for part, prompt, completion in rows:
+        found.setdefault(part, []).append((prompt, completion[-1]["content"]))
+    return found
+
+
+def conversations(given: Task, asked: Iterable[Demand]) -> dict[Kind, list[Messages]]:
+    """Prompts of every kind that is asked: the pool's, the corpus's, and where it has none, the family's templates around
+    a pool prompt and a reply of full length."""
+    found: dict[Kind, list[Messages]] = {}
+    for demand in asked:
+        if demand.kind in found:
+            continue
+        parts = [part for part in PARTS[demand.kind] if part in given.corpus]
+        if demand.kind == "answer":
+            found["answer"] = given.pool[:CONVERSATIONS]
+        elif parts:
+            each = CONVERSATIONS // len(parts)
+            found[demand.kind] = [prompt for part in parts for prompt, _ in given.corpus[part][:each]]
+        else:
+            longest = max(d.longest for d in asked)
+            pairs = given.answers[:ROWS] or [(prompt, _filler(given, longest)) for prompt in given.pool[:ROWS]]
+            made = [_template(given.family, demand.kind, *pair) for pair in pairs]
+            found[demand.kind] = [messages for messages in made if messages]
+    return {kind: several for kind, several in found.items() if several}
+
+
+def _template(family: Family, kind: Kind, prompt: Messages, reply: str) -> Messages | None:
+    if kind == "critique":
+        return family.critique_messages(prompt, reply)
+    return family.refine_messages(prompt, reply, reply) if kind == "refine" else family.invent_messages([prompt] * 3)
+
+
+def _filler(given: Task, tokens: int) -> str:
+    """Text of about so many tokens, from the pool's prompts; a word is 4/3 tokens."""
+    words = " ".join(messages[-1]["content"] for messages in given.pool[:ROWS]).split()
+    return " ".join((words * ceil(tokens / max(1, len(words))))[: ceil(0.75 * tokens)])
+
+
+def examples(given: Task, wanted: Iterable[str], longest: int) -> dict[str, list[Example]]:
+    """Rows to train on of every part; what the model will make itself is like the corpus's solutions."""
+    own = given.answers[:ROWS] or [(prompt, _filler(given, longest)) for prompt in given.pool[:ROWS]]
+    return {part: given.corpus.get(part, own)[:ROWS] for part in wanted}

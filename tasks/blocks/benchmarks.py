@@ -1,0 +1,83 @@
+"""Standard benchmarks: which tasks of EleutherAI's lm-evaluation-harness (lm-eval) are measured, and under which names.
+
+Params: `evaluate.benchmarks`, null or a mapping of sets of tasks (`Benchmark`), and `evaluate.benchmark_files`, a folder
+with task files of the user's own in lm-eval's format. Everything that such a task reads, data and code, lies in that
+folder: stage evaluate depends on it, so that an edit of any of it measures again, and a task that reads elsewhere is refused.
+
+The requests go through the engine like all others (`tasks.blocks.harness`): sharded, stored and counted. Figures are flat:
+    benchmark_<task>_<metric>            as lm-eval computes it; `_<filter>` follows where the task has filters
+    benchmark_<task>_<metric>_stderr     its standard error, null where lm-eval has none
+    benchmark_<task>_samples             questions that were asked
+Groups have the same names. No figure is read by the loop. Without benchmarks lm-eval is not imported.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tasks.core.asking import Asker
+from tasks.core.blocks import Options
+from tasks.core.checks import MISSING_LM_EVAL
+from tasks.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from tasks.blocks.harness import TaskSet
+
+PREFIX = "benchmark_"
+DECIMALS = 6
+
+
+class Benchmark(Options):
+    """A set of tasks that are measured in one way."""
+
+    tasks: list[str] = Field(min_length=1)  # names of tasks, groups or tags: lm-eval's own, or those of the folder
+    fewshot: int | None = Field(ge=0)  # examples before each question; null: as the task says
+    limit: int | None = Field(ge=1)  # the first so many questions of each task; null: all
+    chat_template: bool  # questions and examples as messages; false: plain text, as base models are measured
+    max_new_tokens: int = Field(ge=1)  # of a reply, where the task does not say
+
+
+def load(chosen: Mapping[str, Benchmark], root: Path, files: str) -> "list[TaskSet]":
+    """The tasks with their data. `files`: the folder with the user's tasks, relative to `root`. Raises `BadInput` for
+    whatever cannot be measured, before anything is asked."""
+    try:
+        from tasks.blocks import harness
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise BadInput(MISSING_LM_EVAL) from error
+    return harness.load(chosen, root, root / files)
+
+
+def measure(sets: "list[TaskSet]", model: Asker, seed: int) -> dict[str, float | None]:
+    """All figures of all sets. Raises `BadInput` where a task is in two sets, or two figures would share a name."""
+    figures: dict[str, float | None] = {}
+    for tasks in sets:
+        found = flat(tasks.results(model, seed))
+        if twice := sorted(found.keys() & figures.keys()):
+            raise BadInput(f"evaluate.benchmarks.{tasks.name}: {twice[0]} is measured by another set too")
+        figures |= found
+    return figures
+
+
+def flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """lm-eval's results, task -> {"metric,filter": value}, under the names above."""
+    figures: dict[str, float | None] = {}
+    for task, values in results.items():
+        for key, value in values.items():
+            if key in ("name", "alias"):
+                continue
+            metric, _, kind = key.partition(",")
+            stem = metric.removesuffix("_stderr")
+            parts = [task, "samples" if key == "sample_len" else stem, kind if kind != "none" else ""]
+            parts += ["stderr"] if stem != metric else []
+            name = PREFIX + re.sub(r"\W+", "_", "_".join(filter(None, parts)))
+            if name in figures:
+                raise BadInput(f"evaluate.benchmarks: {task} has two figures that would be called {name}")
+            number = isinstance(value, int | float) and math.isfinite(value)
+            figures[name] = round(float(value), DECIMALS) if number else None
+    return figures

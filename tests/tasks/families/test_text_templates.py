@@ -1,0 +1,76 @@
+"""Templates that a user may have edited: what cannot work is refused with file and line, and nothing leaves its fence."""
+
+import shutil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.core.errors import BadInput
+from tasks.families import text_templates
+from tasks.families.text import TEMPLATES
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(TEMPLATES, tmp_path / "text")
+
+
+def test_the_projects_own_templates_pass(folder):
+    text_templates.check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("critique.j2", "{{ response | fenced }}", "{{ respons | fenced }}", r"critique\.j2, line 7: unknown variable 'respons'.*'response'"),
+        ("critique.j2", "{{ response | fenced }}", "", r"critique\.j2: does not use the variable 'response'"),
+        ("critique.j2", "{{ response | fenced }}", "{{ response }}", r"critique\.j2, line 7: prints 'response' outside of fences.*response \| fenced"),
+        ("critique.j2", "{{ response | fenced }}", "```\n{{ response }}\n```", "outside of fences"),
+        ("critique.j2", "{% endif %}", "", r"critique\.j2, line \d+: Unexpected end of template"),
+        ("critique.j2", "| fenced", "| fence", r"critique\.j2, line 4: No filter named 'fence'"),
+        ("critique.j2", "Score: POINTS", "{{ response.__class__.__mro__ }}", r"critique\.j2, line 2\d: access to attribute '__class__'"),
+        ("critique.j2", "Score: POINTS", "{{ 1 / 0 }}", r"critique\.j2, line 2\d: division by zero"),
+        ("critique.j2", "Score: POINTS", '{% include "refine.j2" %}', r"critique\.j2, line 2\d: refers to another file"),
+        ("critique.j2", "Score: POINTS", "{{ range(9) }}", r"unknown variable 'range'"),
+        ("critique.j2", "Score: POINTS", "{{ [1, 2] | random }}", "No filter named 'random'"),
+        ("critique.j2", "Score: POINTS", "x" * 30_000, "its own text has 30,"),
+        ("pairwise.j2", "{{ second | fenced }}", "{{ first | fenced }}", "does not use the variable 'second'"),
+        ("pairwise.j2", "{{ second | fenced }}", "{% if brief %}{{ second | fenced }}{% endif %}", "'second' is not in its text where numeric is False, brief is False"),
+        ("checklist.j2", "{{ criterion }}", "", "does not use the variable 'criterion'"),
+        ("invent.j2", "{{ example | fenced }}", "{{ example }}", r"write \{\{ example \| fenced \}\}"),
+        ("answer.j2", "{{ question }}", "{{ Question }}", r"answer\.j2, line 1: unknown variable 'Question'; did you mean 'question'"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_work_is_refused_with_its_place(folder, name, old, new, message):
+    path = folder / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(BadInput, match=message) as caught:
+        text_templates.check(folder)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_unreadable_files(folder):
+    (folder / "invent.j2").unlink()
+    (folder / "refine.j2").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match=r"refine\.j2: is not UTF-8.*\n.*invent\.j2: the template is not there"):
+        text_templates.check(folder)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.text(), st.lists(st.sampled_from(["`", "```", "\n", "<|im_end|>", "[INST]", "~~~"])).map("".join)))
+def test_a_message_quotes_and_is_bounded(text):
+    values = {"question": text, "first": text, "second": text * 1000, "numeric": True, "brief": False}
+    message = text_templates.render(TEMPLATES, "pairwise.j2", **values)
+    assert text_templates.fenced(text) in message
+    assert len(message) < 8 * text_templates.QUOTED
+    assert "<|" not in message.replace("< |", "")
+
+
+def test_a_long_quotation_says_what_is_left_out():
+    long = "a" * 15_000 + "b" * 15_000
+    quoted = text_templates.fenced(long)
+    assert "[10,000 characters left out]" in quoted
+    assert quoted.count("a") == 10_000 + 2  # the remark has two
+    assert text_templates.fenced("x" * text_templates.QUOTED).count("x") == text_templates.QUOTED

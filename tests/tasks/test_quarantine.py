@@ -1,0 +1,61 @@
+"""Requests that an endpoint never answers leave no trace in what is trained on."""
+
+import random
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tasks.blocks import critics, sampling, selection
+from tasks.core import tables
+from tasks.core.blocks import bind
+from tests.endpoint import Answer, Body, Endpoint, completion
+from tests.support import Adding, prompts
+from tests.tasks.core.test_rows import asker
+
+FAULTS: list[Answer] = [500, 503, 400, "cut", "drop", b"<html>", b'{"choices": []}', (429, {"Retry-After": "0"}, b"")]
+JUDGE = {"block": "nl_critique", "draws": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4}
+
+
+def replied(body: Body, before: int) -> Answer:
+    """A third of the requests never get a reply; which ones follows from what is asked."""
+    text = body["messages"][0]["content"]
+    chance = random.Random(f"{text} {body['seed']}")
+    if chance.random() < 1 / 3:
+        return chance.choice(FAULTS)
+    right = str(sum(int(word) for word in text.split() if word.isdigit()))
+    return completion(
+        body, chance.choice(["yes", "no"]) if text.startswith("check") else chance.choice([right, "0", "1"])
+    )
+
+
+@pytest.mark.parametrize("block", ["nl_critique", "judge_pointwise"])
+def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, block: str) -> None:
+    table = prompts(*(f"add {i} {i + 2}" for i in range(40)))
+    with Endpoint(replied) as server:
+        model = asker(tmp_path, server.url, quarantine_share=1.0, retries=1, concurrency=16)
+        options = sampling.IidK(n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
+        samples = sampling.iid_k(table, Adding(), model, 1, "iid", options)
+        lost = model.take_usage().quarantined
+        judges = bind(critics.BLOCKS, {"j": {**JUDGE, "block": block}}, "critique")
+        found = critics.critique(judges, samples, table, Adding(), model, 1, "critique", False)
+    assert 40 < lost < 100
+    assert samples.height == 200 - lost
+    assert set(samples["finish_reason"]) == {"stop"}
+    silent = found.filter(pl.col("why").fill_null("").str.starts_with("no reply: "))
+    assert silent.height > found.height / 5
+    assert silent.select("parsed", "verdict", "score", "text").unique().rows() == [(False, None, None, "")]
+    reasons = {why.removeprefix("no reply: ") for why in silent["why"]}
+    assert reasons == {"HTTP 500", "HTTP 503", "HTTP 400", "HTTP 429", "connection closed", "no JSON", "empty choices"}
+    empty = {"sft": tables.SFT, "pairs": tables.PAIRS, "dropped": tables.DROPPED, "corpus": tables.SFT}
+    empty |= {"earlier_sft": tables.SFT, "earlier_pairs": tables.PAIRS}
+    start = {name: tables.empty(schema) for name, schema in empty.items()}
+    state = selection.Selection("i01", table, samples, found, kept=samples, **start)
+    section = {"pairs_best_worst": {"critic": "j", "min_margin": 0.1, "per_prompt": 2}}
+    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
+        state = bound(state)
+    heard = set(found.filter(pl.col("parsed"))["candidate_id"])
+    sides = [*state.pairs["chosen_id"], *state.pairs["rejected_id"]]
+    assert len(sides) > 20
+    assert set(sides) <= heard
+    assert set(state.pairs["weight"]) == {1.0}

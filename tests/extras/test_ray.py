@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs the extra `ray`: pip install --constraint constraints.txt '.[ray]'",
 )
 
-LOCAL = {"name": "local", "address": None, "workers": 2, "gpus": 0.0}
+LOCAL = {"name": "local", "address": None, "workers": 2, "gpus": 0.0, "training": "auto"}
 RAY = {**LOCAL, "name": "ray"}
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs the extra `ray`: pip install --constraint constraints.txt '.[ray]'",
 )
 
-LOCAL = {"name": "local", "address": None, "workers": 2, "gpus": 0.0}
+LOCAL = {"name": "local", "address": None, "workers": 2, "gpus": 0.0, "training": "auto"}
 RAY = {**LOCAL, "name": "ray"}
 
 
@@ -151,7 +151,8 @@ def test_workers_that_do_not_reach_prefect_work_all_the_same(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with a base model, and with the first iteration sampled and criticised in this process."""
-    folder = workspace(tmp_path_factory.mktemp("ray") / "here", tmp_path_factory.mktemp("cache"))
+    place = tmp_path_factory.mktemp("ray")
+    folder = workspace(place / "here", place / "cache")
     edit(folder, "engine.rows_per_shard", 16)
     edit(folder, "engine.threads", 1)
     edit(folder, "base.sft.steps", 20)
@@ -194,6 +195,15 @@ def cluster_of(folder: Path) -> dict[int, psutil.Process]:
     return {process.pid: process for head in heads for process in [head, *head.children(recursive=True)]}
 
 
+def forget(folder: Path, names: Sequence[str]) -> None:
+    """Makes DVC forget that it has run these stages."""
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    for name in names:
+        del lock["stages"][name]
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
+    shutil.rmtree(folder.parent / "cache/runs")
+
+
 def figures(folder: Path, name: str) -> dict[str, float]:
     """Counts of the newest execution of a stage."""
     paths = (folder / ".autodidact/records").glob(f"{name}*.json")
@@ -209,7 +219,9 @@ def test_a_run(trained: Path, existing: dict[str, Any], tmp_path: Path, how: str
     own = how.startswith("dvc")
     edit(trained, "runner", RAY if own else {**RAY, "address": existing["client"]})
     shutil.rmtree(trained / ".autodidact/scratch")
-    words = ["dvc", "repro", "-f", "-s", *names] if own else ["python", "-m", "flows.evolve", "--force", names[1]]
+    words = ["dvc", "repro", "-f", "-s", *names] if own else ["python", "-m", "flows.evolve", names[1]]
+    if not own:
+        forget(trained, names)
     with (tmp_path / "said").open("w") as out:
         process = subprocess.Popen(words, cwd=trained, env=environment(trained), stdout=out, stderr=out)
     seen: dict[int, psutil.Process] = {}

@@ -8,7 +8,7 @@ import pytest
 from flows import cluster, server, shards
 from tasks.core.errors import BadInput
 
-LOCAL: dict[str, Any] = {"name": "local", "address": None, "workers": 2, "gpus": 0.0}
+LOCAL: dict[str, Any] = {"name": "local", "address": None, "workers": 2, "gpus": 0.0, "training": "auto"}
 RAY = {**LOCAL, "name": "ray"}
 
 

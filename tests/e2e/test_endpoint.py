@@ -26,7 +26,7 @@ def answer(body: Body, before: int) -> Answer:
     words, chance = body["prompt"].split(), random.Random(body["prompt"] + str(body.get("seed")))
     if words[0] != "solve":
         return completion(body, str(chance.randint(1, 28)))
-    if body["seed"] % 97 == 0:
+    if body["seed"] % 31 == 0:
         return 500
     a, b = words[1:3]
     return completion(body, chance.choice([f"{a} + {b} = {int(a) + int(b)}", f"{a} * {b} = {chance.randint(1, 28)}"]))
@@ -66,7 +66,7 @@ def test_a_run_killed_in_the_middle_asks_only_for_what_is_missing(
         process.wait()
         assert len(server.asked) < 200
         assert ran(run(folder, "dvc", "repro", "critique@i01")) == ["sample@i01", "critique@i01"]
-        refused = [body for body in server.asked if body.get("seed", 1) % 97 == 0]
+        refused = [body for body in server.asked if body.get("seed", 1) % 31 == 0]
         assert server.repeated() <= AT_ONCE + len(refused)
         assert {body["model"] for body in server.asked} == {"data/i00/candidate"}
         made = digests(folder)

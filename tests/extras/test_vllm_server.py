@@ -14,6 +14,11 @@ import httpx
 import pytest
 
 from tasks.core import engines
+from tasks.core.asking import Opener
+from tasks.core.context import Pointer
+from tasks.core.engine import Sampling
+from tasks.core.serving import DEFAULTS
+from tests.support import ENGINE, user
 from tests.extras.models import tiny
 from tests.tasks.core.test_transformers import PROMPTS
 
@@ -84,8 +89,6 @@ def test_a_completion_has_text_tokens_and_logprobs_and_its_seed_decides_it(serve
 
 
 def test_greedy_replies_are_those_of_the_transformers_engine(server: Server) -> None:
-    from tasks.core.engine import Sampling
-
     engine = engines.load("transformers", server.folder, "float32", 2, 64)
     ours = engine.generate(PROMPTS, Sampling(1, 0.0, 1.0, 12, 0))
     for prompt, (reply,) in zip(PROMPTS, ours, strict=True):
@@ -94,3 +97,32 @@ def test_greedy_replies_are_those_of_the_transformers_engine(server: Server) -> 
         assert choice["text"].split() == reply.text.split()
         assert choice["finish_reason"] == reply.finish_reason
         assert sum(choice["logprobs"]["token_logprobs"]) == pytest.approx(reply.logprob, abs=2e-3)
+
+
+def asker(server: Server, scratch: Path, **engine: Any) -> Any:
+    reached = {**DEFAULTS["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
+    opener = Opener(server.folder.parent, {**ENGINE, **engine}, scratch, serving={"openai": reached})
+    return opener(Pointer(str(server.folder), "d" * 32))
+
+
+def test_the_openai_engine_asks_it_as_it_is_asked_in_a_stage(server: Server, tmp_path: Path) -> None:
+    """One line of params switches: greedy replies and scores are those of the model in this process, samples repeat."""
+    endpoint = {**ENGINE["endpoint"], "extra": {"add_special_tokens": False, "top_k": -1, "min_p": 0.0}}
+    there = asker(server, tmp_path / "there", name="openai", endpoint=endpoint)
+    conversations = [user(text) for text in ("1 2 3", "4 4", "2 1 2")]
+    prompts = there.render(conversations)
+    here = engines.load("transformers", server.folder, "float32", 2, 64)
+    greedy = Sampling(1, 0.0, 1.0, 8, 0)
+    found, expected = there.generate(conversations, greedy, "x"), here.generate(prompts, greedy)
+    assert [one.text.split() for (one,) in found] == [one.text.split() for (one,) in expected]
+    assert [one.tokens for (one,) in found] == [one.tokens for (one,) in expected]
+    assert [one.logprob for (one,) in found] == pytest.approx([one.logprob for (one,) in expected], abs=2e-3)
+    sampled = Sampling(6, 1.0, 1.0, 8, 3)
+    first = there.generate(conversations, sampled, "x")
+    again = asker(server, tmp_path / "again", name="openai", endpoint=endpoint).generate(conversations, sampled, "x")
+    assert [[one.text for one in several] for several in first] == [[one.text for one in several] for several in again]
+    assert len({one.text for several in first for one in several}) > 6
+    told = ["1", "2 2", "3 1 2"]
+    for ours, theirs in zip(here.score(prompts, told), there.score(conversations, told, "x"), strict=True):
+        assert theirs == pytest.approx(ours, abs=2e-3)
+    assert there.take_usage().quarantined == 0

@@ -33,7 +33,7 @@ from tasks.families.text_rows import Row
 from tasks.families.text_templates import defused
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"
-CODE = ("text_replies.py", "text_templates.py")  # other modules that decide what is asked and how replies are read
+CODE = ("text_replies.py", "text_rows.py", "text_templates.py")  # that decide what is asked and read
 ACCEPTED = 4  # points from which the verdict is yes
 INVENTED_WORDS = (3, 150)  # shortest and longest prompt that a model may write, as in Self-Instruct
 INVENTED_CHARACTERS = 2000  # of such a prompt, at most

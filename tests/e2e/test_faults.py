@@ -114,9 +114,10 @@ def locked(database: Path, seconds: float | None = None) -> Iterator[None]:
 
 def test_mlflows_database_is_locked(repository: Path) -> None:
     """The run goes on and says what MLflow lacks, once; `flows.track` makes up for it."""
-    before = digests(repository)
+    edit(repository, "promote.tolerance", 0.031)
+    before = {path: digest for path, digest in digests(repository).items() if not path.endswith("policy.json")}
     with locked(repository / ".autodidact/mlflow/mlflow.db"):
-        run(repository, "dvc", "repro", "-f", "-s", "promote@i03")
+        assert set(ran(run(repository, "dvc", "repro"))) == {f"promote@{key}" for key in ("i01", "i02", "i03")}
         said = run(repository, "python", "-m", "flows.evolve")
         assert said.count("MLflow was not updated") == 1
         assert "database is locked" in said
@@ -124,13 +125,13 @@ def test_mlflows_database_is_locked(repository: Path) -> None:
         refused = run(repository, "python", "-m", "flows.track", code=1)
         assert refused.startswith("MLflow was not updated")
         assert len(refused.splitlines()) == 1
-    assert digests(repository) == before
+    assert before.items() <= digests(repository).items()
     records = list((repository / ".autodidact/records").glob("promote@i03*.json"))
     assert all(json.loads(path.read_text())["status"] == "finished" for path in records)
+    newest = max(records, key=lambda path: path.stat().st_mtime).stem
     assert "MLflow: " in run(repository, "python", "-m", "flows.track")
     with sqlite3.connect(repository / ".autodidact/mlflow/mlflow.db") as database:
         query = "SELECT count(*) FROM tags WHERE key = 'record' AND value = ?"
-        newest = max(records, key=lambda path: path.stat().st_mtime).stem
         assert database.execute(query, (newest,)).fetchone() == (1,)
 
 

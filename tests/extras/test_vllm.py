@@ -48,10 +48,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def served(folders: dict[str, Path]) -> Iterator[Any]:
     """vLLM, started on an adapter, so that it has room for adapters; ended afterwards."""
-    before = dict(os.environ)
+    before, others = dict(os.environ), psutil.Process().children(recursive=True)
     engine: Any = engines.load("vllm", folders["one"], "float32", 2, 1024, SERVING)
     assert dict(os.environ) == before
-    processes = [child for child in psutil.Process().children(recursive=True) if "tracker" not in str(child.cmdline())]
+    started = [child for child in psutil.Process().children(recursive=True) if child not in others]
+    processes = [child for child in started if "tracker" not in str(child.cmdline())]
     assert len(processes) >= 3  # the engine's, the worker's, and the watcher
     yield engine
     engine.close()

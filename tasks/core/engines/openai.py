@@ -182,7 +182,7 @@ class Endpoint:
         if self._tokenizer is None:
             from tasks.core import models
 
-            self._tokenizer = models.load_tokenizer(self.folder)
+            self._tokenizer = models.plain_tokenizer(self.folder)
         return self._tokenizer
 
 

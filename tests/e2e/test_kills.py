@@ -55,10 +55,6 @@ def name(record: dict[str, Any]) -> str:
     return f"{record['stage']}@{record['key']}" if record["key"] else str(record["stage"])
 
 
-def stage_of(hit: str | None) -> str:
-    return (hit or "").partition("@")[0]
-
-
 def kill_in(folder: Path, target: str, number: int, after: float, everything: bool, *forced: str) -> str | None:
     """Starts `dvc repro` and ends its process tree some seconds after the target began; the stage that was hit. Where
     the target was so quick that nobody saw it run, the tree ends in what came after it."""
@@ -98,19 +94,17 @@ def test_a_run_that_was_killed_many_times_ends_with_the_same_bytes(tmp_path: Pat
             with kept_server(folder):
                 hit = kill_in(folder, target, number, after, False)
         hits.append(hit)
+        for _ in range(5):
+            if hit == target:
+                break
+            hits.append(hit := kill_in(folder, target, signal.SIGKILL, 0.0, True, "-f", "-s", target))
         assert not list((folder / "data").rglob("*.part"))
         assert not list((folder / "data").rglob("*.tmp"))
-    missed = {stage_of(target): target for target in TARGETS if stage_of(target) not in map(stage_of, hits)}
-    with kept_server(folder):
-        for target in missed.values():  # quick ones, by themselves
-            for _ in range(6):
-                if stage_of(hits[-1]) != stage_of(target):
-                    hits.append(kill_in(folder, target, signal.SIGKILL, 0.0, False, "-f", "-s", target))
     run(folder, "dvc", "repro")
     assert digests(folder) == digests(finished)
     assert lock(folder) == lock(finished)
     assert "up to date" in run(folder, "dvc", "status")
-    assert {stage_of(hit) for hit in hits} >= {stage_of(target) for target in TARGETS}
+    assert {hit.partition("@")[0] for hit in hits if hit} >= {target.partition("@")[0] for target in TARGETS}
     nothing_left(folder)
 
 

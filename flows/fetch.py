@@ -97,7 +97,7 @@ def _loaded(root: Path, name: str, config: str | None, revision: str | None) -> 
             f"{name}: is no folder here, and the Hugging Face hub is out of reach ({_first(error)}); {advice}, correct the "
             "name, or copy the dataset's files and name their folder"
         ) from error
-    except (ValueError, RuntimeError, NotImplementedError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         hint = "; name the configuration with --config" if "onfig" in str(error) and config is None else ""
         raise BadInput(f"{name}: cannot be loaded: {_first(error)}{hint}") from error
 

@@ -17,6 +17,7 @@ the trainers' business.
 
 import hashlib
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -178,7 +179,7 @@ def _share(lengths: Ints, rank: int, world: int) -> Ints:
     return np.argsort(-lengths, kind="stable")[rank::world] if world > 1 else np.arange(len(lengths))
 
 
-class _Passes:
+class _Passes(ABC):
     """How the rows of a step are cut into forward passes, for one process or several."""
 
     def step(self, index: int, rank: int = 0, world: int = 1) -> list[Group]:
@@ -196,13 +197,13 @@ class _Passes:
         group = self.group(index, np.zeros(1, dtype=np.int64))
         return group | {name: np.zeros_like(group[name]) for name in ("token_weights", "pair_weights") if name in group}
 
+    @abstractmethod
     def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
         """Places in the step's plan that go through the model together."""
-        raise NotImplementedError
 
+    @abstractmethod
     def group(self, index: int, members: Ints) -> Group:
         """What the trainer is fed for these places."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def measure(root: Path, request: Mapping[str, Any], seconds: float) -> list[Foun
 
 def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
     """The findings, one after the other. `scratch`: an empty folder."""
-    from tasks.core import models
+    from tasks.core import models, rendering
 
     ends = time.monotonic() + request["seconds"]
     folder = Path(request["folder"]) if request["folder"] else _built(request["random"], scratch / "model")
@@ -65,8 +65,8 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
     def tokens(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
-    prompts = {k: [models.render(tokenizer, c) for c in several] for k, several in request["conversations"].items()}
-    parts = {p: [models.render(tokenizer, prompt) for prompt, _ in rows] for p, rows in request["rows"].items()}
+    prompts = {k: [rendering.render(tokenizer, c) for c in several] for k, several in request["conversations"].items()}
+    parts = {p: [rendering.render(tokenizer, prompt) for prompt, _ in rows] for p, rows in request["rows"].items()}
     replies = {p: [n + 1 for n in tokens([told for _, told in rows])] for p, rows in request["rows"].items()}
     yield {
         "prompts": {kind: _mean(tokens(texts)) for kind, texts in prompts.items()},
@@ -82,9 +82,9 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
 
 def _built(given: Mapping[str, Any], folder: Path) -> Path:
     """The architecture with random weights."""
-    from tasks.core import models
+    from tasks.core import models, rendering
 
-    tokenizer = models.make_tokenizer(given["vocabulary"], iter(given["texts"]), given["vocabulary_size"])
+    tokenizer = rendering.make_tokenizer(given["vocabulary"], iter(given["texts"]), given["vocabulary_size"])
     models.build(given["architecture"], tokenizer, 0, folder)
     return folder
 

@@ -24,7 +24,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks import training
-from tasks.core import architectures, digests, families, hub, models, tables
+from tasks.core import architectures, digests, families, hub, models, rendering, tables
 from tasks.core.blocks import Options, validate
 from tasks.core.context import Context, Pointer
 from tasks.core.errors import BadInput, EmptyDataset
@@ -54,7 +54,7 @@ def parse(section: Mapping[str, Any]) -> BaseOptions:
     if options.pretrained is None:
         architectures.check(options.architecture, "base.architecture")
     if options.chat_template is not None:
-        models.chat_template(options.chat_template)
+        rendering.chat_template(options.chat_template)
     if options.sft.lora is not None and options.sft.lora.adapter == "keep":
         raise BadInput(
             "base.sft.lora.adapter: given 'keep', but the model below the adapter is made here and kept nowhere; use merge"
@@ -108,7 +108,7 @@ def _pretrained(context: Context, folder: str) -> Pointer:
     place = context.write(f"{folder}/{models.BASE}").parent
     models.write_pointer(place, pointer, models.BASE)
     tokenizer = models.plain_tokenizer(source)
-    tokenizer.chat_template = models.chat_template(template)
+    tokenizer.chat_template = rendering.chat_template(template)
     if tokenizer.eos_token is None:
         raise BadInput(
             f"base.chat_template: the tokenizer of {name} has no end token (eos_token), so no reply could end"
@@ -129,9 +129,9 @@ def _trained(context: Context, folder: str) -> None:
     context.read("data/tasks/family.json")
     vocabulary = families.load(context.root).vocabulary()
     training.use_threads(options.sft.threads)
-    tokenizer = models.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
+    tokenizer = rendering.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
     if options.chat_template is not None:
-        tokenizer.chat_template = models.chat_template(options.chat_template)
+        tokenizer.chat_template = rendering.chat_template(options.chat_template)
     known = digests.of_value(
         [options.architecture, tokenizer.get_vocab(), options.chat_template and tokenizer.chat_template, context.seed]
     )

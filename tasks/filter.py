@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from tasks.blocks import selection
+from tasks.blocks import selecting, selection
 from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
@@ -30,7 +30,7 @@ def run(context: Context) -> None:
     critiques = tables.read(context.read(context.data("critiques.parquet")), tables.CRITIQUES)
     recritiques = tables.read(context.read(context.data("refinement_critiques.parquet")), tables.CRITIQUES)
     candidates = pl.concat([samples, refinements])
-    state = selection.Selection(
+    state = selecting.Selection(
         iteration=str(context.key),
         prompts=tables.read(context.read(context.data("prompts.parquet")), tables.PROMPTS),
         candidates=candidates,

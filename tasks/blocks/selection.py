@@ -7,68 +7,16 @@ scores never become a preference; they are counted.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import replace
 
 import polars as pl
 from pydantic import Field
 
-from tasks.blocks.critics import aggregate
-from tasks.blocks.judges import outcomes, undecided
+from tasks.blocks.pairs import pairs_best_worst, pairs_preferred, pairs_vote_margin
+from tasks.blocks.selecting import NoOptions, Selection, reply_of, row_id
 from tasks.core import tables
 from tasks.core.blocks import Block, Bound, Options
 from tasks.core.errors import BadInput, unknown_name
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The state that filter blocks pass on. `kept` is a part of `candidates`; both are CANDIDATES."""
-
-    iteration: str
-    prompts: pl.DataFrame  # PROMPTS
-    candidates: pl.DataFrame  # all samples and refinements
-    critiques: pl.DataFrame  # CRITIQUES of all candidates
-    kept: pl.DataFrame
-    sft: pl.DataFrame  # SFT rows made so far
-    pairs: pl.DataFrame  # PAIRS made so far
-    dropped: pl.DataFrame  # DROPPED
-    corpus: pl.DataFrame  # SFT rows of the seed corpus
-    earlier_sft: pl.DataFrame  # SFT rows of the previous iteration's dataset
-    earlier_pairs: pl.DataFrame
-
-    def opinions(self, critic: str, block: str) -> pl.DataFrame:
-        """`aggregate` of a critic. Raises `UnknownName` for one that never judged."""
-        return aggregate(self._of(critic, block), critic)
-
-    def outcomes(self, critic: str, block: str) -> pl.DataFrame:
-        """`judges.outcomes` of a critic that compares: one row per pair. Raises `UnknownName`."""
-        return outcomes(self._of(critic, block))
-
-    def _of(self, critic: str, block: str) -> pl.DataFrame:
-        known = self.critiques["critic"].unique().to_list()
-        if critic not in known and self.candidates.height:
-            raise unknown_name("critic", critic, known, f"filter.{block}.critic")
-        return self.critiques.filter(pl.col("critic") == critic)
-
-    def narrow(self, block: str, reasons: pl.DataFrame) -> "Selection":
-        """Drops candidates. `reasons`: `candidate_id` and `reason`; a null reason keeps the candidate."""
-        judged = self.kept.join(reasons, on="candidate_id", how="left", maintain_order="left")
-        gone = judged.filter(pl.col("reason").is_not_null()).select(
-            row_id="candidate_id", prompt_id="prompt_id", block=pl.lit(block), reason="reason"
-        )
-        kept = judged.filter(pl.col("reason").is_null()).drop("reason")
-        return replace(self, kept=kept, dropped=pl.concat([self.dropped, gone]))
-
-    def note(self, block: str, rows: list[tuple[str, str, str]]) -> pl.DataFrame:
-        """`dropped` with rows (id, prompt, reason) added."""
-        frame = pl.DataFrame([(i, p, block, r) for i, p, r in rows], schema=tables.DROPPED, orient="row")
-        return pl.concat([self.dropped, frame])
-
-
-class NoOptions(Options):
-    pass
 
 
 class OfCritic(Options):
@@ -212,136 +160,13 @@ def positives(state: Selection, options: NoOptions) -> Selection:
     """One SFT row for every candidate kept: the prompt itself, answered by the response."""
     questions = state.prompts.select("prompt_id", question="messages")
     rows = [
-        (_row_id(question, response), "own", question, _reply(response), 1.0, prompt, candidate, state.iteration)
+        (row_id(question, response), "own", question, reply_of(response), 1.0, prompt, candidate, state.iteration)
         for question, response, prompt, candidate in state.kept.join(questions, on="prompt_id", how="left")
         .select("question", "response", "prompt_id", "candidate_id")
         .iter_rows()
     ]
     made = pl.DataFrame(rows, schema=tables.SFT, orient="row")
     return replace(state, sft=pl.concat([state.sft, made]))
-
-
-class PairsBestWorst(Options):
-    critic: str
-    min_margin: float = Field(gt=0)  # smallest difference in score that counts as a preference
-    per_prompt: int = Field(ge=1)
-
-
-def pairs_best_worst(state: Selection, options: PairsBestWorst) -> Selection:
-    """Best against worst by the critic's score (Self-Rewarding Language Models, Yuan et al. 2024); the k-th best
-    against the k-th worst where `per_prompt` is more than one."""
-    scored = _scored(state, options.critic, "pairs_best_worst")
-    return _pair(state, scored, "pairs_best_worst", options.min_margin, options.per_prompt, lambda margin: 1.0)
-
-
-class PairsVoteMargin(Options):
-    critic: str  # a vote critic
-    at_least: float = Field(ge=0, le=1)  # gate: vote share of the chosen answer
-    per_prompt: int = Field(ge=1)
-
-
-def pairs_vote_margin(state: Selection, options: PairsVoteMargin) -> Selection:
-    """Most against least voted answer with weight (V+ - V-)/k (Self-Consistency Preference Optimization, Prasad et
-    al. 2024): scores are vote shares V/k, so the weight is their difference. Gate: V+/k >= `at_least`."""
-    scored = _scored(state, options.critic, "pairs_vote_margin")
-    best = pl.col("score").max().over("prompt_id")
-    weak = scored.filter(best < options.at_least)
-    reason = f"vote share below {options.at_least:g}"
-    noted = [(prompt, prompt, reason) for prompt in weak["prompt_id"].unique(maintain_order=True)]
-    state = replace(state, dropped=state.note("pairs_vote_margin", noted))
-    strong = scored.filter(best >= options.at_least).unique(["prompt_id", "answer"], keep="first", maintain_order=True)
-    return _pair(state, strong, "pairs_vote_margin", 1e-9, options.per_prompt, lambda margin: margin)
-
-
-class PairsPreferred(Options):
-    critic: str  # a pairwise critic
-    min_margin: float = Field(ge=0, le=1)  # smallest |2 score - 1|: 1 where every draw says the same
-    per_prompt: int = Field(ge=1)
-
-
-def pairs_preferred(state: Selection, options: PairsPreferred) -> Selection:
-    """Every pair that the judge decided, better against worse; of a prompt those with the largest margin. Only pairs of
-    candidates that are both kept."""
-    questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
-    kept = {row[0]: row[1:] for row in state.kept.select("candidate_id", "prompt_id", "response").iter_rows()}
-    found: dict[str, list[tuple[float, str, str]]] = {}
-    skipped = []
-    outcomes = state.outcomes(options.critic, "pairs_preferred").with_columns(
-        why=pl.coalesce("why", undecided("better", "score"))
-    )
-    for one, two, better, score, _, why in outcomes.iter_rows():
-        if one not in kept or two not in kept:
-            continue
-        prompt = kept[one][0]
-        margin = 0.0 if score is None else round(abs(2 * score - 1), 6)
-        if better is None:
-            skipped.append((one, prompt, why))
-        elif margin < options.min_margin:
-            skipped.append((one, prompt, "margin too small"))
-        elif kept[one][1].strip() == kept[two][1].strip():
-            skipped.append((one, prompt, "equal texts"))
-        else:
-            found.setdefault(prompt, []).append((-margin, *((one, two) if better else (two, one))))
-    rows = []
-    for prompt in state.prompts["prompt_id"]:
-        for place, (margin, good, bad) in enumerate(sorted(found.get(prompt, []))):
-            if place >= options.per_prompt:
-                skipped.append((good, prompt, "over the cap"))
-                continue
-            question, chosen, rejected = questions[prompt], kept[good][1], kept[bad][1]
-            rows.append(
-                (_row_id(question, chosen, rejected), "own", question, _reply(chosen), _reply(rejected), -margin,
-                 1.0, 0.0, prompt, good, bad, state.iteration)
-            )  # fmt: skip
-    told = {*found, *(prompt for _, prompt, _ in skipped)}
-    skipped += [(prompt, prompt, "no pair compared") for prompt in state.prompts["prompt_id"] if prompt not in told]
-    made = pl.DataFrame(rows, schema=tables.PAIRS, orient="row")
-    return replace(state, pairs=pl.concat([state.pairs, made]), dropped=state.note("pairs_preferred", sorted(skipped)))
-
-
-def _scored(state: Selection, critic: str, block: str) -> pl.DataFrame:
-    """The kept candidates that have a score, in a fixed order."""
-    opinions = state.opinions(critic, block).select("candidate_id", "score")
-    joined = state.kept.join(opinions, on="candidate_id", how="inner")
-    return joined.filter(pl.col("score").is_not_null()).sort("prompt_id", "candidate_id")
-
-
-def _pair(
-    state: Selection, scored: pl.DataFrame, block: str, margin: float, count: int, weight: Callable[[float], float]
-) -> Selection:
-    """Pairs from scored candidates: k-th best against k-th worst while the margin holds."""
-    questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
-    rows, skipped = [], []
-    known = {*scored["prompt_id"], *state.dropped.filter(pl.col("block") == block)["prompt_id"]}
-    skipped += [(p, p, "no candidate with a score") for p in state.prompts["prompt_id"] if p not in known]
-    ranked = scored.sort(["prompt_id", "score", "candidate_id"], descending=[False, True, False])
-    ordered = ranked.select("prompt_id", "candidate_id", "response", "score").iter_rows()
-    for prompt, group in groupby(ordered, key=itemgetter(0)):
-        found = [row[1:] for row in group]
-        for k in range(min(count, len(found) // 2) or 1):
-            (good, chosen, high), (bad, rejected, low) = found[k], found[-1 - k]
-            if good == bad:
-                skipped.append((good, str(prompt), "nothing to compare with"))
-            elif high - low < margin:
-                skipped.append((good, str(prompt), "tie"))
-            elif chosen.strip() == rejected.strip():
-                skipped.append((good, str(prompt), "equal texts"))
-            else:
-                question, gap = questions[str(prompt)], round(high - low, 6)
-                rows.append(
-                    (_row_id(question, chosen, rejected), "own", question, _reply(chosen), _reply(rejected), gap,
-                     round(weight(gap), 6), 0.0, str(prompt), good, bad, state.iteration)
-                )  # fmt: skip
-    made = pl.DataFrame(rows, schema=tables.PAIRS, orient="row")
-    return replace(state, pairs=pl.concat([state.pairs, made]), dropped=state.note(block, skipped))
-
-
-def _reply(response: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": response}]
-
-
-def _row_id(question: object, *responses: str) -> str:
-    return tables.content_id(question, *responses)
 
 
 # --- mix ---------------------------------------------------------------------------------------------

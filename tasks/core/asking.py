@@ -172,7 +172,7 @@ class Asker:
     def render(self, messages: Sequence[Messages | str]) -> list[str]:
         """The text the model reads: a conversation with the chat template and the opening of the reply, a text as it
         stands; for a server that renders messages itself, the messages as JSON."""
-        from tasks.core import models
+        from tasks.core import models, rendering
 
         if _server_renders(self.engine_options):
             if any(isinstance(asked, str) for asked in messages):
@@ -183,7 +183,7 @@ class Asker:
             return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.folder)
-        return [asked if isinstance(asked, str) else models.render(self._tokenizer, asked) for asked in messages]
+        return [asked if isinstance(asked, str) else rendering.render(self._tokenizer, asked) for asked in messages]
 
     def identity(self) -> dict[str, Any]:
         """Everything but the requests that decides what the engine replies."""

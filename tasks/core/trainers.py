@@ -18,15 +18,11 @@ equal bytes, whether or not the training was interrupted. Started by `accelerate
 one of several processes: each takes its share of a step's rows, the gradients add up to those of the whole step, and
 the first process writes the model.
 
-LoRA (Hu et al. 2021) trains low-rank adapters on a frozen base, which with `load_in_4bit` is held in 4 bits (QLoRA,
-Dettmers et al. 2023). Where the initial model is an adapter already, that adapter is trained on: its base stays the
-same from one iteration to the next, and every iteration is one plain PEFT adapter. `adapter: keep` writes the adapter
-alone, `merge` a whole model, merged in float32.
+`lora`: see `tasks.core.adapters`. `adapter: keep` writes the adapter alone, `merge` a whole model, merged in float32.
 """
 
 import contextlib
 import copy
-import json
 import math
 import shutil
 import time
@@ -39,17 +35,16 @@ import numpy as np
 import torch
 from accelerate import DistributedType
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import is_bitsandbytes_available, logging
+from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from tasks.core import models
+from tasks.core import adapters, models
 from tasks.core.batches import Batches, Rows, SftBatches, pack
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import StageFailed
 from tasks.core.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
 
 COMPLETE = "complete"  # marker of a checkpoint that was written to its end
@@ -251,12 +246,12 @@ def fit(
     arguments = arguments_for(
         kind, checkpoints, options, seed
     )  # before the model: DeepSpeed and FSDP load it their way
-    model, tokenizer = _initial(initial, options), models.load_tokenizer(initial)
+    model, tokenizer = adapters.initial(initial, options), models.load_tokenizer(initial)
     config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
     trainer = trainer_for(kind, model, tokenizer, arguments, sources, options)
     if options.lora and (found := models.parts(initial)).adapter:
-        _take_up(trainer.model, found.adapter, options.lora)
+        adapters.take_up(trainer.model, found.adapter, options.lora)
     trainer.add_callback(report)
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     seconds = time.perf_counter() - report.began
@@ -269,7 +264,7 @@ def fit(
         if options.lora:
             weights = models.parts(initial).weights
             named = base or Pointer(str(weights.resolve()), models.digest(weights))
-            _write_adapter(trainer.model, state, named, tokenizer, aside)
+            adapters.write(trainer.model, state, named, tokenizer, aside)
             if options.lora.adapter == "merge":
                 trained = load(aside)
                 shutil.rmtree(aside)
@@ -339,7 +334,7 @@ def trainer_for(
         "args": arguments,
         "train_dataset": Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # never read: see _Planned
         "processing_class": tokenizer,
-        "peft_config": _lora(options.lora),
+        "peft_config": adapters.configuration(options.lora),
         "sources": sources,
         "rate": schedule(options.schedule, options.steps, options.warmup_steps, options.final_share),
     }
@@ -374,79 +369,6 @@ def check_packing(model: Any) -> None:
     if not torch.allclose(seen[0], seen[1], rtol=0, atol=1e-5 * float(seen[0].abs().max())):
         kind = getattr(model.config, "model_type", "this model")
         raise StageFailed(f"packing: in a {kind} model packed rows see one another; set it to false")
-
-
-def _initial(folder: Path, options: Any) -> Any:
-    """The model that training starts from: below LoRA the base without its adapter, in bfloat16 or 4 bits if so wanted."""
-    if not options.lora:
-        return load(folder)
-    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    weights = models.parts(folder).weights
-    if not options.lora.load_in_4bit:
-        return load(weights, dtype)
-    if not (torch.cuda.is_available() and is_bitsandbytes_available()):
-        raise BadInput(
-            "lora.load_in_4bit: it needs a CUDA GPU and bitsandbytes, and one of them is missing; set it to false"
-        )
-    four = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    return load(weights, dtype, quantization_config=four, device_map={"": torch.cuda.current_device()})
-
-
-def _lora(options: Any) -> Any:
-    if options is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=list(options.targets),
-        task_type="CAUSAL_LM",
-    )
-
-
-def _take_up(model: Any, adapter: Path, options: Any) -> None:
-    """Puts the weights of an adapter into the new one. Raises `StageFailed` if they are of another shape."""
-    from peft import set_peft_model_state_dict
-
-    config = models.read_json(adapter / models.ADAPTER)
-    before = {name: config.get(name) for name in ("r", "lora_alpha")} | {"target_modules": _names(config)}
-    now = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": sorted(options.targets)}
-    if before != now:
-        raise StageFailed(
-            f"lora: the initial model is an adapter with {before}, which training continues, and the options say {now}; "
-            "give the same, or begin anew from a whole model (adapter: merge)"
-        )
-    set_peft_model_state_dict(model, load_file(adapter / models.ADAPTER_WEIGHTS))
-
-
-def _names(config: Mapping[str, Any]) -> Any:
-    given = config.get("target_modules")
-    return sorted(given) if isinstance(given, list) else given
-
-
-def _write_adapter(model: Any, state: Any, base: Pointer, tokenizer: Any, folder: Path) -> None:
-    """A PEFT adapter with its tokenizer, and `base.json`, which says by path and digest what it belongs to."""
-    from peft import get_peft_model_state_dict
-
-    models.write_pointer(folder, base, models.BASE)
-    weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
-    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
-    save_file(weights, folder / models.ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config |= {"base_model_name_or_path": base.path, "inference_mode": True}
-    config["target_modules"] = sorted(config["target_modules"])
-    text = json.dumps(config, sort_keys=True, indent=2, default=_listed)
-    (folder / models.ADAPTER).write_text(text + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(folder)
-
-
-def _listed(value: Any) -> Any:
-    """JSON for what a PEFT configuration holds beside plain values: sets and enumerations."""
-    return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
 
 
 def _write(model: Any, state: Any, initial: Path, tokenizer: Any, folder: Path) -> None:

@@ -27,9 +27,9 @@ from tasks.core.errors import BadInput
 from tasks.core.family import Choice, Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
 from tasks.core.plain_text import simple
 from tasks.families import text_replies, text_rows, text_templates
+from tasks.families.text_fields import Row
 from tasks.families.text_options import Options
 from tasks.families.text_replies import POINTS
-from tasks.families.text_rows import Row
 from tasks.families.text_templates import defused
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"

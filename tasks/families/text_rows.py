@@ -16,34 +16,23 @@ Rows that break a rule of the format (broken JSON, a missing field, fields of se
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.core import digests, overlap
 from tasks.core.errors import BadInput
 from tasks.families import text_files
+from tasks.families.text_fields import Reader, Row
 from tasks.families.text_options import Options
 
 LONGEST_PROMPT = 100_000  # characters
 SAMPLED, SAMPLED_FILES = 100, 50  # rows of a file, and files of a folder, that are looked at before any work
 SMALL = 8 * 2**20  # bytes of data that are read as a whole before any work
 WHERE = "prepare.options"
-NAMES = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 Extract = Callable[[str], str | None]  # the answer in a text
-
-
-class Row(NamedTuple):
-    """One row: where it is from, its own id where a field for it is named, and what is used of it."""
-
-    file: str
-    number: int
-    id: str | None
-    prompt: str
-    answer: str | None
-    system: str | None
 
 
 class Drop(NamedTuple):
@@ -143,7 +132,7 @@ def is_small(options: Options, path: Path) -> bool:
 def sample(options: Options, path: Path) -> None:
     """Reads the first rows of the files. Raises `BadInput` for what is wrong with them."""
     given = sources(options, path)
-    reader = _Reader(options, path)
+    reader = Reader(options, path)
     for file in given.rows[:SAMPLED_FILES]:
         for _ in islice(reader.rows(file), SAMPLED):
             pass
@@ -160,7 +149,7 @@ def select(options: Options, path: Path, extract: Extract) -> Selected:
     given = sources(options, path)
     if given.others:
         made.counts["files_that_are_no_data"] = len(given.others)
-    reader = _Reader(options, path)
+    reader = Reader(options, path)
     rows = _limited(options, _of_split(options, reader, given.rows, made), made)
     if not made.counts["read"]:
         raise BadInput(
@@ -179,7 +168,7 @@ def select(options: Options, path: Path, extract: Extract) -> Selected:
 
 
 # --- steps ---------------------------------------------------------------------------------------------------
-def _of_split(options: Options, reader: "_Reader", files: Sequence[Path], made: Selected) -> Iterator[Row]:
+def _of_split(options: Options, reader: Reader, files: Sequence[Path], made: Selected) -> Iterator[Row]:
     made.counts |= {"read": 0, "other_split": 0}
     for file in files:
         for row, split in reader.split_rows(file):
@@ -302,104 +291,3 @@ def _drop(
 
 def _place(path: Path, row: Row) -> Path:
     return path / row.file if path.is_dir() else path
-
-
-# --- fields --------------------------------------------------------------------------------------------------
-class _Reader:
-    """Maps records to rows; remembers of which type every field was, so that mixed types are seen."""
-
-    def __init__(self, options: Options, path: Path) -> None:
-        self.options, self.path = options, path
-        named = (options.prompt_field, options.messages_field, options.answer_field, options.system_field)
-        fields = [*named, options.id_field, options.split.field]
-        self.fields = list(dict.fromkeys(name for name in fields if name is not None))
-        self._types: dict[str, tuple[str, str]] = {}
-
-    def rows(self, file: Path) -> Iterator[Row]:
-        for row, _ in self.split_rows(file):
-            yield row
-
-    def split_rows(self, file: Path) -> Iterator[tuple[Row, str | None]]:
-        """The file's rows, each with its value of the split's field."""
-        options, name = self.options, text_files.relative(file, self.path)
-        for number, record in text_files.records(file, self.fields):
-
-            def text(given: str | None, *types: type, of: Mapping[str, Any] = record, at: int = number) -> str | None:
-                return None if given is None else self._text(file, at, given, of[given], types or (str,))
-
-            split = text(options.split.field, str, bool, int)
-            system = text(options.system_field)
-            own = text(options.id_field, str, int)
-            answer = None
-            if options.messages_field is not None:
-                prompt, reply, turn = self._messages(file, number, options.messages_field, record)
-                system = turn if options.system_field is None else system
-                answer = reply if options.answer_field == options.messages_field else None
-            else:
-                prompt = text(options.prompt_field) or ""
-            if options.answer_field not in (None, options.messages_field):
-                answer = text(options.answer_field, str, int, float)
-            yield Row(name, number, own, prompt, answer, (system or "").strip() or None), split
-
-    def benchmark(self, name: str, file: Path) -> Iterator[Row]:
-        """The prompts of a benchmark's file; those without text are left out."""
-        assert self.options.decontaminate is not None
-        field = self.options.decontaminate.benchmarks[name].field
-        for number, record in text_files.records(file, [field]):
-            text = self._text(file, number, field, record[field], (str,), f"{name}: {field}")
-            if text and text.strip():
-                yield Row(text_files.relative(file, self.path), number, None, text, None, None)
-
-    def _text(
-        self, file: Path, number: int, field: str, value: Any, types: tuple[type, ...], name: str | None = None
-    ) -> str | None:
-        """The value as text, None for null. Raises `BadInput` for another type than allowed, or than before."""
-        if value is None:
-            return None
-        if type(value) not in types:
-            allowed = " or ".join(dict.fromkeys(NAMES[t] for t in types))
-            raise BadInput(
-                f"{file}: row {number}: field '{field}' is of type {type(value).__name__}; it must be {allowed}"
-            )
-        kind = NAMES[type(value)]
-        before, where = self._types.setdefault(name or field, (kind, f"row {number} of {file.name}"))
-        if before != kind:
-            raise BadInput(
-                f"{file}: row {number}: field '{field}' is {kind}, but {before} in {where}; make it one type"
-            )
-        text = str(value)
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise BadInput(
-                    f"{file}: row {number}: field '{field}' has half a surrogate pair, no valid text"
-                ) from error
-        return text
-
-    def _messages(
-        self, file: Path, number: int, field: str, record: Mapping[str, Any]
-    ) -> tuple[str, str | None, str | None]:
-        """The first user message, the reply that follows it, and the system message before it."""
-        turns = record[field]
-        if turns is None:
-            return "", None, None
-        wrong = not isinstance(turns, list) or any(
-            not isinstance(t, dict) or not {"role", "content"} <= set(t) for t in turns
-        )
-        if wrong:
-            raise BadInput(
-                f"{file}: row {number}: field '{field}' is no list of messages with role and content "
-                f"(given {str(turns)[:80]!r}); rename its keys, or name a field of plain text in prompt_field"
-            )
-        roles = [str(turn["role"]) for turn in turns]
-        if "user" not in roles:
-            return "", None, None
-        place = roles.index("user")
-
-        def content(index: int) -> str | None:
-            return self._text(file, number, field, turns[index]["content"], (str,), f"{field}.content")
-
-        system = content(0) if place and roles[0] == "system" else None
-        reply = content(place + 1) if roles[place + 1 : place + 2] == ["assistant"] else None
-        return content(place) or "", reply, system

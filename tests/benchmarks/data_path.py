@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import critique, filter, refine, sample
-from tasks.core import families, models, tables
+from tasks.core import families, models, rendering, tables
 from tasks.core.asking import Opener
 from tasks.core.context import Pointer
 from tasks.core.engine import Completion, Sampling
@@ -82,7 +82,7 @@ def prepare(root: Path, rows: int) -> Path:
     family = families.create("strings", FAMILY)
     (root / "data/tasks").mkdir(parents=True)
     (root / "data/tasks/family.json").write_text(json.dumps({"name": "strings", "options": FAMILY}))
-    tokenizer = models.make_tokenizer(family.vocabulary(), [], 2000)
+    tokenizer = rendering.make_tokenizer(family.vocabulary(), [], 2000)
     models.build(MODEL, tokenizer, 0, root / "data/i00/candidate")
     policy(root, "i00", models.digest(root / "data/i00/candidate"))
     made = []

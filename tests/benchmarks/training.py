@@ -31,7 +31,7 @@ def main() -> int:
     given = parser.parse_args()
 
     from tasks.blocks import training
-    from tasks.core import families, models, tables
+    from tasks.core import families, models, rendering, tables
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     family = families.create(params["prepare"]["family"], params["prepare"]["options"])
@@ -54,7 +54,7 @@ def main() -> int:
     training.use_threads(given.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = models.make_tokenizer(family.vocabulary(), [], 2000)
+        tokenizer = rendering.make_tokenizer(family.vocabulary(), [], 2000)
         models.build(params["base"]["architecture"], tokenizer, 0, folder / "initial")
         job = training.Job(
             initial=folder / "initial",

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tasks.core import engines, models
+from tasks.core import engines, models, rendering
 from tasks.core.engine import Sampling
 from tasks.core.engines import draws
 from tasks.core.serving import DEFAULTS
@@ -82,7 +82,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         if chosen.model is None:
-            models.build(SIZES, models.word_tokenizer(WORDS), 0, Path(folder))
+            models.build(SIZES, rendering.word_tokenizer(WORDS), 0, Path(folder))
         serving = {**DEFAULTS["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
         engine: Any = engines.load(
             "vllm", chosen.model or Path(folder), "float32", chosen.threads, chosen.batch_size, serving

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.blocks import benchmarks
-from tasks.core import models
+from tasks.core import models, rendering
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling, no_reply
@@ -107,7 +107,7 @@ def test_examples_come_as_turns_or_as_text(folder: Path) -> None:
     measure(folder, ask(folder, Scripted(note)), tasks=["facts"], fewshot=2, limit=1)
     assert len(seen[0].splitlines()) == 5  # two examples, each a question and an answer, and the question
     seen.clear()
-    models.build(ARCHITECTURE, models.bpe_tokenizer(["fact 1 + 2 = 3"] * 9, 300), 1, folder / "model")
+    models.build(ARCHITECTURE, rendering.bpe_tokenizer(["fact 1 + 2 = 3"] * 9, 300), 1, folder / "model")
     measure(
         folder, ask(folder, Scripted(note), folder / "model"), tasks=["facts"], fewshot=2, limit=1, chat_template=False
     )
@@ -183,7 +183,7 @@ def test_lm_evals_own_model_gives_the_same_figures(folder: Path, chat: bool) -> 
     from lm_eval.tasks import TaskManager
 
     texts = [f"{row['question']} {row['answer']}" for row in FACTS]
-    models.build({**ARCHITECTURE, "initializer_range": 0.3}, models.bpe_tokenizer(texts, 400), 3, folder / "model")
+    models.build({**ARCHITECTURE, "initializer_range": 0.3}, rendering.bpe_tokenizer(texts, 400), 3, folder / "model")
     choice = (folder / "tasks/benchmarks/facts_choice.yaml").read_text()
     likely = choice.replace("facts_choice", "facts_likely").replace("multiple_choice", "loglikelihood")
     likely = likely.replace("{{right}}", " {{answer}}").replace('doc_to_choice: "{{choices}}"\n', "")

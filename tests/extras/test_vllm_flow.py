@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.core import engines, models, tables
+from tasks.core import engines, models, rendering, tables
 from tasks.core.engine import Sampling
 from tests.e2e.workspace import edit, lock, requests_made, run, workspace
 
@@ -57,7 +57,7 @@ def test_the_trained_weights_are_those_that_were_evaluated(evolved: Path) -> Non
     replies = {}
     for key in ("i00", "i01"):
         folder = evolved / f"data/{key}/candidate"
-        prompts = models.render_many(models.load_tokenizer(folder), heldout["messages"].to_list())
+        prompts = rendering.render_many(models.load_tokenizer(folder), heldout["messages"].to_list())
         found = engines.load("transformers", folder, "float32", 2, 64).generate(prompts, Sampling(1, 0.0, 1.0, 16, 0))
         predictions = tables.read(evolved / f"data/{key}/evaluation/predictions.parquet", tables.PREDICTIONS)
         greedy = predictions.filter(pl.col("kind") == "greedy").sort("prompt_id")

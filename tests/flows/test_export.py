@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import export, layout, recipe
-from tasks.core import models, tables
+from tasks.core import models, rendering, tables
 from tasks.core.errors import BadInput, StageFailed
 
 ARCHITECTURE = {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -24,7 +24,7 @@ FIGURES = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "pass_at_
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "candidate"
-    models.build(ARCHITECTURE, models.word_tokenizer(["a", "b", "c"]), 1, folder)
+    models.build(ARCHITECTURE, rendering.word_tokenizer(["a", "b", "c"]), 1, folder)
     return folder
 
 

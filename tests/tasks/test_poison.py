@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.blocks import critics, selection
+from tasks.blocks import critics, selecting, selection
 from tasks.blocks.sampling import candidates
 from tasks.core import families, tables
 from tasks.core.blocks import bind
@@ -341,7 +341,7 @@ def filtered(prompts, samples, critiques, **section):
     empty = {"sft": tables.SFT, "pairs": tables.PAIRS, "dropped": tables.DROPPED, "corpus": tables.SFT}
     empty |= {"earlier_sft": tables.SFT, "earlier_pairs": tables.PAIRS}
     tables_ = {field: tables.empty(schema) for field, schema in empty.items()}
-    state = selection.Selection("i01", prompts, samples, critiques, kept=samples, **tables_)
+    state = selecting.Selection("i01", prompts, samples, critiques, kept=samples, **tables_)
     for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
         state = bound(state)
     return state

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.blocks import critics, sampling, selection
+from tasks.blocks import critics, sampling, selecting, selection
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tests.endpoint import Answer, Body, Endpoint, completion
@@ -50,7 +50,7 @@ def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, 
     empty = {"sft": tables.SFT, "pairs": tables.PAIRS, "dropped": tables.DROPPED, "corpus": tables.SFT}
     empty |= {"earlier_sft": tables.SFT, "earlier_pairs": tables.PAIRS}
     start = {name: tables.empty(schema) for name, schema in empty.items()}
-    state = selection.Selection("i01", table, samples, found, kept=samples, **start)
+    state = selecting.Selection("i01", table, samples, found, kept=samples, **start)
     section = {"pairs_best_worst": {"critic": "j", "min_margin": 0.1, "per_prompt": 2}}
     for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
         state = bound(state)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks import base, train
-from tasks.core import engines, models, tables
+from tasks.core import engines, models, rendering, tables
 from tasks.core.context import Context, Pointer
 from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, StageFailed, UnknownName
 from tests import tiny
@@ -113,7 +113,7 @@ def test_base_trains_a_tokenizer_where_the_family_has_no_words(context, monkeypa
     monkeypatch.setattr("tasks.core.families.load", lambda root: Words(None))
     base.run(context)
     tokenizer = models.load_tokenizer(candidate(context))
-    assert models.render(tokenizer, [{"role": "user", "content": "3 :"}]) == "<|user|>3 :<|end|><|assistant|>"
+    assert rendering.render(tokenizer, [{"role": "user", "content": "3 :"}]) == "<|user|>3 :<|end|><|assistant|>"
 
 
 def test_a_pretrained_model_is_pointed_at_and_not_copied(context, trained, tmp_path):
@@ -141,9 +141,9 @@ def test_a_pretrained_model_without_a_chat_template_gets_one_beside_it(context, 
     assert (pointer.path, pointer.digest) == ("data/i00/candidate", models.digest(candidate(context)))
     models.verify(models.resolve(context.root, pointer), pointer)
     engine = engines.load("transformers", candidate(context), "float32", 1, 4)
-    assert engine.tokenizer.chat_template == models.chat_template("plain")
+    assert engine.tokenizer.chat_template == rendering.chat_template("plain")
     train.run(trained)
-    assert models.load_tokenizer(candidate(trained)).chat_template == models.chat_template("plain")
+    assert models.load_tokenizer(candidate(trained)).chat_template == rendering.chat_template("plain")
 
 
 def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.blocks import selection
+from tasks.blocks import selecting, selection
 from tasks.blocks.sampling import candidates
 from tasks.core import tables
 from tasks.core.blocks import bind
@@ -25,7 +25,7 @@ def state(scores, earlier=None, corpus=None):
         (cid, None, "c", 0, "", verdict, score, score is not None, None if score is not None else "junk", 0, "m")
         for cid, (verdict, score) in zip(samples["candidate_id"], flat, strict=True)
     ]
-    return selection.Selection(
+    return selecting.Selection(
         iteration="i02",
         prompts=table,
         candidates=samples,

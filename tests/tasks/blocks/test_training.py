@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import engines, models, tables
+from tasks.core import engines, models, rendering, tables
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, EmptyDataset, StageFailed
 from tests import tiny
 
 torch.set_num_threads(1)
 
-TOKENIZER = models.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
+TOKENIZER = rendering.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
 ARCHITECTURE = {**tiny.ARCHITECTURE, "max_position_embeddings": 32}
 SHORT = {"steps": 12, "warmup_steps": 2, "checkpoint_steps": 5}
 SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}

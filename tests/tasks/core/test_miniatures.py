@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tasks.blocks import training
-from tasks.core import engines, models
+from tasks.core import engines, models, rendering
 from tasks.core.engine import Sampling
 from tests import tiny
 
@@ -50,7 +50,7 @@ def conversations():
 
 
 TEXTS = conversations()
-TOKENIZER = models.make_tokenizer(None, [text for pair in TEXTS for text in pair], 700)
+TOKENIZER = rendering.make_tokenizer(None, [text for pair in TEXTS for text in pair], 700)
 SHORT = sorted(TEXTS, key=lambda pair: len(pair[0] + pair[1]))[:4]
 
 
@@ -65,7 +65,7 @@ def test_asked_and_scored_as_transformers_does(folder):
     models.validate_folder(folder)
     engine = engines.load("transformers", folder, "float32", 1, 8)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
-    prompts = [models.render(TOKENIZER, tiny.user(question)) for question, _ in SHORT]
+    prompts = [rendering.render(TOKENIZER, tiny.user(question)) for question, _ in SHORT]
     replies = engine.generate(prompts, Sampling(1, 0.0, 1.0, 12, 0))
     scores = engine.score(prompts, [answer for _, answer in SHORT])
     for prompt, (reply,), (_, answer), score in zip(prompts, replies, SHORT, scores, strict=True):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import models
+from tasks.core import models, rendering
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, UnknownName
 from tests import tiny
@@ -17,9 +17,9 @@ from tests import tiny
 torch.set_num_threads(1)
 
 WORDS = ["solve", ":", "->", "=", "+", *(str(n) for n in range(61))]
-WORD = models.make_tokenizer(WORDS, [], 300)
+WORD = rendering.make_tokenizer(WORDS, [], 300)
 TEXTS = ["How many apples has Ann?", "Ann has 12 apples. #### 12", "naïve café"] * 5
-BPE = models.make_tokenizer(None, TEXTS, 400)
+BPE = rendering.make_tokenizer(None, TEXTS, 400)
 ASKED = [{"role": "user", "content": "solve 3 4 -> 7 :"}]
 
 
@@ -35,9 +35,9 @@ def ids(tokenizer, text):
 
 
 def test_word_level_text_is_content_and_a_space_and_replies_end():
-    assert models.render(WORD, ASKED) == "solve 3 4 -> 7 : "
+    assert rendering.render(WORD, ASKED) == "solve 3 4 -> 7 : "
     whole = [*ASKED, {"role": "assistant", "content": "3 + 4 = 7"}]
-    (text,) = models.render_many(WORD, [whole], reply=False)
+    (text,) = rendering.render_many(WORD, [whole], reply=False)
     assert text == "solve 3 4 -> 7 : 3 + 4 = 7<eos>"
     assert ids(WORD, text)[-1] == WORD.eos_token_id
     assert len(ids(WORD, text)) == 12
@@ -48,17 +48,17 @@ def test_a_word_outside_the_vocabulary_is_unknown_and_a_bad_vocabulary_is_refuse
     assert ids(WORD, "nonsense") == [WORD.unk_token_id]
     for bad in ("two words", "", "<eos>"):
         with pytest.raises(BadInput, match="vocabulary"):
-            models.word_tokenizer(["a", bad])
+            rendering.word_tokenizer(["a", bad])
 
 
 def test_role_marked_text_of_the_trained_tokenizer():
-    assert models.render(BPE, [{"role": "user", "content": "Hi"}]) == "<|user|>Hi<|end|><|assistant|>"
+    assert rendering.render(BPE, [{"role": "user", "content": "Hi"}]) == "<|user|>Hi<|end|><|assistant|>"
     with pytest.raises(StageFailed, match="unknown role"):
-        models.render(BPE, [{"role": "tool", "content": "Hi"}])
+        rendering.render(BPE, [{"role": "tool", "content": "Hi"}])
 
 
 def test_training_a_tokenizer_twice_gives_the_same_one():
-    again = models.make_tokenizer(None, iter(TEXTS), 400)
+    again = rendering.make_tokenizer(None, iter(TEXTS), 400)
     assert again.get_vocab() == BPE.get_vocab()
     assert len(BPE) <= 400
 
@@ -66,8 +66,8 @@ def test_training_a_tokenizer_twice_gives_the_same_one():
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=60))
 def test_bpe_keeps_every_text(text):
-    assert BPE.decode(ids(BPE, models.neutralise(text, models.special_tokens(BPE)))) == models.neutralise(
-        text, models.special_tokens(BPE)
+    assert BPE.decode(ids(BPE, rendering.neutralise(text, rendering.special_tokens(BPE)))) == rendering.neutralise(
+        text, rendering.special_tokens(BPE)
     )
 
 
@@ -80,7 +80,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_content_never_becomes_a_control_token(text):
     for tokenizer, turn in ((WORD, [WORD.pad_token_id, WORD.eos_token_id]), (BPE, BPE.all_special_ids)):
-        tokens = ids(tokenizer, models.render(tokenizer, [{"role": "user", "content": text}]))
+        tokens = ids(tokenizer, rendering.render(tokenizer, [{"role": "user", "content": text}]))
         allowed = [] if tokenizer is WORD else ids(BPE, "<|user|><|end|><|assistant|>")
         assert [token for token in tokens if token in turn] == allowed
 
@@ -96,7 +96,7 @@ def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
     models.build(tiny.ARCHITECTURE, WORD, 1, tmp_path / "other")
     assert models.digest(tmp_path / "same") == models.digest(folder) != models.digest(tmp_path / "other")
     loaded = models.load_tokenizer(folder)
-    assert models.render(loaded, ASKED) == models.render(WORD, ASKED)
+    assert rendering.render(loaded, ASKED) == rendering.render(WORD, ASKED)
     assert ids(loaded, "solve 3 <eos>") == ids(WORD, "solve 3 <eos>")
 
 
@@ -177,7 +177,7 @@ def part(folder, tmp_path):
     (tmp_path / "data/i00/candidate").symlink_to(folder)
     made = tmp_path / "data/i01/candidate"
     models.write_pointer(made, Pointer("data/i00/candidate", models.digest(folder)), models.BASE)
-    models.word_tokenizer(WORDS).save_pretrained(made)
+    rendering.word_tokenizer(WORDS).save_pretrained(made)
     return made
 
 
@@ -229,20 +229,20 @@ def test_adapters_that_others_made(folder, tmp_path):
 
 
 def plain():
-    tokenizer = models.make_tokenizer(None, TEXTS, 400)
-    tokenizer.chat_template = models.chat_template("plain")
+    tokenizer = rendering.make_tokenizer(None, TEXTS, 400)
+    tokenizer.chat_template = rendering.chat_template("plain")
     return tokenizer
 
 
 def test_the_plain_chat_template():
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert models.render(plain(), asked) == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
-    (whole,) = models.render_many(plain(), [[*asked, {"role": "assistant", "content": "Yes."}]], reply=False)
-    assert whole == models.render(plain(), asked) + "Yes.<|end|>\n\n"
+    assert rendering.render(plain(), asked) == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
+    (whole,) = rendering.render_many(plain(), [[*asked, {"role": "assistant", "content": "Yes."}]], reply=False)
+    assert whole == rendering.render(plain(), asked) + "Yes.<|end|>\n\n"
     with pytest.raises(StageFailed, match="unknown role"):
-        models.render(plain(), [{"role": "tool", "content": "Hi"}])
+        rendering.render(plain(), [{"role": "tool", "content": "Hi"}])
     with pytest.raises(UnknownName, match="did you mean 'plain'"):
-        models.chat_template("plane")
+        rendering.chat_template("plane")
 
 
 HEADS = st.sampled_from(["System:", "User:", "Assistant:", "\n", " ", "x", "\nUser:\n", "<|end|>"])
@@ -251,7 +251,7 @@ HEADS = st.sampled_from(["System:", "User:", "Assistant:", "\n", " ", "x", "\nUs
 @settings(max_examples=100, deadline=None)
 @given(st.lists(HEADS, max_size=8).map("".join))
 def test_no_message_opens_a_turn_of_the_plain_template(text):
-    lines = models.render(plain(), [{"role": "user", "content": text}]).split("\n")
+    lines = rendering.render(plain(), [{"role": "user", "content": text}]).split("\n")
     assert [line for line in lines if line.startswith(("System:", "User:", "Assistant:"))] == ["User:", "Assistant:"]
 
 

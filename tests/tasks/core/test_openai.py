@@ -96,9 +96,9 @@ def test_a_server_without_logprobs_and_half_a_surrogate():
 
 
 def test_scores_are_read_from_the_echoed_prompt(tmp_path):
-    from tasks.core import models
+    from tasks.core import models, rendering
 
-    models.word_tokenizer(["add", "1", "2", "3", ":"]).save_pretrained(tmp_path)
+    rendering.word_tokenizer(["add", "1", "2", "3", ":"]).save_pretrained(tmp_path)
 
     def answer(body, before):
         reply = json.loads(completion({**body, "prompt": "x"}, "x"))
@@ -119,9 +119,9 @@ def test_scores_are_read_from_the_echoed_prompt(tmp_path):
 
 @pytest.mark.parametrize(("protocol", "answer"), [("chat", None), ("completions", 400), ("completions", echo)])
 def test_scores_that_a_server_cannot_give(protocol, answer, tmp_path):
-    from tasks.core import models
+    from tasks.core import rendering
 
-    models.word_tokenizer(["a"]).save_pretrained(tmp_path)
+    rendering.word_tokenizer(["a"]).save_pretrained(tmp_path)
     given = answer if callable(answer) else lambda body, before: answer
     serving = {**DEFAULTS["serving"]["openai"], "retries": 1}
     with Endpoint(lambda body, before: given({**body, "prompt": "a"}, before)) as server:

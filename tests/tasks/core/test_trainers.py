@@ -8,14 +8,14 @@ import pytest
 import torch
 from trl import DPOConfig, DPOTrainer
 
-from tasks.core import batches, losses, models, trainers
+from tasks.core import batches, losses, models, rendering, trainers
 from tasks.core.errors import StageFailed
 from tests import tiny
 
 torch.set_num_threads(1)
 
 WORDS = [str(n) for n in range(10)]
-TOKENIZER = models.make_tokenizer([*WORDS, ":"], [], 300)
+TOKENIZER = rendering.make_tokenizer([*WORDS, ":"], [], 300)
 ARCHITECTURE = {**tiny.ARCHITECTURE, "initializer_range": 0.5}
 OPTIONS = SimpleNamespace(
     **{**tiny.SFT, **tiny.DPO, "steps": 2, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0, "beta": 0.3}
@@ -197,14 +197,14 @@ def test_groups_hold_every_row_once_and_are_bounded():
 def test_rows_too_long_and_templates_that_cannot_be_cut():
     with pytest.raises(StageFailed, match="row 1 2 : has 6 tokens; the model holds 4"):
         batches.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["1 2 :"], 4)
-    odd = models.make_tokenizer(WORDS, [], 300)
+    odd = rendering.make_tokenizer(WORDS, [], 300)
     odd.chat_template = "{{ messages | length }} {{ messages[0]['content'] }}"
     with pytest.raises(StageFailed, match="cannot be told apart"):
         batches.encode(odd, [tiny.user("1 2")], [tiny.reply("2 1")], ["r"], 64)
 
 
 def test_the_completion_ends_where_generation_would():
-    chat = models.make_tokenizer(WORDS, [], 300)
+    chat = rendering.make_tokenizer(WORDS, [], 300)
     chat.chat_template = "{% for m in messages %}{{ m['content'] + ' ' + eos_token + ' 9 ' }}{% endfor %}"
     rows = batches.encode(chat, [tiny.user("1 2")], [tiny.reply("3")], ["r"], 64)
     words = chat.convert_ids_to_tokens(rows.tokens[rows.prompts[0] :])

@@ -1,0 +1,94 @@
+"""LoRA (Hu et al. 2021): adapters on a frozen base, which QLoRA (Dettmers et al. 2023) holds in 4 bits.
+
+Where the initial model is an adapter already, that adapter is trained on: its base stays the same from one iteration to
+the next, and every iteration is one plain PEFT adapter, with `base.json` beside it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.core import models
+from tasks.core.context import Pointer
+from tasks.core.errors import BadInput, StageFailed
+
+
+def initial(folder: Path, options: Any) -> Any:
+    """The model that training starts from: below LoRA the base without its adapter, in bfloat16 or 4 bits if so wanted."""
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not options.lora:
+        return models.load(folder, torch.float32)
+    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    weights = models.parts(folder).weights
+    if not options.lora.load_in_4bit:
+        return models.load(weights, dtype)
+    if not (torch.cuda.is_available() and is_bitsandbytes_available()):
+        raise BadInput(
+            "lora.load_in_4bit: it needs a CUDA GPU and bitsandbytes, and one of them is missing; set it to false"
+        )
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return models.load(weights, dtype, quantization_config=four, device_map={"": torch.cuda.current_device()})
+
+
+def configuration(options: Any) -> Any:
+    """PEFT's configuration of a new adapter; None without one."""
+    if options is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=list(options.targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def take_up(model: Any, adapter: Path, options: Any) -> None:
+    """Puts the weights of an adapter into the new one. Raises `StageFailed` if they are of another shape."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    config = models.read_json(adapter / models.ADAPTER)
+    before = {name: config.get(name) for name in ("r", "lora_alpha")} | {"target_modules": _names(config)}
+    now = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": sorted(options.targets)}
+    if before != now:
+        raise StageFailed(
+            f"lora: the initial model is an adapter with {before}, which training continues, and the options say {now}; "
+            "give the same, or begin anew from a whole model (adapter: merge)"
+        )
+    set_peft_model_state_dict(model, load_file(adapter / models.ADAPTER_WEIGHTS))
+
+
+def _names(config: Mapping[str, Any]) -> Any:
+    given = config.get("target_modules")
+    return sorted(given) if isinstance(given, list) else given
+
+
+def write(model: Any, state: Any, base: Pointer, tokenizer: Any, folder: Path) -> None:
+    """A PEFT adapter with its tokenizer, and `base.json`, which says by path and digest what it belongs to."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    models.write_pointer(folder, base, models.BASE)
+    weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    save_file(weights, folder / models.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    config |= {"base_model_name_or_path": base.path, "inference_mode": True}
+    config["target_modules"] = sorted(config["target_modules"])
+    text = json.dumps(config, sort_keys=True, indent=2, default=_listed)
+    (folder / models.ADAPTER).write_text(text + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+
+
+def _listed(value: Any) -> Any:
+    """JSON for what a PEFT configuration holds beside plain values: sets and enumerations."""
+    return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))

@@ -11,7 +11,7 @@ import polars as pl
 from tasks.core import digests, tables
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Context, Pointer
-from tasks.core.engine import Completion, Sampling, no_reply
+from tasks.core.engine import Completion, Sampling, Statistic, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
 
 
@@ -100,13 +100,19 @@ class Scripted:
 
     def __init__(self, reply: Reply) -> None:
         self.reply, self.asked, self.closed = reply, 0, False
+        self.prompts: list[str] = []
+        self.choices: set[tuple[str, ...]] = set()
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
         self.asked += len(prompts) * sampling.n
+        self.prompts += prompts
+        self.choices.add(sampling.choices)
         texts = [[self.reply(p, first_draw + d) for d in range(sampling.n)] for p in prompts]
         return [[replied(p, t) for t in several] for p, several in zip(prompts, texts, strict=True)]
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
+    ) -> list[list[float]]:
         self.asked += len(prompts)
         return [[-0.5] * (len(r.split()) + 1) for r in responses]
 

@@ -87,7 +87,7 @@ def test_imports_go_one_way(module: str) -> None:
     ("library", "homes"),
     [
         ("mlflow", {"flows.track", "flows.ui"}), ("dvc", {"flows.graph"}), ("ray", {"flows.cluster", "flows.shards"}),
-        ("prefect_ray", {"flows.shards"}), ("vllm", {"tasks.core.engines.vllm"}),
+        ("prefect_ray", {"flows.shards"}), ("vllm", {"tasks.core.engines.vllm", "tasks.core.engines.vllm_worker"}),
     ],
 )  # fmt: skip
 def test_a_library_with_one_home_is_imported_there_only(library: str, homes: set[str]) -> None:

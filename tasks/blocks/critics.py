@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import polars as pl
 from pydantic import Field
 
-from tasks.blocks import judges
+from tasks.blocks import judges, likelihood
 from tasks.blocks.judging import MALFORMED, Drawn, Judging, table, unread
 from tasks.core import labels, tables
 from tasks.core.asking import Asker
@@ -196,7 +196,7 @@ def counted(critiques: pl.DataFrame, critic: str) -> dict[str, int]:
     return {f"{critic}_{reason.replace(' ', '_')}": count for reason, count in sorted(counts.items())}
 
 
-COMPARING = judges.COMPARING
+COMPARING = judges.COMPARING | likelihood.COMPARING
 BLOCKS: dict[str, Block] = {
     "factored_critique": factored_critique,
     "nl_critique": nl_critique,
@@ -204,8 +204,9 @@ BLOCKS: dict[str, Block] = {
     "vote": vote,
     "verifier": verifier,
     **judges.BLOCKS,
+    **likelihood.BLOCKS,
 }
-AMONG_SAMPLES: set[Block] = {vote, *judges.COMPARING}  # say nothing about a candidate by itself
+AMONG_SAMPLES: set[Block] = {vote, *COMPARING}  # say nothing about a candidate by itself
 USES_LABELS: set[Block] = {verifier}
 
 
@@ -223,6 +224,7 @@ REQUESTS: dict[Block, Requests] = {
     nl_critique: _drawn,
     judge_pointwise: _drawn,
     **judges.REQUESTS,
+    **likelihood.REQUESTS,
 }
 
 

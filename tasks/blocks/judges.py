@@ -8,23 +8,23 @@ against `other_id`, verdict true if the first is better, score 1, 0.5 or 0.
 A checklist judge is asked criterion by criterion (TICK, Cook and others 2024; checklists as rewards: RLCF, Viswanathan
 and others 2025). Score: share of criteria met; verdict: all are.
 
-`..._logprobs` put the same questions and generate nothing: the verdict is the probability of each allowed reply
-(`family.FreeText`), exp(sum of its tokens' log-probabilities), normalised over the allowed ones. Points are their expected value
-(G-Eval, Liu and others 2023), a criterion the probability of yes, a comparison that of the first answer, averaged
-over both orders. They need an engine that scores, and cost no new tokens.
+`..._structured` put the same questions in brief and take one of the allowed replies (`family.FreeText`) as the engine
+restricts it to them (`Sampling.choices`): there is nothing to parse, and also servers that tell no log-probabilities of given
+texts can be asked. The judge gives no reasons. Verdicts from log-probabilities: `tasks.blocks.likelihood`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
-from math import ceil, exp, fsum
+from math import ceil, fsum
 from typing import NamedTuple
 
 import polars as pl
 from pydantic import Field
 
-from tasks.blocks.judging import MALFORMED, Drawn, Judging, table, unread
+from tasks.blocks.judging import MALFORMED, Drawn, Judging, Repeated, table, unread
 from tasks.core import tables
-from tasks.core.blocks import Block, Options, Requests
+from tasks.core.blocks import Block, Requests
 from tasks.core.demand import Counts, Demand
 from tasks.core.engine import Completion
 from tasks.core.errors import BadInput
@@ -32,79 +32,92 @@ from tasks.core.family import Choice, FreeText, Messages, Verdict
 
 DISAGREE = "the orders disagree"
 DECIMALS = 6  # of probabilities
-POINTS_REPLIES = 6  # between which a pointwise judge chooses: 0 to 5 points
+CHOSEN = 16  # tokens of a reply out of the allowed ones, at most
+OUTSIDE = "a reply outside of the choices"
+
+Ask = Callable[[Sequence[tuple[Messages, int]]], list[list[Completion]]]  # conversations, each with a draw
 
 
 # --- one answer ------------------------------------------------------------------------------------------
 
 
-class NoOptions(Options):
-    pass
-
-
-def judge_pointwise_logprobs(judging: Judging, options: NoOptions) -> pl.DataFrame:
-    """The expected score over the family's points, in [0, 1], without a verdict: sum of score times probability."""
-    family = _free_text(judging)
-    told = family.points_replies()
+def judge_pointwise_structured(judging: Judging, options: Repeated) -> pl.DataFrame:
+    """A score in [0, 1] per draw by the family's additive scale, without a verdict."""
+    family = free_text(judging)
+    scores = family.points_replies()
     asked = [family.points_messages(q, r) for q, r in zip(judging.questions, judging.responses, strict=True)]
-    found = iter(_probabilities(judging, [messages for messages in asked if messages is not None], list(told)))
-    verdicts = []
-    for messages in asked:
-        if messages is None:
-            verdicts.append([MALFORMED])
-            continue
-        chances = next(found)
-        expected = fsum(chance * score for chance, score in zip(chances, told.values(), strict=True))
-        text = ", ".join(f"{reply}: {chance:.3f}" for reply, chance in zip(told, chances, strict=True))
-        verdicts.append([Verdict(True, None, round(expected, DECIMALS), text)])
-    return table(judging, verdicts, [[0] for _ in verdicts])
+    put = [(messages, draw) for messages, draw in zip(asked, judging.draws, strict=True) if messages is not None]
+    replies = iter(judging.choose(options, put, list(scores)))
+    drawn: list[list[Completion]] = [[] if messages is None else next(replies) for messages in asked]
+    verdicts = [[_points(scores, reply) for reply in several] or [MALFORMED] for several in drawn]
+    return table(judging, verdicts, [[reply.tokens for reply in several] or [0] for several in drawn])
+
+
+def _points(scores: Mapping[str, float], reply: Completion) -> Verdict:
+    why = unread(reply) or (None if reply.text in scores else OUTSIDE)
+    return Verdict(False, why=why) if why else Verdict(True, None, scores[reply.text], reply.text)
 
 
 class Checklist(Drawn):
     criteria: list[str] = Field(min_length=1)  # each a statement about the response, true or not
 
 
+class ChecklistStructured(Repeated):
+    criteria: list[str] = Field(min_length=1)
+
+
 def judge_checklist(judging: Judging, options: Checklist) -> pl.DataFrame:
     """Share of the criteria that the model says are met; not parsed if a single reply is not."""
-    family = _free_text(judging)
-    asked = _by_criterion(judging, family, options.criteria)
+    family = free_text(judging)
+    asked = by_criterion(judging, family, options.criteria)
+    return _checklist(
+        judging, options.criteria, asked, partial(judging.ask, options),
+        lambda question, response, reply: family.parse_criterion(question, response, reply.text),
+    )  # fmt: skip
+
+
+def judge_checklist_structured(judging: Judging, options: ChecklistStructured) -> pl.DataFrame:
+    """Share of the criteria for which the model takes yes."""
+    family = free_text(judging)
+    replies = family.criterion_replies()
+    asked = by_criterion(judging, family, options.criteria, brief=True)
+    return _checklist(
+        judging, options.criteria, asked, partial(judging.choose, options, choices=replies),
+        lambda question, response, reply: _chosen(replies, reply),
+    )  # fmt: skip
+
+
+def _checklist(
+    judging: Judging,
+    criteria: Sequence[str],
+    asked: Sequence[Sequence[Messages]],
+    ask: Ask,
+    read: Callable[[Messages, str, Completion], Choice],
+) -> pl.DataFrame:
     put = [(messages, draw) for several, draw in zip(asked, judging.draws, strict=True) for messages in several]
-    replies = iter(judging.ask(options, put))
+    replies = iter(ask(put))
     verdicts, tokens = [], []
     for question, response, several in zip(judging.questions, judging.responses, asked, strict=True):
-        by_criterion = [next(replies) for _ in several]
-        draws = list(zip(*by_criterion, strict=True))
-        read = [[_criterion(family, question, response, reply) for reply in draw] for draw in draws]
-        verdicts.append(
-            [
-                _of_checklist(options.criteria, choices, [reply.text.strip() for reply in draw])
-                for choices, draw in zip(read, draws, strict=True)
-            ]
-            or [MALFORMED]
-        )
+        draws = list(zip(*(next(replies) for _ in several), strict=True))  # of each, the replies to all criteria
+        choices = [[_unless_unread(reply, partial(read, question, response)) for reply in draw] for draw in draws]
+        texts = [[reply.text.strip() for reply in draw] for draw in draws]
+        told = [of_checklist(criteria, *both) for both in zip(choices, texts, strict=True)]
+        verdicts.append(told or [MALFORMED])
         tokens.append([sum(reply.tokens for reply in draw) for draw in draws] or [0])
     return table(judging, verdicts, tokens)
 
 
-class ChecklistLogprobs(Options):
-    criteria: list[str] = Field(min_length=1)
+def _unless_unread(reply: Completion, read: Callable[[Completion], Choice]) -> Choice:
+    why = unread(reply)
+    return Choice(None, why) if why else read(reply)
 
 
-def judge_checklist_logprobs(judging: Judging, options: ChecklistLogprobs) -> pl.DataFrame:
-    """Mean probability of yes over the criteria; verdict: each is more likely met than not."""
-    family = _free_text(judging)
-    asked = _by_criterion(judging, family, options.criteria, brief=True)
-    put = [messages for several in asked for messages in several]
-    found = iter(_probabilities(judging, put, family.criterion_replies()))
-    verdicts = []
-    for several in asked:
-        chances = [Choice(round(next(found)[0], DECIMALS)) for _ in several]
-        texts = [f"probability of yes {choice.worth:.3f}" for choice in chances]
-        verdicts.append([_of_checklist(options.criteria, chances, texts)] if several else [MALFORMED])
-    return table(judging, verdicts, [[0] for _ in verdicts])
+def _chosen(replies: tuple[str, str], reply: Completion) -> Choice:
+    """The worth of the first of two replies, where the reply is one of them."""
+    return Choice(float(reply.text == replies[0])) if reply.text in replies else Choice(None, OUTSIDE)
 
 
-def _by_criterion(
+def by_criterion(
     judging: Judging, family: FreeText, criteria: Sequence[str], brief: bool = False
 ) -> list[list[Messages]]:
     """For each candidate a conversation for each criterion; none where it cannot be shown."""
@@ -115,13 +128,8 @@ def _by_criterion(
     return asked
 
 
-def _criterion(family: FreeText, question: Messages, response: str, reply: Completion) -> Choice:
-    if why := unread(reply):
-        return Choice(None, why)
-    return family.parse_criterion(question, response, reply.text)
-
-
-def _of_checklist(criteria: Sequence[str], choices: Sequence[Choice], texts: Sequence[str]) -> Verdict:
+def of_checklist(criteria: Sequence[str], choices: Sequence[Choice], texts: Sequence[str]) -> Verdict:
+    """What the judgements of all criteria say together; `texts`: what the model said to each."""
     text = "\n".join(f"{number}. {c}\n{t}" for number, (c, t) in enumerate(zip(criteria, texts, strict=True), start=1))
     worths = [choice.worth for choice in choices if choice.worth is not None]
     if len(worths) < len(choices):
@@ -137,7 +145,7 @@ class Pairwise(Drawn):
     pairs: int | None = Field(ge=1)  # of a prompt, compared at most; null: every pair
 
 
-class PairwiseLogprobs(Options):
+class PairwiseStructured(Repeated):
     pairs: int | None = Field(ge=1)
 
 
@@ -151,36 +159,40 @@ class Game(NamedTuple):
 
 def judge_pairwise(judging: Judging, options: Pairwise) -> pl.DataFrame:
     """Pairs of a prompt's candidates, each in both orders. Equal responses are one candidate, the first of them."""
-    family = _free_text(judging)
-    games = _games(judging, family, options.pairs, brief=False)
-    put = [(order, _latest(judging, game)) for game in games for order in game.orders]
-    replies = judging.ask(options, put)
+    family = free_text(judging)
+    return _pairwise(
+        judging, games(judging, family, options.pairs, brief=False), partial(judging.ask, options),
+        lambda question, first, second, reply: family.parse_pair(question, first, second, reply.text),
+    )  # fmt: skip
+
+
+def judge_pairwise_structured(judging: Judging, options: PairwiseStructured) -> pl.DataFrame:
+    """As `judge_pairwise`, but the model takes A or B, and no tie."""
+    family = free_text(judging)
+    replies = family.pair_replies()
+    return _pairwise(
+        judging, games(judging, family, options.pairs, brief=True), partial(judging.choose, options, choices=replies),
+        lambda question, first, second, reply: _chosen(replies, reply),
+    )  # fmt: skip
+
+
+ReadPair = Callable[[Messages, str, str, Completion], Choice]
+
+
+def _pairwise(judging: Judging, played: Sequence[Game], ask: Ask, read: ReadPair) -> pl.DataFrame:
+    replies = ask([(order, _latest(judging, game)) for game in played for order in game.orders])
     verdicts, tokens = [], []
-    for game, as_a, as_b in zip(games, replies[::2], replies[1::2], strict=True):
+    for game, as_a, as_b in zip(played, replies[::2], replies[1::2], strict=True):
         several = list(zip(as_a, as_b, strict=True))
-        verdicts.append([_agreed(judging, family, game, *both) for both in several])
+        verdicts.append([_agreed(judging, read, game, *both) for both in several])
         tokens.append([one.tokens + two.tokens for one, two in several])
-    return _compared(judging, games, verdicts, tokens)
+    return compared(judging, played, verdicts, tokens)
 
 
-def judge_pairwise_logprobs(judging: Judging, options: PairwiseLogprobs) -> pl.DataFrame:
-    """The probability that the first answer is better, averaged over both orders. A verdict only where both orders
-    prefer the same answer."""
-    family = _free_text(judging)
-    games = _games(judging, family, options.pairs, brief=True)
-    chances = _probabilities(judging, [order for game in games for order in game.orders], family.pair_replies())
-    verdicts = []
-    for as_a, as_b in zip(chances[::2], chances[1::2], strict=True):
-        one, two = as_a[0], as_b[1]
-        agreed = (one > 0.5) if (one - 0.5) * (two - 0.5) > 0 else None
-        text = f"better as A: {one:.3f}, as B: {two:.3f}"
-        verdicts.append([Verdict(True, agreed, round((one + two) / 2, DECIMALS), text)])
-    return _compared(judging, games, verdicts, [[0] for _ in games])
-
-
-def _games(judging: Judging, family: FreeText, wanted: int | None, brief: bool) -> list[Game]:
+def games(judging: Judging, family: FreeText, wanted: int | None, brief: bool) -> list[Game]:
+    """Who is compared with whom: of each prompt's different candidates `wanted` pairs, None for all."""
     places = sorted(range(len(judging.prompt_ids)), key=lambda i: (judging.prompt_ids[i], judging.draws[i], i))
-    games = []
+    found = []
     for _, group in groupby(places, key=lambda i: judging.prompt_ids[i]):
         players: dict[str, int] = {}
         for place in group:
@@ -193,8 +205,8 @@ def _games(judging: Judging, family: FreeText, wanted: int | None, brief: bool) 
                 family.pair_messages(judging.questions[first], *shown, brief) for shown in (texts, (texts[1], texts[0]))
             ]
             if orders[0] is not None and orders[1] is not None:
-                games.append(Game(first, second, (orders[0], orders[1])))
-    return games
+                found.append(Game(first, second, (orders[0], orders[1])))
+    return found
 
 
 def round_robin(players: int) -> list[tuple[int, int]]:
@@ -213,7 +225,7 @@ def _latest(judging: Judging, game: Game) -> int:
     return max(judging.draws[game.first], judging.draws[game.second])
 
 
-def _agreed(judging: Judging, family: FreeText, game: Game, as_a: Completion, as_b: Completion) -> Verdict:
+def _agreed(judging: Judging, read: ReadPair, game: Game, as_a: Completion, as_b: Completion) -> Verdict:
     """What both replies say of the first candidate, shown as A and then as B."""
     question, first, second = (
         judging.questions[game.first],
@@ -223,8 +235,7 @@ def _agreed(judging: Judging, family: FreeText, game: Game, as_a: Completion, as
     text = f"as A:\n{as_a.text.strip()}\n\nas B:\n{as_b.text.strip()}"
     if why := unread(as_a) or unread(as_b):
         return Verdict(False, text=text, why=why)
-    one = family.parse_pair(question, first, second, as_a.text)
-    two = family.parse_pair(question, second, first, as_b.text)
+    one, two = read(question, first, second, as_a), read(question, second, first, as_b)
     if one.worth is None or two.worth is None:
         return Verdict(False, text=text, why=one.why or two.why)
     if one.worth + two.worth != 1:
@@ -232,14 +243,15 @@ def _agreed(judging: Judging, family: FreeText, game: Game, as_a: Completion, as
     return Verdict(True, None if one.worth == 0.5 else one.worth == 1, one.worth, text)
 
 
-def _compared(
-    judging: Judging, games: Sequence[Game], verdicts: Sequence[Sequence[Verdict]], tokens: Sequence[Sequence[int]]
+def compared(
+    judging: Judging, played: Sequence[Game], verdicts: Sequence[Sequence[Verdict]], tokens: Sequence[Sequence[int]]
 ) -> pl.DataFrame:
+    """CRITIQUES of the games: for each its draws' verdicts and tokens."""
     ids = judging.candidate_ids
     rows = [
         (ids[game.first], ids[game.second], judging.name, draw, v.text, v.verdict, v.score, v.parsed, v.why, count,
          judging.judge.digest)
-        for game, several, counts in zip(games, verdicts, tokens, strict=True)
+        for game, several, counts in zip(played, verdicts, tokens, strict=True)
         for draw, (v, count) in enumerate(zip(several, counts, strict=True))
     ]  # fmt: skip
     return pl.DataFrame(rows, schema=tables.CRITIQUES, orient="row")
@@ -288,23 +300,7 @@ def win_rates(critiques: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-# --- log-probabilities -----------------------------------------------------------------------------------
-
-
-def _probabilities(judging: Judging, asked: Sequence[Messages], replies: Sequence[str]) -> list[list[float]]:
-    """For each conversation the probability of each of the replies, given that it is one of them."""
-    told = list(replies) * len(asked)
-    scores = judging.judge.score([messages for messages in asked for _ in replies], told, judging.name)
-    sums = [fsum(row) for row in scores]
-    found = []
-    for start in range(0, len(sums), len(replies)):
-        several = sums[start : start + len(replies)]
-        weights = [exp(value - max(several)) for value in several]
-        found.append([weight / fsum(weights) for weight in weights])
-    return found
-
-
-def _free_text(judging: Judging) -> FreeText:
+def free_text(judging: Judging) -> FreeText:
     if not isinstance(judging.family, FreeText):
         raise BadInput(
             f"{judging.labels_for}.{judging.name}: family '{judging.family.name}' has no templates for judges of free "
@@ -313,47 +309,44 @@ def _free_text(judging: Judging) -> FreeText:
     return judging.family
 
 
-COMPARING: set[Block] = {judge_pairwise, judge_pairwise_logprobs}
+COMPARING: set[Block] = {judge_pairwise, judge_pairwise_structured}
 BLOCKS: dict[str, Block] = {
-    "judge_pointwise_logprobs": judge_pointwise_logprobs,
+    "judge_pointwise_structured": judge_pointwise_structured,
     "judge_pairwise": judge_pairwise,
-    "judge_pairwise_logprobs": judge_pairwise_logprobs,
+    "judge_pairwise_structured": judge_pairwise_structured,
     "judge_checklist": judge_checklist,
-    "judge_checklist_logprobs": judge_checklist_logprobs,
+    "judge_checklist_structured": judge_checklist_structured,
 }
 
 
 # --- requests --------------------------------------------------------------------------------------------
 
 
-def _drawn(options: Drawn) -> int:
-    return options.draws if options.temperature else 1
+def _drawn(options: Repeated, conversations: int) -> list[Demand]:
+    draws = options.draws if options.temperature else 1
+    longest = options.max_new_tokens if isinstance(options, Drawn) else CHOSEN
+    return [Demand("critique", conversations * draws, longest, draws)]
 
 
-def _pairs(options: Pairwise | PairwiseLogprobs, counts: Counts) -> int:
-    """Both orders of every pair that is compared, at most."""
+def orders(pairs: int | None, counts: Counts) -> int:
+    """Conversations about both orders of every pair that is compared, at most."""
     players = ceil(counts.candidates / max(1, counts.prompts))
     every = players * (players - 1) // 2
-    return 2 * counts.prompts * (every if options.pairs is None else min(every, options.pairs))
+    return 2 * counts.prompts * (every if pairs is None else min(every, pairs))
 
 
-def _scored(requests: int) -> list[Demand]:
-    return [Demand("critique", requests, 0)]
+def _of_checklists(options: Checklist | ChecklistStructured, counts: Counts) -> list[Demand]:
+    return _drawn(options, counts.candidates * len(options.criteria))
+
+
+def _of_pairs(options: Pairwise | PairwiseStructured, counts: Counts) -> list[Demand]:
+    return _drawn(options, orders(options.pairs, counts))
 
 
 REQUESTS: dict[Block, Requests] = {
-    judge_pointwise_logprobs: lambda options, counts: _scored(counts.candidates * POINTS_REPLIES),
-    judge_checklist_logprobs: lambda options, counts: _scored(counts.candidates * 2 * len(options.criteria)),
-    judge_pairwise_logprobs: lambda options, counts: _scored(2 * _pairs(options, counts)),
-    judge_checklist: lambda options, counts: [
-        Demand(
-            "critique",
-            counts.candidates * len(options.criteria) * _drawn(options),
-            options.max_new_tokens,
-            _drawn(options),
-        )
-    ],
-    judge_pairwise: lambda options, counts: [
-        Demand("critique", _pairs(options, counts) * _drawn(options), options.max_new_tokens, _drawn(options))
-    ],
+    judge_pointwise_structured: lambda options, counts: _drawn(options, counts.candidates),
+    judge_checklist: _of_checklists,
+    judge_checklist_structured: _of_checklists,
+    judge_pairwise: _of_pairs,
+    judge_pairwise_structured: _of_pairs,
 }

@@ -13,10 +13,13 @@ from tasks.core.engine import Completion, Sampling
 from tasks.core.family import Family, Messages, Verdict
 
 
-class Drawn(Options):
+class Repeated(Options):
     draws: int = Field(ge=1)  # critiques of each candidate
     temperature: float = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
+
+
+class Drawn(Repeated):
     max_new_tokens: int = Field(ge=1)
 
 
@@ -53,9 +56,21 @@ class Judging:
     def ask(self, options: Drawn, put: Sequence[tuple[Messages, int]]) -> list[list[Completion]]:
         """Replies to each conversation, `options.draws` of them, one at temperature 0. With each conversation goes the
         draw of the candidate that it is about."""
-        sampling = Sampling(options.draws, options.temperature, options.top_p, options.max_new_tokens, self.seed)
+        return self._asked(options, put, options.max_new_tokens, ())
+
+    def choose(
+        self, options: Repeated, put: Sequence[tuple[Messages, int]], choices: Sequence[str]
+    ) -> list[list[Completion]]:
+        """As `ask`, and every reply that is finished is one of the choices."""
+        longest = max(len(choice.encode()) for choice in choices) + 2  # no token is less than a byte; the end; a space
+        return self._asked(options, put, longest, tuple(choices))
+
+    def _asked(
+        self, options: Repeated, put: Sequence[tuple[Messages, int]], longest: int, choices: tuple[str, ...]
+    ) -> list[list[Completion]]:
+        sampling = Sampling(options.draws, options.temperature, options.top_p, longest, self.seed, choices)
         if options.temperature == 0:
-            sampling = Sampling(1, 0.0, 1.0, options.max_new_tokens, 0)
+            sampling = Sampling(1, 0.0, 1.0, longest, 0, choices)
         return self.judge.generate([m for m, _ in put], sampling, self.name, [draw for _, draw in put])
 
 

@@ -22,7 +22,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise, product
@@ -33,7 +33,7 @@ import polars as pl
 
 from tasks.core import digests, rows
 from tasks.core.context import Pointer, Progress
-from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Taking
+from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Statistic, Taking
 from tasks.core.engines import ENDPOINTS
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import Messages
@@ -124,6 +124,8 @@ class Asker:
         prompts = self.render(messages)
         if self.row_by_row:
             return rows.generate(self, prompts, sampling, what)
+        how: list[Any] = [sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed]
+        how += [list(sampling.choices)] if sampling.choices else []
         step = self.engine_options["draws_per_shard"]
         unique, groups = _grouped(prompts, [draw // step for draw in about] if about else [0] * len(prompts))
         shards: list[tuple[range, Shard]] = []
@@ -133,11 +135,8 @@ class Asker:
             for inside in cut(unique[group.start : group.stop], size):
                 block = range(group.start + inside.start, group.start + inside.stop)
                 chosen = unique[block.start : block.stop]
-                key = digests.of_value(
-                    [FORMAT, "generate", self.identity(), chosen, [sampling.temperature, sampling.top_p,
-                     sampling.max_new_tokens, sampling.seed], [first, draws]]
-                )  # fmt: skip
-                part = Sampling(draws, sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
+                key = digests.of_value([FORMAT, "generate", self.identity(), chosen, how, [first, draws]])
+                part = replace(sampling, n=draws)
                 shards.append((block, self._shard(key, partial(self._generate, chosen, part, first))))
         self._run([shard for _, shard in shards], what)
         replies: list[list[Completion]] = [[] for _ in unique]
@@ -151,17 +150,25 @@ class Asker:
         place = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[place[prompt]] for prompt in prompts]
 
-    def score(self, messages: Sequence[Messages | str], responses: Sequence[str], what: str) -> list[list[float]]:
-        """Log-probability in nats of every token of each response (end of text included)."""
+    def score(
+        self,
+        messages: Sequence[Messages | str],
+        responses: Sequence[str],
+        what: str,
+        statistic: Statistic = "logprob",
+    ) -> list[list[float]]:
+        """The statistic (see `tasks.core.engine`) at every token of each response, end of text included. Raises
+        `BadInput` for one that the engine cannot give."""
         pairs = list(zip(self.render(messages), responses, strict=True))
         if self.row_by_row:
-            return rows.score(self, pairs, what)
+            return rows.score(self, pairs, what, statistic)
         unique = list(dict.fromkeys(pairs))
         shards = []
         for block in cut(["\x00".join(pair) for pair in unique], self.engine_options["rows_per_shard"]):
             asked, told = (list(texts) for texts in zip(*unique[block.start : block.stop], strict=True))
-            key = digests.of_value([FORMAT, "score", self.identity(), asked, told])
-            shards.append(self._shard(key, partial(self._score, asked, told)))
+            which = [] if statistic == "logprob" else [statistic]
+            key = digests.of_value([FORMAT, "score", self.identity(), asked, told, *which])
+            shards.append(self._shard(key, partial(self._score, asked, told, statistic)))
         self._run(shards, what)
         self.usage.requests += len(pairs)
         self.usage.distinct += len(unique)
@@ -268,10 +275,10 @@ class Asker:
         tokens, prompt_tokens = int(table["tokens"].sum()), int(table["prompt_tokens"].sum())
         return table, {"made": table.height, "tokens": tokens, "prompt_tokens": prompt_tokens, "seconds": seconds}
 
-    def _score(self, prompts: list[str], responses: list[str]) -> tuple[pl.DataFrame, Spent]:
+    def _score(self, prompts: list[str], responses: list[str], statistic: Statistic) -> tuple[pl.DataFrame, Spent]:
         engine = self.engine()
         started = time.perf_counter()
-        scores = engine.score(prompts, responses)
+        scores = engine.score(prompts, responses, statistic)
         spent = {"made": len(scores), "seconds": time.perf_counter() - started}
         return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)}), spent
 

@@ -1,5 +1,10 @@
 """What an engine is: rendered prompts in, completions out. Engines know nothing of tasks.
 
+What is computed from all of the vocabulary at every place of a response is told by `score` (V tokens with probabilities
+p(j) at temperature 1, in nats): `logprob`, of the response's own token; `self_certainty`, -(1/V) sum_j log(V p(j)), the
+divergence of p from the uniform distribution (Kang and others 2025, Scalable Best-of-N Selection via Self-Certainty);
+`entropy`, -sum_j p(j) log p(j).
+
 An engine is loaded from a model folder (`tasks.core.engines.load`). The chat template is applied
 before it, by `Asker` (`tasks/core/asking.py`), which also cuts requests into content-keyed shards. An engine
 behind an endpoint is asked row by row instead (`RowEngine`, `tasks/core/rows.py`).
@@ -8,23 +13,27 @@ behind an endpoint is asked row by row instead (`RowEngine`, `tasks/core/rows.py
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+Statistic = Literal["logprob", "self_certainty", "entropy"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy. `seed` and the sample number decide the draw."""
+    """How to sample. `temperature` 0 is greedy. `seed` and the sample number decide the draw. `choices`: the reply is one
+    of these texts, drawn token by token from what the model thinks of those that keep to one; empty: any reply."""
 
     n: int
     temperature: float
     top_p: float
     max_new_tokens: int
     seed: int
+    choices: tuple[str, ...] = ()
 
 
 class Completion(NamedTuple):
-    """One reply. `logprob`: sum over the new tokens (end of text included) in nats at temperature 1,
-    rounded to 4 decimals, None where an endpoint gives none; `tokens`: new tokens, end of text included;
+    """One reply. `logprob`: sum over the new tokens (end of text included) in nats at temperature 1 (with
+    `choices` among the tokens that keep to them), rounded to 4 decimals, None where an endpoint gives none; `tokens`: new tokens, end of text included;
     `prompt_tokens`: tokens of the prompt. A request that got no usable reply has `failed` and the reason: nothing
     may be read from it."""
 
@@ -53,9 +62,11 @@ class Engine(Protocol):
         prompts in the same call, sampling and thread count."""
         ...
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
-        """Log-probability in nats at temperature 1 of every token of each response given its prompt,
-        end of text included, rounded to 4 decimals."""
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
+    ) -> list[list[float]]:
+        """The statistic at every token of each response given its prompt, end of text included, rounded to
+        4 decimals."""
         ...
 
     def close(self) -> None:
@@ -66,13 +77,14 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class Row:
     """One request to an engine that is asked row by row: draw number `draw` of a prompt, or with `response` the
-    log-probabilities of that response. `key` covers everything that the reply depends on."""
+    statistic of that response. `key` covers everything that the reply depends on."""
 
     key: str
     prompt: str
     sampling: Sampling
     draw: int = 0
     response: str | None = None
+    statistic: Statistic = "logprob"
 
 
 class RowEngine(Engine, Protocol):

@@ -18,10 +18,13 @@ import polars as pl
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
 FREE_TEXT_BLOCKS = (  # ask for what only `FreeText` families have
+    "judge_pointwise_structured",
     "judge_pointwise_logprobs",
     "judge_pairwise",
+    "judge_pairwise_structured",
     "judge_pairwise_logprobs",
     "judge_checklist",
+    "judge_checklist_structured",
     "judge_checklist_logprobs",
 )
 
@@ -152,7 +155,7 @@ def by_fingerprint(fingerprint: Callable[[Messages], str], reserved: pl.DataFram
 class FreeText(Protocol):
     """What a family besides has whose answers are free text: templates and parsers for judges of it. `brief`: the reply
     is to be the verdict alone. Messages are None where a response cannot be shown; `..._replies` are the replies
-    between which a judge chooses whose log-probabilities are read, in the words of the template."""
+    between which a judge chooses that is asked in brief, in the words of the template."""
 
     def question(self, messages: Messages) -> str:
         """The prompt's own text, without the template around it."""

@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core import families
+from tasks.core.engines import ENDPOINTS
 from tasks.core.errors import unknown_name
 from tasks.core.params import BASE, FILE, options, section
 
 NEEDS_VERDICTS = {"accepted": "accepted", "critique_revise": "refined"}  # blocks, and what would not happen
 NEEDS_VOTES = ("majority", "pairs_vote_margin")
 NEEDS_COMPARISONS = ("pairs_preferred",)
-COMPARING = ("judge_pairwise", "judge_pairwise_logprobs")  # critics of pairs
-SCORES_ONLY = ("judge_pointwise", "judge_pointwise_logprobs", *COMPARING)  # critics without verdicts on a candidate
+COMPARING = ("judge_pairwise", "judge_pairwise_structured", "judge_pairwise_logprobs")  # critics of pairs
+SCORES_ONLY = (  # critics without verdicts on a candidate
+    *("judge_pointwise", "judge_pointwise_structured", "judge_pointwise_logprobs", "intrinsic_score"),
+    *COMPARING,
+)
+READS_SCORES = ("judge_pointwise_logprobs", "judge_pairwise_logprobs", "judge_checklist_logprobs", "intrinsic_score")
 
 
 def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -93,11 +98,32 @@ def unusable(stage: str, given: Mapping[str, Any], params: Mapping[str, Any]) ->
         if given["refine"] is not None:
             entries["evaluate.refine"] = _block("refine", given["refine"])
     lacking = families.unusable(family)
+    critics = given["critics"] if stage == "evaluate" else given if stage == "critique" else {}
+    for name, entry in critics.items():
+        place = f"evaluate.critics.{name}" if stage == "evaluate" else f"critique.{name}"
+        yield from _scores(place, _block(name, entry), entry, params["engine"])
     for place, block in entries.items():
         if stage == "evaluate" and block in COMPARING:
             yield f"{place}: block {block} compares answers and judges none by itself; evaluate with another critic"
         if block in lacking:
             yield f"{place}: block {block} cannot work with family {family}: {lacking[block]}; leave the block out"
+
+
+def _scores(place: str, block: str, entry: Mapping[str, Any], engine: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of a critic that reads what the engine has no way to tell."""
+    if block not in READS_SCORES or engine["name"] not in ENDPOINTS:
+        return
+    if entry.get("statistic", "logprob") != "logprob":
+        yield (
+            f"{place}.statistic: given {entry['statistic']}, which takes the probabilities of the whole vocabulary, and no "
+            "server tells them; use engine.name: transformers or vllm, or statistic: logprob"
+        )
+    elif engine["endpoint"]["protocol"] == "chat":
+        yield (
+            f"{place}: block {block} reads log-probabilities of given text, and engine.endpoint.protocol is chat, which has "
+            "no way to ask for them; use the protocol completions (vLLM and SGLang tell them there), or a block that ends in "
+            "_structured"
+        )
 
 
 def _corpus(params: Mapping[str, Any]) -> list[str]:

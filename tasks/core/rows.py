@@ -17,10 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.core import digests
-from tasks.core.engine import Completion, Row, RowEngine, Sampling, Unusable, no_reply
+from tasks.core.engine import Completion, Row, RowEngine, Sampling, Statistic, Unusable, no_reply
 from tasks.core.errors import StageFailed
 from tasks.core.request_log import FILE, RequestLog
 from tasks.core.shards import Spent
@@ -41,8 +41,8 @@ def generate(asker: "Asker", prompts: Sequence[str], sampling: Sampling, what: s
     greedy = sampling.temperature == 0
     draws = range(1 if greedy else sampling.n)
     top_p, seed = (1.0, 0) if greedy else (sampling.top_p, sampling.seed)
-    single = Sampling(1, sampling.temperature, top_p, sampling.max_new_tokens, seed)
-    base = digests.of_value([FORMAT, "generate", asker.identity(), asdict(single)])
+    single = Sampling(1, sampling.temperature, top_p, sampling.max_new_tokens, seed, sampling.choices)
+    base = digests.of_value([FORMAT, "generate", asker.identity(), _options(single)])
     rows = {
         prompt: [Row(digests.of_value([base, prompt, draw]), prompt, single, draw) for draw in draws]
         for prompt in dict.fromkeys(prompts)
@@ -67,12 +67,19 @@ def generate(asker: "Asker", prompts: Sequence[str], sampling: Sampling, what: s
     return [found[prompt] for prompt in prompts]
 
 
-def score(asker: "Asker", pairs: Sequence[tuple[str, str]], what: str) -> list[list[float]]:
-    """Log-probabilities of each pair's response given its prompt. Raises `StageFailed` if any cannot be had: a score
-    that is missing has no stand-in."""
-    base = digests.of_value([FORMAT, "score", asker.identity()])
+def _options(sampling: Sampling) -> dict[str, Any]:
+    """The options as they stand in a key; without choices as before there were any."""
+    return {name: value for name, value in asdict(sampling).items() if value != ()}
+
+
+def score(
+    asker: "Asker", pairs: Sequence[tuple[str, str]], what: str, statistic: Statistic = "logprob"
+) -> list[list[float]]:
+    """The statistic of each pair's response given its prompt. Raises `BadInput` for one that the engine cannot give,
+    `StageFailed` if any score cannot be had: one that is missing has no stand-in."""
+    base = digests.of_value([FORMAT, "score", asker.identity(), *([] if statistic == "logprob" else [statistic])])
     rows = {
-        pair: Row(digests.of_value([base, *pair]), pair[0], UNSAMPLED, response=pair[1])
+        pair: Row(digests.of_value([base, *pair]), pair[0], UNSAMPLED, response=pair[1], statistic=statistic)
         for pair in dict.fromkeys(pairs)
     }
     call = _Call(asker, list(rows.values()), what, strict=True)

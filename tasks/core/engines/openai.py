@@ -3,7 +3,9 @@
 Every draw of every prompt is a request of its own, with a seed derived from the sampling seed, the prompt and the
 draw's number, so that a draw depends on nothing else as far as the server keeps to its seed. `completions` posts the
 rendered prompt; `chat` posts the messages, which then are the prompt, as JSON. Both ask for the log-probabilities of the
-reply's tokens. Token counts are the server's (`usage`). `score` posts prompt and response as token ids with `echo`, which
+reply's tokens. A reply out of a list (`Sampling.choices`) is asked for with `structured_outputs`, which vLLM takes, or in
+`chat` with a JSON schema, which most servers take, whose only field holds the reply; a server that sends another reply
+all the same, because it knows neither, fails the request. Token counts are the server's (`usage`). `score` posts prompt and response as token ids with `echo`, which
 vLLM and SGLang take.
 
 `serving.openai` says how the servers are reached, `engine.endpoint` what is asked. The key is read from the environment
@@ -18,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engine import Completion, Row, Sampling, Unusable, no_reply
+from tasks.core.engine import Completion, Row, Sampling, Statistic, Unusable, no_reply
 from tasks.core.engines.calls import Caller
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.seeds import derive
@@ -27,6 +29,8 @@ from tasks.core.serving import Openai
 PATHS = {"completions": "completions", "chat": "chat/completions"}
 ROUNDS = 16  # how often a block of rows keeps every connection busy
 MOST_TOKENS = 2**31 - 1
+REPLY = "reply"  # the field of the JSON object in which a chat server gives one of the choices
+FRAME_TOKENS = 32  # of that object, at most
 
 
 def connect(model: str, folder: Path, endpoint: Mapping[str, Any], serving: Mapping[str, Any]) -> "Endpoint":
@@ -69,6 +73,11 @@ class Endpoint:
         """What is posted for the row. Raises `BadInput` for a score that the protocol has no way to ask for."""
         sampling = row.sampling
         if row.response is not None:
+            if row.statistic != "logprob":
+                raise BadInput(
+                    f"the engine openai cannot give the {row.statistic} of a text: that takes the probabilities of the whole "
+                    "vocabulary, and no server tells them; use engine.name: transformers or vllm, or statistic: logprob"
+                )
             if self.chat:
                 raise _unscorable("engine.endpoint.protocol is chat, which has no way to ask for it")
             prompt: Any = [*self._tokens(row.prompt), *self._tokens(row.response), self._end()]
@@ -84,8 +93,24 @@ class Endpoint:
             }
             if sampling.temperature > 0:
                 fields["seed"] = derive(sampling.seed, row.prompt, row.draw)
+            if sampling.choices:
+                fields |= self._restricted(sampling)
         fields = {"model": self.model, **fields, **self.endpoint["extra"]}
         return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+
+    def _restricted(self, sampling: Sampling) -> dict[str, Any]:
+        """What is posted so that the reply is one of the choices."""
+        choices = list(sampling.choices)
+        if not self.chat:
+            return {"structured_outputs": {"choice": choices}}
+        schema = {
+            "type": "object",
+            "properties": {REPLY: {"type": "string", "enum": choices}},
+            "required": [REPLY],
+            "additionalProperties": False,
+        }
+        form = {"type": "json_schema", "json_schema": {"name": REPLY, "strict": True, "schema": schema}}
+        return {"response_format": form, self.endpoint["length_field"]: sampling.max_new_tokens + FRAME_TOKENS}
 
     def read(self, row: Row, raw: str) -> Completion:
         """The completion in a reply. Raises `Unusable`."""
@@ -116,7 +141,25 @@ class Endpoint:
         known = bool(logprobs) and None not in logprobs
         total = round(math.fsum(value for value in logprobs if value is not None), 4) + 0.0 if known else None
         whole = text.encode("utf-8", "replace").decode()  # half a surrogate pair is JSON, but no text
+        if row.sampling.choices and finish == "stop":
+            whole = self._chosen(whole, row.sampling.choices)
         return Completion(whole, int(counts[0] or 0), int(counts[1] or 0), total, finish)
+
+    def _chosen(self, text: str, choices: Sequence[str]) -> str:
+        """The choice that a reply is. Raises `Unusable` for one that is none."""
+        if self.chat:
+            try:
+                framed = json.loads(text)
+            except (ValueError, RecursionError):
+                framed = None
+            text = framed.get(REPLY, "") if isinstance(framed, dict) else text
+        if text not in choices:
+            raise Unusable(f"a reply outside of the choices, so the server may not know {self._knowing}", final=True)
+        return text
+
+    @property
+    def _knowing(self) -> str:
+        return "response_format: json_schema" if self.chat else "structured_outputs"
 
     def read_scores(self, row: Row, raw: str) -> list[float]:
         """Log-probability of each token of the row's response and of the end of text. Raises `Unusable`."""
@@ -145,11 +188,14 @@ class Endpoint:
         replies = [found[row.key] for row in rows]
         return [replies[start : start + sampling.n] for start in range(0, len(replies), sampling.n)]
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
+    ) -> list[list[float]]:
         """As `tasks.core.engine.Engine.score`. Raises `BadInput` where the server cannot, `StageFailed` where it fails."""
         pairs = enumerate(zip(prompts, responses, strict=True))
         rows = [
-            Row(str(index), prompt, Sampling(1, 0.0, 1.0, 1, 0), 0, response) for index, (prompt, response) in pairs
+            Row(str(index), prompt, Sampling(1, 0.0, 1.0, 1, 0), 0, response, statistic)
+            for index, (prompt, response) in pairs
         ]
         found: dict[str, list[float]] = {}
 

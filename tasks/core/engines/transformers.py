@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.core import models
-from tasks.core.engine import Completion, Sampling
-from tasks.core.engines import cache, draws
+from tasks.core.engine import Completion, Sampling, Statistic
+from tasks.core.engines import cache, draws, statistics
+from tasks.core.engines.choices import Choices
 from tasks.core.engines.texts import Texts
 from tasks.core.errors import BadInput, StageFailed
 
@@ -77,8 +78,8 @@ class TransformersEngine:
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
         """`sampling.n` completions per prompt, numbered from `first_draw`.
 
-        Raises `BadInput` for a prompt that is empty or fills the model's positions, `StageFailed` if the model
-        computes something that is no number. A row also ends, with `length`, where the positions end.
+        Raises `BadInput` for a prompt that is empty or fills the model's positions, or for choices that the tokenizer
+        does not tell apart, `StageFailed` if the model computes something that is no number. A row also ends, with `length`, where the positions end.
         """
         torch.set_num_threads(self.threads)
         unique = list(dict.fromkeys(prompts))
@@ -86,11 +87,14 @@ class TransformersEngine:
         count = 1 if sampling.temperature == 0 else sampling.n  # greedy draws are all the same
         keys = draws.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
         rows = [(index, draw) for index in _longest_first(tokens) for draw in range(count)]
+        choices = Choices(self.texts, sampling.choices) if sampling.choices else None
         with torch.inference_mode():
             decoded, self.batch_size = self._halving(
-                lambda size: self._decode(tokens, keys, rows, sampling, size), self.batch_size
+                lambda size: self._decode(tokens, keys, rows, sampling, choices, size), self.batch_size
             )
         texts = self.texts.replies([new for new, _ in decoded])
+        if choices is not None:
+            texts = [choices.text(new) or text for (new, _), text in zip(decoded, texts, strict=True)]
         replies: dict[int, list[Completion]] = {index: [] for index in range(len(unique))}
         for (index, _), (new, logprob), text in zip(rows, decoded, texts, strict=True):
             reason = "stop" if self.texts.ended(new) else "length"
@@ -98,8 +102,10 @@ class TransformersEngine:
         position = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[position[prompt]] * (sampling.n // count) for prompt in prompts]
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
-        """Log-probability in nats at temperature 1 of each token of each response and of the end of text.
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
+    ) -> list[list[float]]:
+        """The statistic at each token of each response and at the end of text.
 
         Prompt and response are tokenized apart, as they are when a response is generated. Raises `BadInput`
         for texts that do not fit the model, `StageFailed` if it computes something that is no number.
@@ -113,7 +119,8 @@ class TransformersEngine:
 
         def compute(budget: int) -> None:
             for run in cache.runs([len(joined[index]) for index in order], budget, len(order)):
-                for index, row in zip(order[run], self._score_block(order[run], asked, joined), strict=True):
+                found = self._score_block(order[run], asked, joined, statistic)
+                for index, row in zip(order[run], found, strict=True):
                     scores[index] = row
 
         with torch.inference_mode():
@@ -150,7 +157,13 @@ class TransformersEngine:
         )
 
     def _decode(
-        self, tokens: list[list[int]], keys: draws.Keys, rows: list[tuple[int, int]], sampling: Sampling, size: int
+        self,
+        tokens: list[list[int]],
+        keys: draws.Keys,
+        rows: list[tuple[int, int]],
+        sampling: Sampling,
+        choices: Choices | None,
+        size: int,
     ) -> list[tuple[list[int], float]]:
         """New tokens and the sum of their log-probabilities for each of `rows` (prompt, draw), sorted by prompt."""
         size = min(size, len(rows))
@@ -178,7 +191,7 @@ class TransformersEngine:
             else:
                 start = 0
                 logits = batch.step(torch.from_numpy(live.last[: live.count]).to(self.model.device))
-            finished = self._extend(live, start, logits, sampling)
+            finished = self._extend(live, start, logits, sampling, choices)
             if finished.any():
                 for slot in np.flatnonzero(finished):
                     new = live.new[slot, : live.length[slot]].tolist()
@@ -187,11 +200,15 @@ class TransformersEngine:
         self.memory = batch
         return done
 
-    def _extend(self, live: "_Live", start: int, logits: torch.Tensor, sampling: Sampling) -> NDArray[np.bool_]:
+    def _extend(
+        self, live: "_Live", start: int, logits: torch.Tensor, sampling: Sampling, choices: Choices | None
+    ) -> NDArray[np.bool_]:
         """Gives every row from slot `start` its next token; which of all rows are finished."""
         rows = slice(start, live.count)
         logits = logits.float()
         uniform = torch.from_numpy(draws.uniforms(live.key[rows], live.length[rows])).to(logits.device)
+        if choices is not None:
+            logits = choices.among(logits, live.node[rows])
         tokens = draws.pick(logits, uniform, sampling.temperature, sampling.top_p)
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
         picked, sums = tokens.cpu().numpy(), logprobs.cpu().numpy()
@@ -200,6 +217,8 @@ class TransformersEngine:
                 "the model's logits are not finite numbers (NaN or infinity): its weights are broken, "
                 "which a learning rate too high often does; train it again or use another model"
             )
+        if choices is not None:
+            live.node[rows] = choices.follow(live.node[rows], picked)
         live.new[np.arange(start, live.count), live.length[rows]] = picked
         live.last[rows] = picked
         live.length[rows] += 1
@@ -208,15 +227,17 @@ class TransformersEngine:
         finished[rows] = np.isin(picked, self.ends) | (live.length[rows] >= live.limit[rows])
         return finished
 
-    def _score_block(self, block: list[int], asked: list[list[int]], joined: list[list[int]]) -> list[list[float]]:
+    def _score_block(
+        self, block: list[int], asked: list[list[int]], joined: list[list[int]], statistic: Statistic
+    ) -> list[list[float]]:
         ids = cache.pad([joined[index] for index in block], self.model.device)
         first = min(len(asked[index]) for index in block)
         logits = self.model(
             input_ids=ids[:, :-1], use_cache=False, logits_to_keep=ids.shape[1] - first
         ).logits.float()  # right padding stays unseen by what precedes it
-        logprobs = logits.gather(-1, ids[:, first:, None])[..., 0] - logits.logsumexp(-1)
+        told = statistics.at(logits, ids[:, first:], statistic)
         rows = []
-        for index, row in zip(block, logprobs.cpu().numpy(), strict=True):
+        for index, row in zip(block, told.cpu().numpy(), strict=True):
             values = row[len(asked[index]) - first : len(joined[index]) - first]
             if not np.isfinite(values).all():
                 raise StageFailed("the model's log-probabilities are not finite numbers: its weights are broken")
@@ -233,6 +254,7 @@ class _Live:
         self.key = np.zeros(size, dtype=np.uint64)
         self.limit = np.zeros(size, dtype=np.int64)
         self.length = np.zeros(size, dtype=np.int64)  # new tokens so far
+        self.node = np.zeros(size, dtype=np.int64)  # where the reply stands among the choices
         self.last = np.zeros(size, dtype=np.int64)
         self.logprob = np.zeros(size, dtype=np.float64)
         self.new = np.zeros((size, new_tokens), dtype=np.int64)
@@ -241,11 +263,12 @@ class _Live:
         slots = slice(self.count, self.count + len(row))
         self.row[slots], self.key[slots], self.limit[slots] = row, key, limit
         self.length[slots] = 0
+        self.node[slots] = 0
         self.logprob[slots] = 0
         self.count += len(row)
 
     def keep(self, order: NDArray[np.int64]) -> None:
-        for name in ("row", "key", "limit", "length", "last", "logprob", "new"):
+        for name in ("row", "key", "limit", "length", "node", "last", "logprob", "new"):
             values = getattr(self, name)
             values[: len(order)] = values[order]
         self.count = len(order)

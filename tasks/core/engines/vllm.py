@@ -7,18 +7,20 @@ the texts are those of the `transformers` engine (`tasks.core.engines.texts`).
 Every draw is a request with a seed of its own, made of sampling seed, prompt and number of the draw as in
 `tasks.core.engines.draws`, so which requests share a batch plays no part, up to the last bits of floating point.
 The same options give the distribution of the `transformers` engine, not its draws; greedy replies are the same but
-for ties. Log-probabilities are vLLM's `raw_logprobs`: of the model's own distribution, at temperature 1. A
+for ties. Choices become one of vLLM's grammars, which also allows ways to cut a text into tokens that its tokenizer does not
+take. Log-probabilities are vLLM's `raw_logprobs`: of the model's own distribution, at temperature 1. A
 temperature below 0.01 is raised to it by vLLM.
 
 `take` serves another model of the same architecture without a new engine: a LoRA adapter by name on the weights that are
 loaded, whole models by reading their weights into place.
 """
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,8 +29,8 @@ import torch
 from safetensors import safe_open
 
 from tasks.core import digests, engines, models
-from tasks.core.engine import Completion, Sampling
-from tasks.core.engines import draws, vllm_process
+from tasks.core.engine import Completion, Sampling, Statistic
+from tasks.core.engines import draws, vllm_process, vllm_worker
 from tasks.core.engines.texts import UNBOUNDED, Texts
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.serving import Vllm
@@ -133,8 +135,11 @@ class VllmEngine:
         }
         return [replies[prompt] for prompt in prompts]
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
-        """Log-probability in nats at temperature 1 of each token of each response and of the end of text.
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
+    ) -> list[list[float]]:
+        """The statistic at each token of each response and at the end of text; all but log-probabilities are computed by
+        what is added to vLLM's workers (`tasks.core.engines.vllm_worker`).
 
         Raises `BadInput` for texts that do not fit the model, `StageFailed` if it computes something that is no number.
         """
@@ -144,7 +149,8 @@ class VllmEngine:
         end = self._params(
             temperature=0.0, max_tokens=1, prompt_logprobs=0, logprobs=0, allowed_token_ids=self.texts.ends[:1]
         )
-        found = self._ask([ids[:-1] for ids in joined], [end] * len(joined))
+        with self._telling(statistic):
+            found = self._ask([ids[:-1] for ids in joined], [end] * len(joined))
         scores = []
         for prompt, output in zip(asked, found, strict=True):
             told = output.prompt_logprobs
@@ -166,8 +172,24 @@ class VllmEngine:
             self.names += 1
             self.adapter = LoRARequest(str(self.names), self.names, str(parts.adapter.resolve()))
 
+    @contextlib.contextmanager
+    def _telling(self, statistic: Statistic) -> Iterator[None]:
+        """While what vLLM tells as log-probabilities is the statistic."""
+        if statistic == "logprob":
+            yield
+            return
+        self._working(lambda: self.llm.collective_rpc("tell_statistic", args=(statistic,)))
+        try:
+            yield
+        finally:
+            self._working(lambda: self.llm.collective_rpc("tell_statistic", args=("logprob",)))
+
     def _sampled(self, sampling: Sampling, room: int, seed: int) -> Any:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        choices = list(sampling.choices)
         return self._params(
+            structured_outputs=StructuredOutputsParams(choice=choices) if choices else None,
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.temperature else 1.0,
             max_tokens=room,
@@ -181,7 +203,13 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        return SamplingParams(detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+        kind = RequestOutputKind.FINAL_ONLY
+        try:
+            return SamplingParams(detokenize=False, flat_logprobs=True, output_kind=kind, **options)
+        except _errors() as error:
+            raise BadInput(
+                f"vLLM takes no such options: {error}; change them, or use engine.name: transformers"
+            ) from error
 
     def _ask(self, tokens: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
         asked = [{"prompt_token_ids": ids} for ids in tokens]
@@ -201,7 +229,7 @@ class VllmEngine:
             raise StageFailed(
                 f"vLLM's engine process ended while it worked; what it said is above. It may have been killed: {MEMORY}"
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except _errors() as error:
             raise StageFailed(f"vLLM refused a request: {error}") from error
 
     def _fits(self, lengths: Sequence[int]) -> None:
@@ -230,6 +258,7 @@ def _options(
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        "worker_extension_cls": f"{vllm_worker.__name__}.{vllm_worker.Telling.__name__}",
     }
     if longest < UNBOUNDED:
         options["max_model_len"] = longest + 1  # vLLM always generates a token, also after what is only scored
@@ -260,7 +289,7 @@ def _start(options: Mapping[str, Any], threads: int, serving: Vllm) -> tuple[Any
             from vllm import LLM
 
             llm: Any = LLM(**options)
-    except (RuntimeError, ValueError, OSError) as error:
+    except _errors() as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise StageFailed(f"vLLM could not start with {options['model']}: {' '.join(lines[:3])}; {MEMORY}") from error
     print(f"engine vllm: started in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -325,6 +354,13 @@ def _texts(parts: models.Parts) -> Texts:
         raise BadInput(f"{parts.weights}: no model that transformers can load: {error}") from error
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Texts(tokenizer, getattr(settings, "eos_token_id", None), positions)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What vLLM raises; its own errors are no built-in ones."""
+    from vllm.exceptions import VLLMError
+
+    return VLLMError, RuntimeError, ValueError, OSError
 
 
 def _number(logprob: float) -> float:

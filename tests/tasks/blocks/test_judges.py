@@ -12,6 +12,7 @@ from tasks.core import families, tables
 from tasks.core.blocks import bind
 from tasks.core.engine import Completion
 from tasks.core.errors import BadInput
+from tasks.core.family import FREE_TEXT_BLOCKS
 from tests.support import Adding, asker, text_options
 from tests.support import prompts as additions
 
@@ -19,6 +20,7 @@ FAMILY = families.create(
     "text", text_options(answer_field=None, extraction="text", heldout=1, probe=1, labelled=0, near_duplicates=None)
 )
 DRAWN = {"draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 9}
+GREEDY = {"draws": 1, "temperature": 0.0, "top_p": 1.0}
 CRITERIA = ["It is short.", "It is right."]
 
 
@@ -38,7 +40,7 @@ def judged(tmp_path, block, options, responses, reply=None, score=None, family=F
     prompts, samples = sampled(*responses, family=family)
     judge, engine = asker(tmp_path, reply or (lambda prompt, draw: ""))
     if score:
-        engine.score = lambda asked, told: [[score(p, r), 0.0] for p, r in zip(asked, told, strict=True)]
+        engine.score = lambda asked, told, statistic: [[score(p, r), 0.0] for p, r in zip(asked, told, strict=True)]
     bounds = bind(critics.BLOCKS, {"c": {"block": block, **options}}, "critique")
     found = critics.critique(bounds, samples, prompts, family, judge, 1, "critique", False)
     texts = dict(samples.select("candidate_id", "response").iter_rows())
@@ -225,10 +227,111 @@ def test_very_small_probabilities_are_compared_too(tmp_path):
     assert found["score"].to_list() == [pytest.approx(1 / (1 + exp(-1)), abs=1e-6)]
 
 
-@pytest.mark.parametrize("block", sorted(judges.BLOCKS))
+@pytest.mark.parametrize("block", FREE_TEXT_BLOCKS)
 def test_families_without_free_text_are_refused(tmp_path, block):
     options = {"pairs": 1} if "pairwise" in block else {"criteria": CRITERIA} if "checklist" in block else {}
+    options |= {} if "logprobs" in block else GREEDY if "structured" in block else DRAWN
     with pytest.raises(BadInput, match="no templates for judges of free text"):
-        judged(tmp_path, block, options | ({} if "logprobs" in block else DRAWN), ["5", "6"], family=Adding())
+        judged(tmp_path, block, options, ["5", "6"], family=Adding())
     for family in ("countdown", "strings"):
         assert block in families.unusable(family)
+
+
+# --- replies out of a list ---------------------------------------------------------------------------------------
+
+OUTSIDE = "a reply outside of the choices"
+
+
+def test_a_structured_comparison_is_asked_in_brief_and_in_both_orders(tmp_path):
+    found, engine = judged(
+        tmp_path, "judge_pairwise_structured", {"pairs": None, **GREEDY}, ["red", "green"],
+        lambda prompt, draw: prefers("green")(prompt, draw).splitlines()[-1],
+    )  # fmt: skip
+    assert engine.choices == {("Winner: A", "Winner: B")}
+    assert all("Reply with one line and nothing else" in prompt for prompt in engine.prompts)
+    [row] = found.iter_rows(named=True)
+    assert (row["parsed"], row["verdict"], row["score"]) == (
+        True,
+        row["response"] == "green",
+        float(row["response"] == "green"),
+    )
+    found, _ = judged(
+        tmp_path / "same",
+        "judge_pairwise_structured",
+        {"pairs": None, **GREEDY},
+        ["red", "green"],
+        lambda p, d: "Winner: A",
+    )
+    assert found.select("parsed", "why").rows() == [(False, "the orders disagree")]
+
+
+def test_a_verdict_that_the_candidate_states_too_is_no_repetition_where_nothing_is_parsed(tmp_path):
+    found, _ = judged(tmp_path, "judge_pointwise_structured", GREEDY, ["Score: 4"], lambda p, d: "Score: 4")
+    assert found.select("parsed", "verdict", "score", "text").rows() == [(True, None, 0.8, "Score: 4")]
+
+
+def test_structured_points_are_rows_by_draw(tmp_path):
+    options = {"draws": 3, "temperature": 1.0, "top_p": 1.0}
+    found, engine = judged(
+        tmp_path, "judge_pointwise_structured", options, ["red", " "], lambda prompt, draw: f"Score: {2 * draw}"
+    )
+    assert engine.choices == {tuple(f"Score: {points}" for points in range(6))}
+    rows = found.sort("response", "draw").select("response", "parsed", "score").rows()
+    assert rows == [(" ", False, None), ("red", True, 0.0), ("red", True, 0.4), ("red", True, 0.8)]
+
+
+def test_a_structured_checklist(tmp_path):
+    def reply(prompt, draw):
+        return (
+            "Met: yes" if "short" in prompt.split("Criterion:")[1] or shown(prompt)[1].strip() == "red" else "Met: no"
+        )
+
+    options = {"criteria": CRITERIA, **GREEDY}
+    found, engine = judged(tmp_path, "judge_checklist_structured", options, ["red", "green", " "], reply)
+    assert engine.choices == {("Met: yes", "Met: no")}
+    rows = {row["response"]: (row["parsed"], row["verdict"], row["score"]) for row in found.iter_rows(named=True)}
+    assert rows == {"red": (True, True, 1.0), "green": (True, False, 0.5), " ": (False, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("block", "options"),
+    [
+        ("judge_pointwise_structured", GREEDY),
+        ("judge_pairwise_structured", {"pairs": None, **GREEDY}),
+        ("judge_checklist_structured", {"criteria": ["It is short."], **GREEDY}),
+    ],
+)
+def test_what_is_no_choice_is_no_verdict(tmp_path, block, options):
+    found, _ = judged(tmp_path, block, options, ["red", "green"], lambda p, d: "No")
+    assert not found["parsed"].any()
+    assert all(OUTSIDE in why for why in found["why"])
+    found, _ = judged(tmp_path / "none", block, options, ["red", "green"], lambda p, d: None)
+    assert not found["parsed"].any()
+    assert all("no reply" in why for why in found["why"])
+
+
+# --- intrinsic scores --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("statistic", "sign"), [("self_certainty", 1), ("logprob", 1), ("entropy", -1)])
+def test_an_intrinsic_score_is_the_mean_over_the_responses_tokens(tmp_path, statistic, sign):
+    prompts, samples = sampled("red", "blue green")
+    judge, engine = asker(tmp_path, lambda prompt, draw: "")
+    asked = []
+
+    def score(questions, told, statistic):
+        asked.append((questions, told, statistic))
+        return [[float(len(word)) for word in text.split()] + [2.0] for text in told]
+
+    engine.score = score
+    bounds = bind(critics.BLOCKS, {"sure": {"block": "intrinsic_score", "statistic": statistic}}, "critique")
+    found = critics.critique(bounds, samples, prompts, FAMILY, judge, 1, "critique", False)
+    texts = dict(samples.select("candidate_id", "response").iter_rows())
+    scores = {texts[row["candidate_id"]]: row["score"] for row in found.iter_rows(named=True)}
+    assert scores == {"red": sign * 2.5, "blue green": pytest.approx(sign * 11 / 3, abs=1e-6)}
+    assert found["verdict"].null_count() == found["parsed"].sum() == 2
+    [(questions, told, name)] = asked
+    assert (sorted(told), name) == (["blue green", "red"], statistic)
+    assert all("Name a colour." in question for question in questions)
+    ranked = critics.aggregate(found, "sure").sort("score")["candidate_id"].replace(texts).to_list()
+    assert ranked == (["red", "blue green"] if sign > 0 else ["blue green", "red"])

@@ -9,6 +9,7 @@ from tasks.core.demand import Counts, Demand
 
 COUNTS = Counts(prompts=10, candidates=40, questions=4)
 DRAWN = {"draws": 3, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8}
+CHOSEN = {"draws": 3, "temperature": 0.7, "top_p": 1.0}
 REVISE = {"critic": "own", "per_prompt": 3, "rounds": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
 
@@ -31,6 +32,15 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
         (critics, "judge_pairwise", {**DRAWN, "pairs": 5}, Demand("critique", 10 * 2 * 5 * 3, 8, 3)),
         (critics, "judge_pairwise", {**DRAWN, "pairs": None}, Demand("critique", 10 * 2 * 6 * 3, 8, 3)),
         (critics, "judge_checklist", {**DRAWN, "criteria": ["It is short."]}, Demand("critique", 40 * 3, 8, 3)),
+        (critics, "judge_pointwise_structured", CHOSEN, Demand("critique", 120, 16, 3)),
+        (critics, "judge_pairwise_structured", {**CHOSEN, "pairs": 5}, Demand("critique", 10 * 2 * 5 * 3, 16, 3)),
+        (
+            critics,
+            "judge_checklist_structured",
+            {**CHOSEN, "criteria": ["It is short."]},
+            Demand("critique", 120, 16, 3),
+        ),
+        (critics, "intrinsic_score", {"statistic": "entropy"}, Demand("critique", 40, 0)),
         (critics, "judge_pointwise_logprobs", {}, Demand("critique", 40 * 6, 0)),
         (critics, "judge_pairwise_logprobs", {"pairs": 1}, Demand("critique", 10 * 2 * 2, 0)),
         (refinement, "critique_revise", REVISE, Demand("refine", 60, 9)),

@@ -84,6 +84,55 @@ def test_the_name_that_the_server_knows_the_model_by():
     assert server.asked[0]["model"] == "judge-large"
 
 
+CHOICES = ("Winner: A", "Winner: B")
+CHOOSING = Sampling(1, 0.0, 1.0, 11, 0, CHOICES)
+
+
+def test_a_reply_out_of_a_list_is_asked_for_and_checked():
+    with Endpoint(lambda body, before: completion(body, "Winner: B")) as server:
+        reply = engine(server.url).generate(["which ?"], CHOOSING)[0][0]
+    assert server.asked[0]["structured_outputs"] == {"choice": list(CHOICES)}
+    assert reply.text == "Winner: B"
+
+
+def test_a_chat_server_gives_the_reply_in_json():
+    message = json.dumps([{"role": "user", "content": "which ?"}])
+    options = {"protocol": "chat", "length_field": "max_completion_tokens"}
+    with Endpoint(lambda body, before: completion(body, '{"reply": "Winner: A"}')) as server:
+        reply = engine(server.url, endpoint=options).generate([message], CHOOSING)[0][0]
+    body = server.asked[0]
+    form = body["response_format"]["json_schema"]
+    assert form["strict"] is True
+    assert form["schema"]["properties"] == {"reply": {"type": "string", "enum": list(CHOICES)}}
+    assert form["schema"]["required"] == ["reply"]
+    assert body["max_completion_tokens"] == 11 + 32
+    assert reply.text == "Winner: A"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "text", "named"),
+    [
+        ("completions", "I prefer A.", "structured_outputs"),
+        ("chat", "Winner: B because", "response_format: json_schema"),
+        ("chat", '["Winner: A"]', "response_format: json_schema"),
+        ("chat", '{"reply": "A"}', "response_format: json_schema"),
+    ],
+)
+def test_a_server_that_does_not_keep_to_the_choices_is_told(protocol: str, text: str, named: str):
+    asked = json.dumps([{"role": "user", "content": "which ?"}])
+    with Endpoint(lambda body, before: completion(body, text)) as server:
+        reply = engine(server.url, endpoint={"protocol": protocol}).generate([asked], CHOOSING)[0][0]
+        assert len(server.asked) == 1  # asking again would not help
+    assert reply.failed
+    assert reply.why == f"a reply outside of the choices, so the server may not know {named}"
+
+
+def test_no_statistic_of_the_vocabulary_is_asked_of_a_server():
+    with Endpoint(echo) as server, pytest.raises(BadInput, match=r"cannot give the self_certainty .* use engine.name"):
+        engine(server.url).score(["a"], ["b"], "self_certainty")
+    assert server.asked == []
+
+
 def test_a_server_without_logprobs_and_half_a_surrogate():
     def answer(body, before):
         reply = json.loads(completion(body, "x"))

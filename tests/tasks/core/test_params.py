@@ -447,6 +447,28 @@ def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.Monk
     assert f"{broken / 'checklist.j2'}, line 2: unknown variable 'respons'" in refusal(text_params(PAIRWISE, PREFERRED))
 
 
+def test_critics_that_read_scores_need_an_engine_that_tells_them() -> None:
+    params = text_params({"block": "judge_pairwise_logprobs", "pairs": 3}, PREFERRED)
+    params["engine"] |= {"name": "openai"}
+    parameters.check(params)
+    params["engine"]["endpoint"]["protocol"] = "chat"
+    found = refusal(params)
+    assert "critique.judge: block judge_pairwise_logprobs reads log-probabilities of given text" in found
+    assert "a block that ends in _structured" in found
+    chosen = {"block": "judge_pairwise_structured", "pairs": 3, "draws": 1, "temperature": 0.0, "top_p": 1.0}
+    params["critique"]["judge"] = chosen
+    parameters.check(params)
+    params["engine"]["endpoint"]["protocol"] = "completions"
+    params["critique"]["sure"] = {"block": "intrinsic_score", "statistic": "logprob"}
+    parameters.check(params)
+    params["critique"]["sure"] = {"block": "intrinsic_score", "statistic": "self_certainty"}
+    assert "critique.sure.statistic: given self_certainty, which takes the probabilities of the whole" in refusal(
+        params
+    )
+    params["engine"]["name"] = "transformers"
+    parameters.check(params)
+
+
 def test_near_copies_are_looked_for_in_free_text_only() -> None:
     params = recipe.compose("self_evolution")
     params["synthesize"] = {

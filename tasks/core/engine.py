@@ -31,6 +31,11 @@ class Sampling:
     choices: tuple[str, ...] = ()
 
 
+def one_of(choices: Sequence[str], text: str) -> str | None:
+    """Which of the choices a reply is; space around it, which detokenizers add, plays no part."""
+    return next((choice for choice in choices if choice.strip() == text.strip()), None)
+
+
 class Completion(NamedTuple):
     """One reply. `logprob`: sum over the new tokens (end of text included) in nats at temperature 1 (with
     `choices` among the tokens that keep to them), rounded to 4 decimals, None where an endpoint gives none; `tokens`: new tokens, end of text included;

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engine import Completion, Row, Sampling, Statistic, Unusable, no_reply
+from tasks.core.engine import Completion, Row, Sampling, Statistic, Unusable, no_reply, one_of
 from tasks.core.engines.calls import Caller
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.seeds import derive
@@ -152,10 +152,11 @@ class Endpoint:
                 framed = json.loads(text)
             except (ValueError, RecursionError):
                 framed = None
-            text = framed.get(REPLY, "") if isinstance(framed, dict) else text
-        if text not in choices:
+            text = str(framed.get(REPLY)) if isinstance(framed, dict) else text
+        choice = one_of(choices, text)
+        if choice is None:
             raise Unusable(f"a reply outside of the choices, so the server may not know {self._knowing}", final=True)
-        return text
+        return choice
 
     @property
     def _knowing(self) -> str:

@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 
 from tasks.core import digests, engines, models
-from tasks.core.engine import Completion, Sampling, Statistic
+from tasks.core.engine import Completion, Sampling, Statistic, one_of
 from tasks.core.engines import draws, vllm_process, vllm_worker
 from tasks.core.engines.texts import UNBOUNDED, Texts
 from tasks.core.errors import BadInput, StageFailed
@@ -124,6 +124,8 @@ class VllmEngine:
         )
         new_tokens = [list(output.outputs[0].token_ids) for output in found]
         texts = self.texts.replies(new_tokens)
+        if sampling.choices:
+            texts = [one_of(sampling.choices, text) or text for text in texts]
         rows = []
         for index, (output, new, text) in enumerate(zip(found, new_tokens, texts, strict=True)):
             logprob = _number(output.outputs[0].cumulative_logprob)

@@ -89,7 +89,7 @@ CHOOSING = Sampling(1, 0.0, 1.0, 11, 0, CHOICES)
 
 
 def test_a_reply_out_of_a_list_is_asked_for_and_checked():
-    with Endpoint(lambda body, before: completion(body, "Winner: B")) as server:
+    with Endpoint(lambda body, before: completion(body, " Winner: B")) as server:
         reply = engine(server.url).generate(["which ?"], CHOOSING)[0][0]
     assert server.asked[0]["structured_outputs"] == {"choice": list(CHOICES)}
     assert reply.text == "Winner: B"

@@ -152,7 +152,7 @@ class Runner:
 
     def _release(self) -> None:
         if self._opener is not None:
-            self._opener.close()
+            self._opener.release()
 
     def _open_model(self, pointer: Pointer) -> "Asker":
         if self._opener is None:

@@ -329,6 +329,7 @@ class Opener:
     keep: int = 2
     serving: Mapping[str, Any] = field(default_factory=dict)  # the section, by engine
     _askers: dict[str, Asker] = field(default_factory=dict)
+    _resting: list[Taking] = field(default_factory=list)  # engines that hold no memory until they take a model
 
     def __call__(self, pointer: Pointer) -> Asker:
         from tasks.core import models
@@ -347,11 +348,14 @@ class Opener:
         for asker in loaded:
             if isinstance(engine := asker._engine, Taking):
                 asker._engine = None
-                with contextlib.ExitStack() as unless_taken:
-                    unless_taken.callback(engine.close)
-                    if engine.take(wanted.folder):
-                        unless_taken.pop_all()
-                        return engine
+                self._resting.append(engine)
+        while self._resting:
+            engine = self._resting.pop()
+            with contextlib.ExitStack() as unless_taken:
+                unless_taken.callback(engine.close)
+                if engine.take(wanted.folder):
+                    unless_taken.pop_all()
+                    return engine
         loaded = [asker for asker in loaded if asker._engine is not None]
         for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
             asker.close()
@@ -361,9 +365,21 @@ class Opener:
         """What all its models used since the last call."""
         return sum((asker.take_usage() for asker in self._askers.values()), Usage())
 
+    def release(self) -> None:
+        """Gives all engines' memory back; those that can rest go on from there when a model is asked again."""
+        for asker in self._askers.values():
+            engine = asker._engine
+            if isinstance(engine, Taking) and engine.rest():
+                asker._engine = None
+                self._resting.append(engine)
+            else:
+                asker.close()
+
     def close(self) -> None:
         for asker in self._askers.values():
             asker.close()
+        while self._resting:
+            self._resting.pop().close()
 
 
 _openers: dict[str, Opener] = {}  # of a process that computes shards for another one

@@ -134,3 +134,7 @@ class Taking(Engine, Protocol):
         """Serves the model of `folder` from now on, if it can; otherwise False, and it has to be closed for another.
         After an error it must be closed."""
         ...
+
+    def rest(self) -> bool:
+        """Gives the memory back until `take` is called, if it can; otherwise False, and it has to be closed."""
+        ...

@@ -21,6 +21,7 @@ class Vllm(Options):
     cpu_cache_gib: int = Field(ge=1)  # KV cache where there is no GPU
     longest: int | None = Field(ge=8)  # tokens of prompt and reply; null: the model's positions
     eager: bool  # nothing compiled, no CUDA graphs: starts sooner, runs slower
+    sleep: bool  # on a GPU: started once; while training has the GPU it sleeps and holds little of its memory
 
 
 class Openai(Options):
@@ -66,7 +67,7 @@ class Prices(Options):
 
 DEFAULTS = {
     "serving": Serving(
-        vllm=Vllm(memory_share=0.9, cpu_cache_gib=2, longest=None, eager=False),
+        vllm=Vllm(memory_share=0.9, cpu_cache_gib=2, longest=None, eager=False, sleep=False),
         openai=Openai(
             base_urls=["http://127.0.0.1:8000/v1"],
             key_variable="OPENAI_API_KEY",

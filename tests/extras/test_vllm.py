@@ -242,6 +242,45 @@ def test_other_weights_are_read_into_place(served: Any, folders: dict[str, Path]
     assert served.score(PROMPTS, ["a"] * len(PROMPTS)) != before
 
 
+class Sleeper:
+    """vLLM, but for sleeping, which needs a GPU: those calls are written down and not made."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm, self.calls = llm, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.llm, name)
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(f"sleep {level}")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(f"wake up {tags[0]}")
+
+    def collective_rpc(self, method: str, **options: Any) -> Any:
+        self.calls.append(method)
+        return self.llm.collective_rpc(method, **options)
+
+
+@pytest.mark.parametrize("name", ["base", "other", "one"])
+def test_after_a_rest_memory_comes_back_before_weights_and_before_the_cache(
+    served: Any, folders: dict[str, Path], reference: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert served.take(folders["base"])
+    assert not served.rest()  # without a GPU there is no sleep
+    sleeper = Sleeper(served.llm)
+    monkeypatch.setattr(served, "llm", sleeper)
+    monkeypatch.setattr(served, "sleeps", True)
+    assert served.rest()
+    assert served.rest()
+    assert sleeper.calls == ["sleep 2"]
+    assert served.take(folders[name])
+    assert sleeper.calls == ["sleep 2", "wake up weights", "reload_weights", "wake up kv_cache"]
+    assert not served.resting
+    assert served.take(folders["base"])
+    assert scores_agree(served, reference)
+
+
 def test_what_wants_an_engine_of_its_own_is_not_taken(served: Any, folders: dict[str, Path], tmp_path: Path) -> None:
     assert served.take(folders["base"])
     before = served.score(PROMPTS, ["a"] * len(PROMPTS))

@@ -12,7 +12,8 @@ take. Log-probabilities are vLLM's `raw_logprobs`: of the model's own distributi
 temperature below 0.01 is raised to it by vLLM.
 
 `take` serves another model of the same architecture without a new engine: a LoRA adapter by name on the weights that are
-loaded, whole models by reading their weights into place.
+loaded, whole models by reading their weights into place. `rest` is vLLM's sleep mode of level 2 (`serving.vllm.sleep`, GPUs
+only): weights and KV cache are dropped, the processes stay, and the next `take` reads weights into place.
 """
 
 import contextlib
@@ -81,6 +82,7 @@ class VllmEngine:
         options = _options(parts, precision, batch_size, serving, self.longest, self.room)
         self.llm, self.watcher = _start(options, threads, serving)
         self.longest = min(self.longest, int(self.llm.model_config.max_model_len) - 1)
+        self.sleeps, self.resting = bool(options.get("enable_sleep_mode")), False
         self._serve(parts)
 
     def take(self, folder: Path) -> bool:
@@ -94,13 +96,29 @@ class VllmEngine:
         if _shape(parts.weights) != self.shape or room.rank > self.room.rank or not room.layers <= self.room.layers:
             return False
         self.texts = _texts(parts)
-        if _state(parts.weights) != self.weights:
-            path = str(parts.weights.resolve())
-            self._working(lambda: self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path}))
+        if self.resting:
+            self._working(lambda: self.llm.wake_up(tags=["weights"]))
+            self._read(parts.weights)
+            self._working(lambda: self.llm.wake_up(tags=["kv_cache"]))
+            self.resting = False
+        elif _state(parts.weights) != self.weights:
+            self._read(parts.weights)
             if not self._working(self.llm.reset_prefix_cache):
                 return False  # what is cached is the other model's
         self._serve(parts)
         return True
+
+    def rest(self) -> bool:
+        """Gives the memory of weights and KV cache back until the next `take`. False where vLLM cannot sleep: without
+        a GPU, or with `serving.vllm.sleep: false`."""
+        if self.sleeps and not self.resting:
+            self._working(lambda: self.llm.sleep(level=2))
+            self.resting = True
+        return self.resting
+
+    def _read(self, weights: Path) -> None:
+        path = str(weights.resolve())
+        self._working(lambda: self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path}))
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
         """`sampling.n` completions per prompt, numbered from `first_draw`.
@@ -268,6 +286,7 @@ def _options(
         options |= {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": 1}
         options["lora_target_modules"] = sorted(room.layers)  # not the head too: scores fail with an adapter on it
     if torch.cuda.is_available():
+        options["enable_sleep_mode"] = serving.sleep
         if batch_size > 4 * CHUNK:
             options["max_num_batched_tokens"] = batch_size
         return options

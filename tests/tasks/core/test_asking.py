@@ -128,15 +128,19 @@ def test_an_asker_is_pickled_as_how_to_open_its_model(tmp_path, monkeypatch):
 class Swapped(Scripted):
     """An engine that can serve every model whose name begins with a certain letter."""
 
-    def __init__(self, letter, broken=False):
+    def __init__(self, letter, broken=False, rests=False):
         super().__init__(echo)
-        self.letter, self.broken, self.served = letter, broken, []
+        self.letter, self.broken, self.rests, self.served = letter, broken, rests, []
 
     def take(self, folder):
         self.served.append(folder.name)
         if self.broken:
             raise StageFailed("the weights cannot be read")
         return folder.name.startswith(self.letter)
+
+    def rest(self):
+        self.served += ["rest"] * self.rests
+        return self.rests
 
 
 def opened(tmp_path, names):
@@ -162,6 +166,38 @@ def test_an_engine_that_can_takes_the_next_model_and_is_closed_where_it_cannot(t
     assert engine.closed
     assert len(loaded) == 2
     assert first._engine is second._engine is None
+
+
+@pytest.mark.parametrize("asked_next", ["a1", "a2", "b1", None])
+def test_an_engine_that_can_rests_while_its_memory_is_needed(tmp_path, monkeypatch, asked_next):
+    askers = dict(zip(("a1", "a2", "b1"), opened(tmp_path, ["a1", "a2", "b1"]), strict=True))
+    loaded = []
+    monkeypatch.setattr(
+        engines, "load", lambda name, folder, *rest: loaded.append(Swapped(folder.name[0], rests=True)) or loaded[-1]
+    )
+    engine = askers["a1"].engine()
+    opener = askers["a1"].opener
+    opener.release()
+    opener.release()
+    assert (engine.served, engine.closed) == (["rest"], False)
+    if asked_next is None:
+        opener.close()
+        assert engine.closed
+        return
+    taken = askers[asked_next].engine()
+    assert engine.served == ["rest", asked_next]
+    assert (taken is engine) == (asked_next != "b1") == (not engine.closed)
+    assert len(loaded) == 1 + (asked_next == "b1")
+
+
+def test_an_engine_that_cannot_rest_is_closed(tmp_path, monkeypatch):
+    first, second = opened(tmp_path, ["a1", "b1"])
+    taking, plain = Swapped("a"), Scripted(echo)
+    monkeypatch.setattr(engines, "load", lambda name, folder, *rest: taking if folder.name == "a1" else plain)
+    for one, engine in ((second, plain), (first, taking)):
+        assert one.engine() is engine
+        one.opener.release()
+        assert engine.closed
 
 
 def test_an_engine_that_fails_to_take_a_model_is_closed(tmp_path, monkeypatch):

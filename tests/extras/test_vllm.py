@@ -55,6 +55,7 @@ def served(folders: dict[str, Path]) -> Iterator[Any]:
     started = [child for child in psutil.Process().children(recursive=True) if child not in others]
     processes = [child for child in started if "tracker" not in str(child.cmdline())]
     assert len(processes) >= 3  # the engine's, the worker's, and the watcher
+    assert engine.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
     yield engine
     engine.close()
     assert psutil.wait_procs(processes, timeout=20)[1] == []

@@ -206,7 +206,6 @@ BLOCKS: dict[str, Block] = {
     **judges.BLOCKS,
 }
 AMONG_SAMPLES: set[Block] = {vote, *judges.COMPARING}  # say nothing about a candidate by itself
-USES_LABELS: set[Block] = {verifier}
 
 
 def _questions(options: FactoredCritique, counts: Counts) -> list[Demand]:

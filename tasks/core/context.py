@@ -44,9 +44,7 @@ class Context:
     scratch: Path  # resumable work: shards, training checkpoints; safe to delete
     open_model: "Callable[[Pointer], Asker]"
     progress: Progress = lambda what, done, total: None
-    apart: Literal["auto", "always", "never"] = (
-        "never"  # whether training runs in a process of its own (`runner.training`)
-    )
+    apart: Literal["auto", "always", "never"] = "never"  # whether training runs in a process of its own
     release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back
     iterations: tuple[str, ...] = ()  # all that are evaluated: i00 and those in params.yaml
     figures: dict[str, float] = field(default_factory=dict)  # logged to MLflow

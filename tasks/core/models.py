@@ -17,15 +17,11 @@ Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.core import architectures, digests, hub
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact
-
-if TYPE_CHECKING:
-    pass
-
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NO_TEMPLATE = (

@@ -210,9 +210,7 @@ def _signatures(texts: Hashed, length: int, permutations: int, b: int, r: int) -
     count = len(texts)
     signatures, keys = np.empty((count, permutations), np.uint8), np.empty((count, b), np.uint64)
     drawn = _mixed(np.arange(1, 2 * permutations + 1, dtype=np.uint64))
-    factors = (drawn[:permutations] >> np.uint64(32)).astype(np.uint32) | np.uint32(
-        1
-    )  # odd: h -> a h + b is a bijection
+    factors = (drawn[:permutations] >> np.uint64(32)).astype(np.uint32) | np.uint32(1)  # odd: h -> a h + b is bijective
     shifts = (drawn[permutations:] >> np.uint64(32)).astype(np.uint32)
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)

@@ -27,7 +27,7 @@ import yaml
 
 from flows import exits
 from tasks.core import digests
-from tasks.core.errors import BadInput, unknown_name
+from tasks.core.errors import BadInput, first_line, unknown_name
 
 ORIGIN = "origin.yaml"
 
@@ -104,7 +104,7 @@ def _loaded(root: Path, name: str, config: str | None, revision: str | None) -> 
 
 def _first(error: Exception) -> str:
     """The first line of what the library says, without its full stop."""
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    return first_line(error).rstrip(".")
 
 
 def _slug(name: str, config: str | None) -> str:

@@ -7,6 +7,7 @@ which `refine` uses to judge refinements in the same way.
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from tasks.blocks import critics as blocks
@@ -43,7 +44,7 @@ def run(context: Context) -> None:
             context.log(**{f"{bound.name}_accepted": verdicts.to_list().count(True) / verdicts.len()})
     tables.write(critiques, context.write(context.data("critiques.parquet")), tables.CRITIQUES)
     record = {
-        "judge": {"path": pointer.path, "digest": pointer.digest},
+        "judge": asdict(pointer),
         "seed": context.seed,
         "critics": {
             bound.name: {"block": _name(bound), **bound.options.model_dump(mode="json")} for bound in context.options

@@ -27,6 +27,10 @@ class Pointer:
     path: str
     digest: str
 
+    def text(self) -> str:
+        """The content of a file that names a model."""
+        return json.dumps({"path": self.path, "digest": self.digest}, sort_keys=True, indent=2) + "\n"
+
 
 @dataclass
 class Context:
@@ -82,8 +86,7 @@ class Context:
     def point(self, pointer: Pointer, key: str | None = None) -> None:
         """Writes which model is the policy now, and nothing else: stages depend on this file, so that what a gate
         measured and said (`policy.json`) can change without rerunning the next iteration."""
-        text = json.dumps({"path": pointer.path, "digest": pointer.digest}, sort_keys=True, indent=2) + "\n"
-        self.write(self.data("pointer.json", key)).write_text(text, encoding="utf-8")
+        self.write(self.data("pointer.json", key)).write_text(pointer.text(), encoding="utf-8")
 
     def model(self, pointer: Pointer) -> "Asker":
         """A model to ask; it is loaded when the first request has no stored reply."""

@@ -243,8 +243,7 @@ def _record(folder: Path, name: str) -> Pointer | None:
 def write_pointer(folder: Path, pointer: Pointer, name: str = POINTER) -> None:
     """Makes `folder` stand for the model that `pointer` names; with `name` `BASE`, what else is in it goes on top."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"path": pointer.path, "digest": pointer.digest}, sort_keys=True, indent=2)
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    (folder / name).write_text(pointer.text(), encoding="utf-8")
 
 
 # --- checks ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ Groups have the same names. No figure is read by the loop. Without benchmarks lm
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,11 @@ def measure(sets: "list[TaskSet]", model: Asker, seed: int) -> dict[str, float |
             raise BadInput(f"evaluate.benchmarks.{tasks.name}: {twice[0]} is measured by another set too")
         figures |= found
     return figures
+
+
+def scores(names: Iterable[str]) -> list[str]:
+    """The figures of benchmarks among `names`, without standard errors and numbers of questions, by name."""
+    return sorted({name for name in names if name.startswith(PREFIX) and not name.endswith(("_stderr", "_samples"))})
 
 
 def flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

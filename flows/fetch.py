@@ -120,15 +120,11 @@ def command(
     into: Annotated[str | None, typer.Option(help="the folder to write")] = None,
 ) -> None:
     """Write a Hugging Face dataset as Parquet, for prepare.source."""
-
-    def run() -> None:
-        folder, origin = fetch(Path.cwd(), name, config, split or [], revision, into)
-        shown = os.path.relpath(folder)
-        for made, rows in origin["rows"].items():
-            print(f"{shown}/{made}.parquet  {rows:,} rows")
-        print(f"revision {origin['revision']}; now: prepare.source: {shown}, prepare.options.split.file: SPLIT.parquet")
-
-    raise typer.Exit(exits.code(run))
+    folder, origin = fetch(Path.cwd(), name, config, split or [], revision, into)
+    shown = os.path.relpath(folder)
+    for made, rows in origin["rows"].items():
+        print(f"{shown}/{made}.parquet  {rows:,} rows")
+    print(f"revision {origin['revision']}; now: prepare.source: {shown}, prepare.options.split.file: SPLIT.parquet")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from ruamel.yaml import YAML
 
 from tasks.core import digests, tables
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Context, Pointer
 from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
-
-
-def user(text: str) -> Messages:
-    return [{"role": "user", "content": text}]
+from tests.tiny import user
 
 
 class Adding:
@@ -165,6 +163,12 @@ def policy(root: Path, key: str, digest: str = "d" * 32) -> None:
     path = root / "data" / key / "pointer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"path": f"data/{key}/candidate", "digest": digest}))
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """With the library that reads params.yaml and dvc.lock."""
+    with path.open("w") as file:
+        YAML(typ="safe").dump(value, file)
 
 
 def digest_of(root: Path) -> str:

@@ -18,16 +18,8 @@ from tasks.core.context import Pointer
 from tasks.core.engine import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.serving import DEFAULTS
-from tests.engines import (
-    PROMPTS,
-    RESPONSES,
-    draws_depend_on_prompt_seed_and_number_alone,
-    first_tokens_follow_the_distribution,
-    replies_end_at_a_and_b,
-    same,
-    sampled,
-    sampling,
-)  # fmt: skip
+from tests import engines as contract
+from tests.engines import PROMPTS, RESPONSES, same, sampled, sampling
 from tests.extras.models import adapter, merged, shake, tiny
 from tests.support import ENGINE, digest_of, user
 
@@ -94,14 +86,14 @@ def test_sampled_logprobs_are_those_of_scores_at_temperature_one(engine: Any, re
 
 
 def test_a_draw_depends_on_prompt_seed_and_number_alone(engine: Any) -> None:
-    draws_depend_on_prompt_seed_and_number_alone(engine)
+    contract.draws_depend_on_prompt_seed_and_number_alone(engine)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (1.0, 0.6)])
 def test_first_tokens_follow_the_models_distribution(
     engine: Any, reference: Any, temperature: float, top_p: float
 ) -> None:
-    first_tokens_follow_the_distribution(engine, reference, temperature, top_p, 3000, ALPHA)
+    contract.first_tokens_follow_the_distribution(engine, reference, temperature, top_p, 3000, ALPHA)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
@@ -153,7 +145,7 @@ def test_a_reply_may_fill_the_positions_and_no_prompt_may(engine: Any, reference
 
 def test_every_end_token_of_the_generation_settings_ends(served: Any, tmp_path: Path) -> None:
     assert served.take(tiny(tmp_path / "ends", eos_token_id=[0, 3, 4]))
-    replies_end_at_a_and_b(served)
+    contract.replies_end_at_a_and_b(served)
 
 
 def test_an_adapter_is_served_as_the_model_that_it_makes(served: Any, folders: dict[str, Path], reference: Any) -> None:

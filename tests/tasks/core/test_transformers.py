@@ -13,19 +13,8 @@ from transformers import AutoModelForCausalLM
 from tasks.core import engines
 from tasks.core.engines import cache, draws
 from tasks.core.errors import BadInput, StageFailed, UnknownName
-from tests.engines import (
-    KINDS,
-    PROMPTS,
-    RESPONSES,
-    WORDS,
-    build,
-    draws_depend_on_prompt_seed_and_number_alone,
-    first_tokens_follow_the_distribution,
-    replies_end_at_a_and_b,
-    same,
-    sampled,
-    sampling,
-)  # fmt: skip
+from tests import engines as contract
+from tests.engines import KINDS, PROMPTS, RESPONSES, WORDS, build, same, sampled, sampling
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -90,7 +79,7 @@ def test_a_draw_depends_on_prompt_seed_and_number_alone(folder: Path, engine: An
     small = engines.load("transformers", folder, "float32", 1, 3)  # rows leave and enter, prompts are split
     assert same(small.generate(PROMPTS, sampling()), together)
     assert engine.generate(PROMPTS, sampling()) == together  # to the last bit
-    draws_depend_on_prompt_seed_and_number_alone(engine)
+    contract.draws_depend_on_prompt_seed_and_number_alone(engine)
 
 
 def test_reasons_to_finish(engine: Any) -> None:
@@ -104,7 +93,7 @@ def test_every_end_token_of_the_generation_settings_ends(tmp_path: Path) -> None
     build(tmp_path, "qwen3", eos_token_id=[0, 3, 4])
     engine: Any = engines.load("transformers", tmp_path, "float32", 1, 8)
     assert engine.ends == [0, 3, 4]
-    replies_end_at_a_and_b(engine)
+    contract.replies_end_at_a_and_b(engine)
 
 
 def test_score_is_that_of_a_full_pass(engine: Any) -> None:
@@ -117,7 +106,7 @@ def test_score_is_that_of_a_full_pass(engine: Any) -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (1.0, 0.6)])
 def test_samples_follow_the_distribution(qwen: Path, temperature: float, top_p: float) -> None:
     engine: Any = engines.load("transformers", qwen, "float32", 1, 4096)
-    first_tokens_follow_the_distribution(engine, engine, temperature, top_p, 4000, alpha=0.01)
+    contract.first_tokens_follow_the_distribution(engine, engine, temperature, top_p, 4000, alpha=0.01)
 
 
 def test_uniform_numbers_are_uniform_and_independent() -> None:

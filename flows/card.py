@@ -1,7 +1,7 @@
 """The model card of an exported model: where it comes from, what it was trained on, how good it is, what it is not.
 
-Everything is read from the artifacts, `params.yaml` and the recipe's file; nothing is estimated, and what no artifact says
-is left out. The header is huggingface_hub's own, so that the hub reads it. No path of this machine goes into it.
+Everything is read from the artifacts, `params.yaml` and the recipe's file; nothing is estimated, and what no artifact
+says is left out. The header is huggingface_hub's own, so that the hub reads it. No path of this machine goes into it.
 """
 
 from collections.abc import Mapping, Sequence

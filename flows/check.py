@@ -1,8 +1,8 @@
 """Everything that can be refused before any work: `python -m flows.check`.
 
-Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, whether a Ray cluster that
-is named answers, and whether the disk can be written to. Prints one line and exits 0, or all problems on stderr and exits 2. Writes nothing,
-imports neither torch nor DVC.
+Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, whether a Ray cluster that is
+named answers, and whether the disk can be written to. Prints one line, exit code 0, or all problems on stderr, exit
+code 2. Writes nothing, imports neither torch nor DVC.
 
 `--estimate` then says what the stages that DVC would run now will take (`flows.estimate`), with `--all` all stages;
 it asks DVC and measures a model for a few seconds.

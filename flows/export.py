@@ -1,13 +1,14 @@
-"""A promoted model as a folder for others: `python -m flows.export [ITERATION] TARGET [--push REPO] [--datasets] [--merge]`.
+"""A promoted model as a folder for others:
+`python -m flows.export [ITERATION] TARGET [--push REPO] [--datasets] [--merge]`.
 
-TARGET becomes a plain Hugging Face model folder (weights, configuration, tokenizer) with a generated model card. Without
-ITERATION it is the newest iteration's policy; with one, the policy after that iteration, which may be an earlier
-candidate where the gate refused this one. A policy that is a LoRA adapter is exported as an adapter if its base has a hub
-name (its own, or `--base`), and with `--merge` as a whole model.
+TARGET becomes a plain Hugging Face model folder (weights, configuration, tokenizer) with a generated model card.
+Without ITERATION it is the newest iteration's policy; with one, the policy after that iteration, which may be an
+earlier candidate where the gate refused this one. A policy that is a LoRA adapter is exported as an adapter if its base
+has a hub name (its own, or `--base`), and with `--merge` as a whole model.
 
 `--datasets` adds `TARGET/datasets`: the rows that the model was trained on, for `datasets.load_dataset`, `trl sft` and
-`trl dpo`. `--push owner/name` uploads the folder, and the datasets to the dataset `owner/name-data`; both are made private unless
-`--public`. It needs a token (`hf auth login`, or HF_TOKEN); HF_ENDPOINT names another hub.
+`trl dpo`. `--push owner/name` uploads the folder, and the datasets to the dataset `owner/name-data`; both are made
+private unless `--public`. It needs a token (`hf auth login`, or HF_TOKEN); HF_ENDPOINT names another hub.
 
 Everything that can be refused is refused before anything is written; TARGET appears whole or not at all.
 """
@@ -45,7 +46,7 @@ DATASETS = "datasets"
 
 @dataclass(frozen=True)
 class Policy:
-    """The model to export. `made`: the iteration whose candidate it is; `weights`, `adapter` and `tokenizer`: folders."""
+    """The model to export. `made`: the iteration whose candidate it is; the last three are folders."""
 
     key: str
     made: str
@@ -56,8 +57,8 @@ class Policy:
 
 
 def export(root: Path, target: Path, key: str | None, base: str | None, merge: bool, datasets: bool) -> Policy:
-    """Writes the folder. Raises `BadInput` before any work: `target` in the way, no promoted policy, a model that is not
-    there or has changed, params.yaml that did not make it, an adapter whose base nobody else has."""
+    """Writes the folder. Raises `BadInput` before any work: `target` in the way, no promoted policy, a model that is
+    not there or has changed, params.yaml that did not make it, an adapter whose base nobody else has."""
     params = parameters.load(root)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInput(f"{target} is there and not empty; name a new folder, or empty it")

@@ -54,7 +54,7 @@ PATIENCE = 10.0  # seconds in which a tracking server has to answer
 
 
 class TrackingFailed(AutodidactError, RuntimeError):
-    """MLflow's database or server could not be used. Artifacts, records and dvc.lock are untouched; sync again later."""
+    """MLflow's database or server could not be used. Artifacts, records and dvc.lock are untouched; sync again."""
 
 
 @dataclass(frozen=True)

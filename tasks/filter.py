@@ -1,8 +1,8 @@
 """filter: what the loop trusts, as training rows, and every drop with its reason.
 
-Reads prompts, samples, refinements, their critiques, the previous iteration's dataset and the seed corpus.
-Writes `data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED), and `README.md`,
-which makes the folder a dataset with a configuration for each of them for `datasets.load_dataset`, `trl sft` and `trl dpo`.
+Reads prompts, samples, refinements, their critiques, the previous iteration's dataset and the seed corpus. Writes
+`data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED), and `README.md`, which
+makes the folder a dataset with a configuration for each of them for `datasets.load_dataset`, `trl sft` and `trl dpo`.
 Raises `EmptyDataset` where nothing of this iteration is left to train on.
 """
 

@@ -1,10 +1,9 @@
 """synthesize: the prompts of an iteration.
 
-Reads the pool, its labels, the fingerprints of held-out problems, the previous policy (blocks that let the
-model write prompts ask it), the previous iteration's prompts and what models invented up to then. Writes
-`data/iN/prompts.parquet` (PROMPTS) and `data/iN/invented.parquet` (INVENTED: prompts of this and of all earlier iterations
-that are not of the pool, so that none is invented twice). What is, or is too much like, a held-out problem is refused
-(the family's guard).
+Reads the pool, its labels, the fingerprints of held-out problems, the previous policy (blocks that let the model write
+prompts ask it), the previous iteration's prompts and what models invented up to then. Writes `data/iN/prompts.parquet`
+(PROMPTS) and `data/iN/invented.parquet` (INVENTED: prompts of this and of all earlier iterations that are not of the
+pool, so that none is invented twice). What is, or is too much like, a held-out problem is refused (the family's guard).
 `answer` is filled only when the recipe declares `labels: true`, so a label-free loop has none to see.
 """
 

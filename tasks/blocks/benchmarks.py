@@ -1,10 +1,11 @@
 """Standard benchmarks: which tasks of EleutherAI's lm-evaluation-harness (lm-eval) are measured, and under which names.
 
-Params: `evaluate.benchmarks`, null or a mapping of sets of tasks (`Benchmark`), and `evaluate.benchmark_files`, a folder
-with task files of the user's own in lm-eval's format. Everything that such a task reads, data and code, lies in that
-folder: stage evaluate depends on it, so that an edit of any of it measures again, and a task that reads elsewhere is refused.
+Params: `evaluate.benchmarks`, null or a mapping of sets of tasks (`Benchmark`), and `evaluate.benchmark_files`, a
+folder with task files of the user's own in lm-eval's format. Everything that such a task reads, data and code, lies in
+that folder: stage evaluate depends on it, so that an edit of any of it measures again, and a task that reads elsewhere
+is refused.
 
-The requests go through the engine like all others (`tasks.blocks.harness`): sharded, stored and counted. Figures are flat:
+The requests go through the engine like all others (`tasks.blocks.harness`): sharded, stored, counted. Figures are flat:
     benchmark_<task>_<metric>            as lm-eval computes it; `_<filter>` follows where the task has filters
     benchmark_<task>_<metric>_stderr     its standard error, null where lm-eval has none
     benchmark_<task>_samples             questions that were asked

@@ -189,7 +189,7 @@ def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
 
 
 def counted(critiques: pl.DataFrame, critic: str) -> dict[str, int]:
-    """How many comparisons of a critic were decided, were ties, or gave nothing, by reason; figures for `Context.log`."""
+    """How many comparisons of a critic were decided, were ties, or gave nothing, by reason: figures to log."""
     own = critiques.filter(pl.col("critic") == critic)
     told = pl.coalesce("why", judges.undecided("verdict", "score"), pl.lit("decided"))
     counts = Counter(own.select(told).to_series())

@@ -1,10 +1,10 @@
 """Finds the task family: from params.yaml before a run, from `data/tasks/family.json` inside it.
 
-Stages other than `prepare` never look at `prepare`'s section; they read the name and options that
-`prepare` wrote beside the data. A family is a module with `Options`, `create(options)`, and what is known
-before any work: `check_inputs(family, root)`, which refuses files and sizes that cannot work and counts the
-pool, `parts(options)` of its corpus, `difficulties(options)`, `UNUSABLE`, blocks that it has no skill for, and `CODE`, the
-files beside it that decide what is asked and how replies are read.
+Stages other than `prepare` never look at `prepare`'s section; they read the name and options that `prepare` wrote
+beside the data. A family is a module with `Options`, `create(options)`, and what is known before any work:
+`check_inputs(family, root)`, which refuses files and sizes that cannot work and counts the pool, `parts(options)` of
+its corpus, `difficulties(options)`, `UNUSABLE`, blocks that it has no skill for, and `CODE`, the files beside it that
+decide what is asked and how replies are read.
 """
 
 import importlib
@@ -44,8 +44,8 @@ def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str,
 
 
 def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int] | None:
-    """How many prompts of each difficulty the pool will have, None where only a reading of all data would tell. Refuses,
-    with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
+    """How many prompts of each difficulty the pool will have, None where only a reading of all data would tell.
+    Refuses, with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
     counts: dict[int, int] | None = _module(name).check_inputs(create(name, options), str(root))
     return counts
 

@@ -1,8 +1,8 @@
 """Models of the Hugging Face hub: found in the local cache, looked for on the hub, fetched once.
 
 A hub name is `owner/name`. `cached` never uses the network, and is all that any stage but `base` asks; `base` fetches a
-model that is not in the cache (`HF_HOME`, `HF_HUB_CACHE`), and `flows.check` asks beforehand whether it will be able to.
-Only safetensors, JSON, templates and vocabularies are fetched: no pickles, no code. Settings are huggingface_hub's
+model that is not in the cache (`HF_HOME`, `HF_HUB_CACHE`), and `flows.check` asks beforehand whether it will be able
+to. Only safetensors, JSON, templates and vocabularies are fetched: no pickles, no code. Settings are huggingface_hub's
 own: `HF_TOKEN` or `hf auth login`, `HF_ENDPOINT`, and `HF_HUB_OFFLINE=1`, with which the network is left alone.
 """
 

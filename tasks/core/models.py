@@ -7,8 +7,8 @@ pretrained model of many gigabytes is named and never copied; `resolve` follows 
 
 Or it may hold a part of a model, and the rest comes from the folder that its `base.json` (`{"path", "digest"}`) names:
 a LoRA adapter (`adapter_config.json`, `adapter_model.safetensors`, tokenizer; a plain PEFT folder, whose
-`base_model_name_or_path` says the same path, relative to the repository), or only a tokenizer with another chat template.
-`parts` says what is where, `load` puts it together. The digest of such a folder covers `base.json` and so its
+`base_model_name_or_path` says the same path, relative to the repository), or only a tokenizer with another chat
+template. `parts` says what is where, `load` puts it together. The digest of such a folder covers `base.json` and so its
 base, and `verify` makes sure that the base is still that one.
 
 Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import it.
@@ -140,8 +140,8 @@ def is_part(folder: Path) -> bool:
 
 
 def base_folder(folder: Path) -> Path:
-    """The folder with the whole weights that an adapter or a tokenizer in `folder` belongs to. A relative path starts at
-    the nearest folder above that has it (the repository, for a model below data/), else where this process runs."""
+    """The folder with the whole weights that an adapter or a tokenizer in `folder` belongs to. A relative path starts
+    at the nearest folder above that has it (the repository, for a model below data/), else where this process runs."""
     pointer = _base(folder)
     above = [*folder.absolute().parents, Path.cwd()]
     root = next((parent for parent in above if (parent / pointer.path).is_dir()), above[-1])

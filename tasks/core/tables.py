@@ -218,8 +218,8 @@ def write_parquet(table: pl.DataFrame, path: Path, **options: Any) -> None:
 
 
 def dataset_card(rows: Mapping[str, int]) -> str:
-    """The README.md of a dataset's folder: each table that has rows is a configuration for `datasets.load_dataset`, which
-    cannot open an empty one. `rows`: how many a table has; the first that has some is the default."""
+    """The README.md of a dataset's folder: each table that has rows is a configuration for `datasets.load_dataset`,
+    which cannot open an empty one. `rows`: how many a table has; the first that has some is the default."""
     filled = [name for name, count in rows.items() if count]
     lines = ["---", "configs:"] if filled else []
     for name in filled:

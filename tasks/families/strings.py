@@ -205,6 +205,6 @@ def difficulties(options: Options) -> list[int]:
 
 
 def check_inputs(family: Strings, root: str) -> dict[int, int]:
-    """How many prompts of each difficulty the pool will have; `create` has checked the sizes, and there are no files."""
+    """How many prompts of each difficulty the pool will have; `create` has checked the sizes."""
     options = family.options
     return dict.fromkeys(range(options.base_lengths[1] + 1, options.max_length + 1), options.pool)

@@ -1,8 +1,8 @@
 """Records of data files: JSONL, JSON, Parquet, CSV or TSV, all but Parquet also gzipped, or a folder of such files.
 
 A record is a mapping from field to value, with its number in the file, counted from 1: the line in JSONL (blank lines
-are skipped but counted), the element of a JSON list, the row of Parquet, the row below the header in CSV. Files are read
-a piece at a time, so the first records of a large file cost no more than those of a small one. Every complaint is
+are skipped but counted), the element of a JSON list, the row of Parquet, the row below the header in CSV. Files are
+read a piece at a time, so the first records of a large file cost no more than those of a small one. Every complaint is
 `BadInput` and says which file, which record, what is wrong and what to do.
 """
 

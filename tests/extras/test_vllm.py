@@ -1,4 +1,4 @@
-"""The vllm engine against the transformers engine, on tiny random models. One vLLM serves all tests but those of its end."""
+"""The vllm engine against the transformers engine, on tiny random models. One vLLM serves all tests."""
 
 import os
 from collections import Counter

@@ -247,7 +247,7 @@ def test_samples_vote_with_all_their_copies_and_the_greedy_answer_does_not(
 
 
 def test_the_greedy_answer_leaves_the_vote_of_the_samples_alone(stage: Callable[..., SimpleNamespace]) -> None:
-    """Of two samples of "1 1", the first is wrong: a greedy answer that agreed with the second would decide the vote."""
+    """Of two samples of "1 1", the first is wrong: a greedy answer like the second would decide the vote."""
 
     def split(content: str, temperature: float, draw: int) -> str:
         return "2" if temperature == 0 or draw == 1 else "7"

@@ -118,8 +118,8 @@ def digits_in(text: str) -> list[int]:
 
 
 def text_grammar(reply: str, quoted: str) -> Read:
-    """The most that may be read: the last line outside quotations is about a score and gives one number from 0 to 5, maybe
-    of 5; no other line states another one, and what the judge was shown does not state the same one."""
+    """The most that may be read: the last line outside quotations is about a score and gives one number from 0 to 5,
+    maybe of 5; no other line states another one, and what the judge was shown does not state the same one."""
     lines = [line for line in lines_outside_quotations(reply) if line]
     about = "".join(c for c in folded(" ".join(lines[-2:])) if c not in "*_`")
     if not lines or not any(word in about for word in ("score", "rating", "give")):
@@ -321,7 +321,7 @@ def problems(
 
 
 def judged(tmp_path, name, prompts, samples, block, draws, told):
-    """CRITIQUES by the critic `c`, the judge with its replies, and by candidate (question, response, judge's prompt)."""
+    """CRITIQUES by the critic `c`, the judge with its replies, and by candidate (question, response, prompt)."""
     family, about = FAMILIES[name], {}
     questions = dict(prompts.select("prompt_id", "messages").iter_rows())
     for prompt, candidate, text in samples.select("prompt_id", "candidate_id", "response").iter_rows():

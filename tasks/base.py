@@ -126,8 +126,7 @@ def _trained(context: Context, folder: str) -> None:
             "base: the seed corpus has no rows, so a model cannot be trained from nothing; give base.pretrained a "
             "model, or let the family make a corpus (prepare.options)"
         )
-    context.read("data/tasks/family.json")
-    vocabulary = families.load(context.root).vocabulary()
+    vocabulary = families.read(context).vocabulary()
     training.use_threads(options.sft.threads)
     tokenizer = rendering.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
     if options.chat_template is not None:

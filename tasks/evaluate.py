@@ -94,8 +94,7 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
 def run(context: Context) -> None:
     from tasks.core import models
 
-    context.read("data/tasks/family.json")
-    family = families.load(context.root)
+    family = families.read(context)
     folder = context.data("candidate")
     model = context.model(Pointer(folder, models.digest(context.read(folder), context.scratch / digests.KNOWN)))
     options: Evaluation = context.options

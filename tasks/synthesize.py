@@ -25,8 +25,7 @@ def parse(section: Mapping[str, Any]) -> list[Bound]:
 
 
 def run(context: Context) -> None:
-    family = families.load(context.root)
-    context.read("data/tasks/family.json")
+    family = families.read(context)
     pool = tables.read(context.read("data/tasks/prompts.parquet"), tables.PROMPTS).sort("prompt_id")
     previous = tables.read(context.read(context.data("prompts.parquet", context.row["previous"])), tables.PROMPTS)
     invented = tables.read(context.read(context.data("invented.parquet", context.row["previous"])), tables.INVENTED)

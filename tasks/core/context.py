@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.core.errors import MissingArtifact
+from tasks.core.errors import missing
 
 if TYPE_CHECKING:
     from tasks.core.asking import Asker
@@ -62,9 +62,7 @@ class Context:
         self.reads.append(relative)
         path = self.root / relative
         if not path.exists():
-            raise MissingArtifact(
-                f"{self.name}: {relative} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it"
-            )
+            raise missing(f"{self.name}: {relative}")
         return path
 
     def write(self, relative: str) -> Path:

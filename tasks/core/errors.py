@@ -61,6 +61,11 @@ class EmptyDataset(StageFailed, ValueError):
     """Filtering left nothing to train on; the message says which block dropped how many and why."""
 
 
+def missing(what: object) -> MissingArtifact:
+    """The error for an input artifact that is not there."""
+    return MissingArtifact(f"{what} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it")
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of a message that names the nearest valid name; empty where none is near."""
     near = difflib.get_close_matches(given, list(known), n=1)

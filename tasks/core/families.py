@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from tasks.core import blocks, digests
-from tasks.core.errors import BadInput, MissingArtifact, unknown_name
+from tasks.core.context import Context
+from tasks.core.errors import BadInput, missing, unknown_name
 from tasks.core.family import FREE_TEXT_BLOCKS, Family
 
 FAMILIES = {
@@ -91,13 +92,19 @@ def load(root: Path) -> Family:
     """The family that `prepare` recorded. Raises `MissingArtifact`, or `BadInput` for a damaged record."""
     path = root / FILE
     if not path.is_file():
-        raise MissingArtifact(f"{FILE} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it")
+        raise missing(FILE)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         name, options = record["name"], dict(record["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{FILE} is no family record ({error}); restore it with `dvc checkout`") from error
     return create(name, options, root / TEMPLATES)
+
+
+def read(context: Context) -> Family:
+    """The same as an input of a stage. Raises `MissingArtifact`, or `BadInput` for a damaged record."""
+    context.read(FILE)
+    return load(context.root)
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Any:

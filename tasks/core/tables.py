@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from tasks.core.errors import MissingArtifact, StageFailed, TableMismatch
+from tasks.core.errors import StageFailed, TableMismatch, missing
 
 MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
@@ -233,7 +233,7 @@ def dataset_card(rows: Mapping[str, int]) -> str:
 def read(path: Path, schema: pl.Schema) -> pl.DataFrame:
     """Reads and checks a table. Raises `MissingArtifact` or `TableMismatch`."""
     if not path.is_file():
-        raise MissingArtifact(f"{path} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it")
+        raise missing(path)
     try:
         table = pl.read_parquet(path)
     except Exception as error:  # polars raises several unrelated types for a damaged file

@@ -7,7 +7,6 @@ import polars as pl
 from tasks.blocks.critics import aggregate
 from tasks.blocks.judges import outcomes
 from tasks.core import tables
-from tasks.core.blocks import Options
 from tasks.core.errors import unknown_name
 
 
@@ -54,10 +53,6 @@ class Selection:
         """`dropped` with rows (id, prompt, reason) added."""
         frame = pl.DataFrame([(i, p, block, r) for i, p, r in rows], schema=tables.DROPPED, orient="row")
         return pl.concat([self.dropped, frame])
-
-
-class NoOptions(Options):
-    pass
 
 
 def reply_of(response: str) -> list[dict[str, str]]:

@@ -9,8 +9,11 @@ from typing import Any
 import polars as pl
 from ruamel.yaml import YAML
 
+from tasks.blocks import selection
+from tasks.blocks.selecting import Selection
 from tasks.core import digests, tables
 from tasks.core.asking import Asker, Opener
+from tasks.core.blocks import bind
 from tasks.core.context import Context, Pointer
 from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
@@ -148,6 +151,13 @@ def prompts(*texts: str, family: str = "adding") -> pl.DataFrame:
         for text in texts
     ]
     return tables.frame(rows, tables.PROMPTS)
+
+
+def through(state: Selection, **section: Any) -> Selection:
+    """What the filter blocks of a section make of a selection."""
+    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
+        state = bound(state)
+    return state
 
 
 def context(root: Path, stage: str, key: str | None, options: Any, open_model: Any = None, **given: Any) -> Context:

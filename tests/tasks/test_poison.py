@@ -15,12 +15,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.blocks import critics, selecting, selection
+from tasks.blocks import critics
 from tasks.blocks.sampling import candidates
+from tasks.blocks.selecting import Selection
 from tasks.core import families, tables
 from tasks.core.blocks import bind
 from tasks.core.engine import Completion
-from tests.support import Scripted, asker, text_options, user
+from tests.support import Scripted, asker, text_options, through, user
 
 BOUND, LARGEST, NUMBERS, DRAWS = 60, 20, 3, 5
 MARGIN = 0.1037  # no difference of means comes as near to it as rounding does
@@ -338,13 +339,7 @@ def judged(tmp_path, name, prompts, samples, block, draws, told):
 
 
 def filtered(prompts, samples, critiques, **section):
-    empty = {"sft": tables.SFT, "pairs": tables.PAIRS, "dropped": tables.DROPPED, "corpus": tables.SFT}
-    empty |= {"earlier_sft": tables.SFT, "earlier_pairs": tables.PAIRS}
-    tables_ = {field: tables.empty(schema) for field, schema in empty.items()}
-    state = selecting.Selection("i01", prompts, samples, critiques, kept=samples, **tables_)
-    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
-        state = bound(state)
-    return state
+    return through(Selection("i01", prompts, samples, critiques, kept=samples), **section)
 
 
 def readings(name, judge, about, critiques, silent) -> dict[str, list[tuple[bool, Fraction]]]:

@@ -59,7 +59,9 @@ def count_stages(root: Path, params: Mapping[str, Any]) -> int:
         if stage in parameters.LOOP:
             expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
         if made[stage] != expected:
-            problems.append(f"dvc.yaml: stage {stage} is there {made[stage]} times, the iterations want {expected}")
+            problems.append(
+                f"dvc.yaml: stage {stage} is there {made[stage]} times, the iterations want {expected}; restore it with git"
+            )
     if problems:
         raise BadInput("\n".join(problems))
     return made.total()

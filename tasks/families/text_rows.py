@@ -91,14 +91,16 @@ def sources(options: Options, path: Path) -> Sources:
     taken = {file for several in benchmarks.values() for file in several}
     if options.split.file is not None:
         if path.is_file():
-            raise BadInput(f"{WHERE}.split.file: given '{options.split.file}', but {path} is a file, no folder")
+            raise BadInput(
+                f"{WHERE}.split.file: given '{options.split.file}', but {path} is a file, no folder; give null"
+            )
         rows = text_files.chosen(files, path, options.split.file, f"{WHERE}.split.file")
         if both := sorted(text_files.relative(file, path) for file in taken & set(rows)):
             raise BadInput(f"{WHERE}.split.file: {', '.join(both)}: cannot be rows and a benchmark at once")
     else:
         rows = [file for file in files if file not in taken]
         if not rows:
-            raise BadInput(f"{path}: all its data files are benchmarks, none is left for rows")
+            raise BadInput(f"{path}: all its data files are benchmarks, none is left for rows; add one")
     return Sources(rows, benchmarks, others)
 
 
@@ -153,7 +155,8 @@ def select(options: Options, path: Path, extract: Extract) -> Selected:
     rows = _limited(options, _of_split(options, reader, given.rows, made), made)
     if not made.counts["read"]:
         raise BadInput(
-            f"{path}: none of its rows is of the split: no '{options.split.value}' in '{options.split.field}'"
+            f"{path}: none of its rows is of the split: no '{options.split.value}' in '{options.split.field}'; "
+            f"correct {WHERE}.split"
         )
     made.benchmarks = [
         row for name, files in given.benchmarks.items() for f in files for row in reader.benchmark(name, f)

@@ -1,10 +1,9 @@
 """The model card of an exported model: where it comes from, what it was trained on, how good it is, what it is not.
 
-Everything is read from the artifacts, `params.yaml` and the recipe's file; nothing is estimated, and what no artifact says
-is left out. The header is huggingface_hub's own, so that the hub reads it. No path of this machine goes into it.
+Everything is read from the artifacts, `params.yaml` and the recipe's file; nothing is estimated, and what no artifact
+says is left out. The header is huggingface_hub's own, so that the hub reads it. No path of this machine goes into it.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import polars as pl
 
 from flows import history, recipe
 from flows.artifacts import Artifacts, Record
+from tasks.blocks.benchmarks import PREFIX, scores
+from tasks.blocks.metrics import Z95
+from tasks.core import hub
 from tasks.core import params as parameters
 
 EVERYTHING = pl.lit(True)
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-Z95 = 1.959964
 SHOWN = {  # figure -> what the table of metrics calls it; where it has values
     "accuracy": "accuracy",
     "pass_at_8": "pass@8",
@@ -64,7 +64,7 @@ def public(path: str) -> str:
 def base_name(params: Mapping[str, Any]) -> str | None:
     """The hub name of the pretrained model, None where there is none."""
     given = params["base"]["pretrained"]
-    return given if isinstance(given, str) and HUB_NAME.fullmatch(given) and not Path(given).is_dir() else None
+    return given if isinstance(given, str) and hub.NAME.fullmatch(given) and not Path(given).is_dir() else None
 
 
 def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_of: str | None) -> str:
@@ -177,11 +177,8 @@ def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
 
 def _metrics(artifacts: Artifacts, keys: Sequence[str]) -> str:
     figures = {key: artifacts.record(key, "evaluation/metrics") for key in keys}
-    benchmarks = sorted({n for f in figures.values() for n in f if n.startswith("benchmark_")})
-    names = {
-        **SHOWN,
-        **{n: n.removeprefix("benchmark_") for n in benchmarks if not n.endswith(("_stderr", "_samples"))},
-    }
+    measured = scores(name for own in figures.values() for name in own)
+    names = SHOWN | {name: name.removeprefix(PREFIX) for name in measured}
     rows = [["figure", *keys]]
     for name, label in names.items():
         if any(own.get(name) is not None for own in figures.values()):

@@ -1,8 +1,8 @@
 """Everything that can be refused before any work: `python -m flows.check`.
 
-Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, whether a Ray cluster that
-is named answers, and whether the disk can be written to. Prints one line and exits 0, or all problems on stderr and exits 2. Writes nothing,
-imports neither torch nor DVC.
+Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, whether a Ray cluster that is
+named answers, and whether the disk can be written to. Prints one line, exit code 0, or all problems on stderr, exit
+code 2. Writes nothing, imports neither torch nor DVC.
 
 `--estimate` then says what the stages that DVC would run now will take (`flows.estimate`), with `--all` all stages;
 it asks DVC and measures a model for a few seconds.
@@ -59,7 +59,9 @@ def count_stages(root: Path, params: Mapping[str, Any]) -> int:
         if stage in parameters.LOOP:
             expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
         if made[stage] != expected:
-            problems.append(f"dvc.yaml: stage {stage} is there {made[stage]} times, the iterations want {expected}")
+            problems.append(
+                f"dvc.yaml: stage {stage} is there {made[stage]} times, the iterations want {expected}; restore it with git"
+            )
     if problems:
         raise BadInput("\n".join(problems))
     return made.total()

@@ -3,8 +3,8 @@
 Section `runner` of params.yaml: `address` names a cluster (`ray://host:10001` through its Ray Client server from
 anywhere, `host:6379` from one of its own machines). With null, the first stage of a run that has shards to compute
 starts one, on free ports and closed by a token, with one CPU for each of the engine's threads of each worker; later
-stages find it, and the watchdog of the run's Prefect server (`flows.server`) stops it when the run is gone. A process connects
-once: in `flows.evolve` workers, and the models they hold, last over all stages.
+stages find it, and the watchdog of the run's Prefect server (`flows.server`) stops it when the run is gone. A process
+connects once: in `flows.evolve` workers, and the models they hold, last over all stages.
 
 Needs the extra `ray` (Ray and prefect-ray), imported only here and in `flows.shards`.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import server, state
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import BadInput, StageFailed, first_line
 
 PATIENCE = 5.0  # seconds in which an address has to answer
 STARTUP = 120.0  # seconds a cluster may take to start
@@ -65,10 +65,10 @@ def connect(root: Path, runner: Mapping[str, Any], threads: int) -> None:
             address, namespace="autodidact", log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": quiet}
         )
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StageFailed(
-            f"the Ray cluster at {address} cannot be used: {reason}\n  It needs the Ray and Python versions that are "
-            "here, and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH) if it has one; HOST:PORT works from one of the cluster's own machines, ray://HOST:10001 from any"
+            f"the Ray cluster at {address} cannot be used: {first_line(error)}\n  It needs the Ray and Python versions that "
+            "are here, and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH) if it has one; HOST:PORT works from one of the "
+            "cluster's own machines, ray://HOST:10001 from any"
         ) from error
     _room(runner, threads)
 

@@ -22,7 +22,7 @@ rows  new rows of data/iNN/dataset, SFT and pairs: `per row` divides what the st
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,11 +111,9 @@ class Account:
         """Whether anything has a price."""
         return any(value for value in self.prices.model_dump().values() if not isinstance(value, str))
 
-    def sum(self, which: str, iteration: str | None = None, stages: Iterable[str] = parameters.STAGES) -> Spent:
+    def sum(self, which: str, iteration: str | None = None) -> Spent:
         """`which`: paid or needed; of one iteration or, without one, of the whole run."""
-        wanted = set(stages)
-        chosen = [line for line in self.lines if iteration in (None, line.iteration) and line.stage in wanted]
-        return sum((getattr(line, which) for line in chosen), Spent())
+        return sum((getattr(line, which) for line in self.lines if iteration in (None, line.iteration)), Spent())
 
     def per_row(self, iteration: str | None = None) -> dict[str, float]:
         """Tokens (prompt and completion) and cost that were paid for each new row; empty without rows, or where a
@@ -131,8 +129,9 @@ class Account:
 
     def figures(self, spent: Spent) -> dict[str, float]:
         """Names and values for MLflow and `--json`; `cost` only where anything has a price."""
-        found: dict[str, float | None] = {**asdict(spent), "busy": spent.busy}
-        found |= {
+        found: dict[str, float | None] = {
+            **asdict(spent),
+            "busy": spent.busy,
             "tokens_per_second": spent.tokens_per_second,
             "cost": spent.cost(self.prices) if self.priced else None,
         }

@@ -3,8 +3,9 @@
     python -m flows.evolve [STAGE@ITERATION ...] [--force]
 
 Plans with DVC, skips what is current, takes what DVC's run cache has, and leaves dvc.lock, outputs and cache as `dvc
-repro` would: either may follow the other, and nothing runs twice. Each stage is a Prefect flow, as it is there; where all
-is current no server is started. Ends with the table of iterations. Exit codes: 0 done, 1 a stage failed, 2 bad input.
+repro` would: either may follow the other, and nothing runs twice. Each stage is a Prefect flow, as it is there; where
+all is current no server is started. Ends with the table of iterations. Exit codes: 0 done, 1 a stage failed, 2 bad
+input.
 """
 
 import contextlib

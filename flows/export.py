@@ -1,13 +1,14 @@
-"""A promoted model as a folder for others: `python -m flows.export [ITERATION] TARGET [--push REPO] [--datasets] [--merge]`.
+"""A promoted model as a folder for others:
+`python -m flows.export [ITERATION] TARGET [--push REPO] [--datasets] [--merge]`.
 
-TARGET becomes a plain Hugging Face model folder (weights, configuration, tokenizer) with a generated model card. Without
-ITERATION it is the newest iteration's policy; with one, the policy after that iteration, which may be an earlier
-candidate where the gate refused this one. A policy that is a LoRA adapter is exported as an adapter if its base has a hub
-name (its own, or `--base`), and with `--merge` as a whole model.
+TARGET becomes a plain Hugging Face model folder (weights, configuration, tokenizer) with a generated model card.
+Without ITERATION it is the newest iteration's policy; with one, the policy after that iteration, which may be an
+earlier candidate where the gate refused this one. A policy that is a LoRA adapter is exported as an adapter if its base
+has a hub name (its own, or `--base`), and with `--merge` as a whole model.
 
 `--datasets` adds `TARGET/datasets`: the rows that the model was trained on, for `datasets.load_dataset`, `trl sft` and
-`trl dpo`. `--push owner/name` uploads the folder, and the datasets to the dataset `owner/name-data`; both are made private unless
-`--public`. It needs a token (`hf auth login`, or HF_TOKEN); HF_ENDPOINT names another hub.
+`trl dpo`. `--push owner/name` uploads the folder, and the datasets to the dataset `owner/name-data`; both are made
+private unless `--public`. It needs a token (`hf auth login`, or HF_TOKEN); HF_ENDPOINT names another hub.
 
 Everything that can be refused is refused before anything is written; TARGET appears whole or not at all.
 """
@@ -17,7 +18,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +26,12 @@ from typing import Annotated, Any
 import typer
 
 from flows import card, exits, history, state
-from tasks.core import models
+from tasks.core import digests, hub, models
 from tasks.core import params as parameters
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, MissingArtifact, StageFailed, unknown_name
+from tasks.core.errors import BadInput, MissingArtifact, StageFailed, first_line, unknown_name
 
-PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-OURS = ("lineage.json", "base.json", models.POINTER)  # what only this project reads
+OURS = ("lineage.json", models.BASE, models.POINTER)  # what only this project reads
 TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -46,7 +46,7 @@ DATASETS = "datasets"
 
 @dataclass(frozen=True)
 class Policy:
-    """The model to export. `made`: the iteration whose candidate it is; `weights`, `adapter` and `tokenizer`: folders."""
+    """The model to export. `made`: the iteration whose candidate it is; the last three are folders."""
 
     key: str
     made: str
@@ -57,8 +57,8 @@ class Policy:
 
 
 def export(root: Path, target: Path, key: str | None, base: str | None, merge: bool, datasets: bool) -> Policy:
-    """Writes the folder. Raises `BadInput` before any work: `target` in the way, no promoted policy, a model that is not
-    there or has changed, params.yaml that did not make it, an adapter whose base nobody else has."""
+    """Writes the folder. Raises `BadInput` before any work: `target` in the way, no promoted policy, a model that is
+    not there or has changed, params.yaml that did not make it, an adapter whose base nobody else has."""
     params = parameters.load(root)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInput(f"{target} is there and not empty; name a new folder, or empty it")
@@ -69,7 +69,7 @@ def export(root: Path, target: Path, key: str | None, base: str | None, merge: b
         raise MissingArtifact(f"{dataset} is not there, or made by an older version; `dvc repro` makes it")
     adapter_of = None
     if policy.adapter is not None and not merge:
-        adapter_of = base or _hub_base(policy.adapter)
+        adapter_of = base or _hub_base(root, policy.pointer)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -93,7 +93,7 @@ def token_for(repo: str) -> str:
     """The user's token. Raises `BadInput` without one, or for a name that no repository can have."""
     from huggingface_hub import get_token
 
-    if not card.HUB_NAME.fullmatch(repo):
+    if not hub.NAME.fullmatch(repo):
         raise BadInput(f"--push: given {repo!r}; a repository on the hub is owner/name")
     token = get_token()
     if token is None:
@@ -122,9 +122,8 @@ def push(target: Path, repo: str, token: str, public: bool) -> list[str]:
                 )
                 urls.append(str(made))
     except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageFailed(
-            f"{target} is written, but the hub refused it ({why}); try `hf upload {repo} {target}`"
+            f"{target} is written, but the hub refused it ({first_line(error)}); try `hf upload {repo} {target}`"
         ) from error
     return urls
 
@@ -148,27 +147,16 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
     folder = models.resolve(root, pointer)
     if not models.is_part(folder):
         models.validate_folder(folder)
-    if models.digest(folder) != pointer.digest:
-        raise BadInput(
-            f"{pointer.path} is not the model that was promoted (its digest is not {pointer.digest}); restore it with "
-            "`dvc checkout`, or, for a pretrained model that was replaced, run `dvc repro -f base`"
-        )
+    models.verify(folder, pointer, state.scratch_dir(root) / digests.KNOWN)
     found = re.fullmatch(r"data/(i\d+)/candidate", pointer.path)
     made = found.group(1) if found else parameters.BASE
     return Policy(chosen, made, pointer, *models.parts(folder))
 
 
-def _base_of(folder: Path) -> str | None:
-    """The model that the folder is only a part of, by path or hub name."""
-    recorded = state.read_json(folder / "base.json") or {}
-    adapter = state.read_json(folder / models.ADAPTER) or {}
-    return recorded.get("path") or adapter.get(BASE_NAME)
-
-
-def _hub_base(adapter: Path) -> str:
+def _hub_base(root: Path, adapter: Pointer) -> str:
     """The hub name of an adapter's base. Raises `BadInput` where the base is a folder of this machine."""
-    name = str(_base_of(adapter))
-    if Path(name).expanduser().is_dir() or not card.HUB_NAME.fullmatch(name):
+    name = models.base_pointer(root, adapter).path
+    if (root / Path(name).expanduser()).is_dir() or not hub.NAME.fullmatch(name):
         raise BadInput(
             f"the policy is an adapter for {name}, a folder that others do not have; --merge writes the whole model, "
             "--base owner/name says under which name the hub has it"
@@ -207,23 +195,11 @@ def _write_model(policy: Policy, folder: Path, adapter_of: str | None) -> None:
         text = json.dumps({**config, BASE_NAME: adapter_of}, indent=2, sort_keys=True)
         (folder / models.ADAPTER).write_text(text + "\n", encoding="utf-8")
     else:
-        _merge(policy.weights, policy.adapter, policy.tokenizer, folder)
+        whole = models.load(policy.adapter, "auto")  # in the number format that the weights have
+        models.save(whole, models.load_tokenizer(policy.adapter), folder)
 
 
-def _merge(weights: Path, adapter: Path, tokenizer: Path, folder: Path) -> None:
-    """The whole model, the adapter's product added to the weights, in the number format that they have."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        weights, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-    models.save(
-        PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), models.load_tokenizer(tokenizer), folder
-    )
-
-
-def _copy(source: Path, target: Path, patterns: tuple[str, ...] = PATTERNS) -> None:
+def _copy(source: Path, target: Path, patterns: Sequence[str] = hub.FILES) -> None:
     for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
         if path.is_file() and path.name not in OURS:
             shutil.copyfile(path, target / path.name)

@@ -27,7 +27,7 @@ import yaml
 
 from flows import exits
 from tasks.core import digests
-from tasks.core.errors import BadInput, unknown_name
+from tasks.core.errors import BadInput, first_line, unknown_name
 
 ORIGIN = "origin.yaml"
 
@@ -104,7 +104,7 @@ def _loaded(root: Path, name: str, config: str | None, revision: str | None) -> 
 
 def _first(error: Exception) -> str:
     """The first line of what the library says, without its full stop."""
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    return first_line(error).rstrip(".")
 
 
 def _slug(name: str, config: str | None) -> str:
@@ -120,15 +120,11 @@ def command(
     into: Annotated[str | None, typer.Option(help="the folder to write")] = None,
 ) -> None:
     """Write a Hugging Face dataset as Parquet, for prepare.source."""
-
-    def run() -> None:
-        folder, origin = fetch(Path.cwd(), name, config, split or [], revision, into)
-        shown = os.path.relpath(folder)
-        for made, rows in origin["rows"].items():
-            print(f"{shown}/{made}.parquet  {rows:,} rows")
-        print(f"revision {origin['revision']}; now: prepare.source: {shown}, prepare.options.split.file: SPLIT.parquet")
-
-    raise typer.Exit(exits.code(run))
+    folder, origin = fetch(Path.cwd(), name, config, split or [], revision, into)
+    shown = os.path.relpath(folder)
+    for made, rows in origin["rows"].items():
+        print(f"{shown}/{made}.parquet  {rows:,} rows")
+    print(f"revision {origin['revision']}; now: prepare.source: {shown}, prepare.options.split.file: SPLIT.parquet")
 
 
 if __name__ == "__main__":

@@ -315,7 +315,7 @@ def _model(artifacts: Artifacts, digest: str) -> Record:
 
 
 def _parts(artifacts: Artifacts, key: str) -> list[Record]:
-    """Rows of an iteration's training data by table, part and the iteration that made them; the base's are the corpus."""
+    """Rows of an iteration's training data by table, part and iteration that made them; the base's are the corpus."""
     everything = pl.lit(True)
     if key == parameters.BASE:
         unused = artifacts.points(key)  # a pretrained base has learned nothing from the corpus

@@ -3,10 +3,11 @@
 Compares what `flows.history` read from the files with the runs that are there, and asks a `Tree` (the store,
 `flows/track.py`) to create, complete or close runs. Decides; neither imports MLflow nor touches files.
 
-A run that was opened for a record is found by the record's id until dvc.lock has its entry, and by the entry's
-md5 afterwards. What a cut-short sync left is completed: a stage run is complete when it is closed and carries
-`dvc.md5`. Steps are the iterations' numbers. Probe results are named `probe/...` and `guard/...`, the gate's
-scores `gate/...`, training curves `curve/...`, what was used `paid/...` and `needed/...`, so that the UI groups its charts; held-out figures carry their own names.
+A run that was opened for a record is found by the record's id until dvc.lock has its entry, and by the entry's md5
+afterwards. What a cut-short sync left is completed: a stage run is complete when it is closed and carries `dvc.md5`.
+Steps are the iterations' numbers. Probe results are named `probe/...` and `guard/...`, the gate's scores `gate/...`,
+training curves `curve/...`, what was used `paid/...` and `needed/...`, so that the UI groups its charts; held-out
+figures carry their own names.
 """
 
 import math
@@ -140,9 +141,9 @@ def _iteration_figures(
 def _spending(
     tree: "Tree", account: costs.Account, known: Iterable[Record], parents: Mapping[str | None, "Run"]
 ) -> None:
-    """What executions used (`flows.costs`): `paid/...` on every stage run, `paid/...`, `needed/...` and the share of a row
-    on iterations, a point of the same for each iteration and `total/...` on the evolution. Written again when prices
-    change or an execution is added."""
+    """What executions used (`flows.costs`): `paid/...` on every stage run, `paid/...`, `needed/...` and the share of a
+    row on iterations, a point of the same for each iteration and `total/...` on the evolution. Written again when
+    prices change or an execution is added."""
     for record in known:
         run = tree.find({"level": "stage", "record": str(record["id"])})
         if run and record.get("status") != "running":

@@ -6,11 +6,11 @@ params.yaml with the blocks it is made of. It says only what is its own. A famil
 (`flows/recipes/families/NAME.yaml`) adds the data, the base model, how it is measured, and for every
 block the options that suit the family, so that methods differ only where they mean to.
 
-`use NAME` writes all of params.yaml from the two: the same recipe always gives the same bytes. `seed`,
-`engine` and what changes no result (`serving`, `runner`, `prices`) stay as they are in the present file, and so do the sections that the family calls the user's own
-(`keeps`), as long as the family stays. Sizes (`flows/recipes/sizes/NAME.yaml`, so far `mini`) are no
-methods: `use mini` lowers numbers of whatever recipe is in place, and using the recipe again restores them.
-A refused call writes nothing.
+`use NAME` writes all of params.yaml from the two: the same recipe always gives the same bytes. `seed`, `engine` and
+what changes no result (`serving`, `runner`, `prices`) stay as they are in the present file, and so do the sections that
+the family calls the user's own (`keeps`), as long as the family stays. Sizes (`flows/recipes/sizes/NAME.yaml`, so far
+`mini`) are no methods: `use mini` lowers numbers of whatever recipe is in place, and using the recipe again restores
+them. A refused call writes nothing.
 """
 
 import json

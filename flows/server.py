@@ -92,8 +92,8 @@ def _is_warm(info: Mapping[str, Any]) -> bool:
 
 
 def keep(root: Path, name: str, start: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The process of a run, with its `pid`, `started` and `folder`, that goes by this name; `start` starts it where there
-    is none. The watchdog of `ensure`, which comes first, stops it and removes the folder when the run is gone."""
+    """The process of a run, with its `pid`, `started` and `folder`, that goes by this name; `start` starts it where
+    there is none. The watchdog of `ensure`, which comes first, stops it and removes the folder when the run is gone."""
     with _lock(root):
         info = state.read_json(_file(root)) or {}
         kept: dict[str, Any] = info.setdefault("kept", {}).get(name) or {}

@@ -16,31 +16,18 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from flows import state
 from tasks.core.errors import StageFailed
 
+if TYPE_CHECKING:
+    from tasks.core.shards import Finished, Job, Spent
+
 ATTEMPTS = 4  # at a shard whose worker is lost
 
-Spent = Mapping[str, float]
 
-
-class Job(Protocol):
-    """A shard of work: named by its content, able to say whether its stored file is there and whole."""
-
-    @property
-    def key(self) -> str: ...
-
-    def valid(self) -> bool: ...
-
-    def run(self) -> Spent: ...
-
-
-Finished = Callable[[Spent], None]
-
-
-def run_here(jobs: Sequence[Job], finished: Finished = lambda spent: None) -> None:
+def run_here(jobs: "Sequence[Job]", finished: "Finished" = lambda spent: None) -> None:
     """Runs each job that is not done as a task of the flow that is running, in this process."""
     from prefect import task
 
@@ -49,7 +36,7 @@ def run_here(jobs: Sequence[Job], finished: Finished = lambda spent: None) -> No
         return
     stopped = threading.Event()
 
-    def shard(key: str) -> Spent:
+    def shard(key: str) -> "Spent":
         if stopped.is_set():
             raise StageFailed("another shard failed")
         try:
@@ -68,8 +55,8 @@ def run_here(jobs: Sequence[Job], finished: Finished = lambda spent: None) -> No
 
 
 def run_on_ray(
-    jobs: Sequence[Job],
-    finished: Finished = lambda spent: None,
+    jobs: "Sequence[Job]",
+    finished: "Finished" = lambda spent: None,
     *,
     root: Path,
     runner: Mapping[str, Any],
@@ -143,7 +130,7 @@ def results(root: Path) -> Path:
     return folder
 
 
-def _missing(jobs: Sequence[Job]) -> dict[str, Job]:
+def _missing(jobs: "Sequence[Job]") -> "dict[str, Job]":
     from prefect.context import FlowRunContext
 
     known = {job.key: job for job in jobs}
@@ -158,7 +145,7 @@ def _missing(jobs: Sequence[Job]) -> dict[str, Job]:
     return missing
 
 
-def _verify(job: Job) -> None:
+def _verify(job: "Job") -> None:
     if not job.valid():
         raise StageFailed(
             f"a Ray worker computed shard {job.key}, and it is not here, or not whole; "
@@ -166,12 +153,12 @@ def _verify(job: Job) -> None:
         )
 
 
-def _remote(root: Path, mark: Path) -> Callable[[str, bytes], Spent]:
+def _remote(root: Path, mark: Path) -> "Callable[[str, bytes], Spent]":
     """What a worker does. A nested function, so that it is sent as code: whether the worker finds this project's
     modules is the first thing to see."""
     folder, seen = str(root), str(mark)
 
-    def shard(key: str, packed: bytes) -> Spent:
+    def shard(key: str, packed: bytes) -> "Spent":
         import pickle
         import platform
         import sys

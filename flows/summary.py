@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import costs, exits, history, state
+from tasks.blocks.benchmarks import PREFIX, scores
+from tasks.blocks.metrics import Z95
 from tasks.core import params as parameters
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNKNOWN = "unknown"
-PREFIX = "benchmark_"
 WIDTH = 110  # characters
 WIDER = 16  # by so many for each benchmark
 SHARES = {  # column -> figure of metrics.json, shown in percent
@@ -33,7 +34,6 @@ SHARES = {  # column -> figure of metrics.json, shown in percent
     "refined\nright\n->wrong": "refine_right_to_wrong",
 }
 BENCHMARKS = 3  # columns of them, at most
-Z95 = 1.959964
 
 
 def columns(benchmarks: Sequence[str]) -> list[str]:
@@ -45,8 +45,7 @@ def columns(benchmarks: Sequence[str]) -> list[str]:
 def benchmarks(root: Path) -> list[str]:
     """The figures of standard benchmarks that the table shows, by name."""
     files = (root / "data" / key / "evaluation" / "metrics.json" for key in history.keys(parameters.load(root)))
-    names = {name for path in files for name in state.read_json(path) or {} if name.startswith(PREFIX)}
-    return sorted(name for name in names if not name.endswith(("_stderr", "_samples")))[:BENCHMARKS]
+    return scores(name for path in files for name in state.read_json(path) or {})[:BENCHMARKS]
 
 
 def rows(root: Path) -> list[tuple[str, ...]]:

@@ -1,10 +1,10 @@
 """Where something comes from and what became of it: `python -m flows.trace ID [--all] [--json]`.
 
-ID is the id of a prompt, a candidate, a dataset row or a model (its digest), or an unambiguous beginning of at least six
-characters. Printed is its life: for a prompt the samples with their critiques, refinements and what the filter
-said, the dataset rows they became, and the models that were trained on those, with their initial and reference
-models; for a model its data, its gate, its held-out accuracy and where it was used. Long lists and texts are
-cut with a count of the rest; `--all` prints everything; `--json` prints the whole record (flows/lives.py).
+ID is the id of a prompt, a candidate, a dataset row or a model (its digest), or an unambiguous beginning of at least
+six characters. Printed is its life: for a prompt the samples with their critiques, refinements and what the filter
+said, the dataset rows they became, and the models that were trained on those, with their initial and reference models;
+for a model its data, its gate, its held-out accuracy and where it was used. Long lists and texts are cut with a count
+of the rest; `--all` prints everything; `--json` prints the whole record (flows/lives.py).
 
 Text that a model wrote is shown with its control characters spelt out, so that it cannot steer a terminal.
 Exit codes: 0, or 2 for an id that is too short, unknown or ambiguous. Reads artifacts, writes nothing.

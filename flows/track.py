@@ -41,7 +41,7 @@ from flows import exits, history, state
 from flows.projection import PARENT, project
 from tasks.core import digests
 from tasks.core import params as parameters
-from tasks.core.errors import AutodidactError
+from tasks.core.errors import AutodidactError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +54,7 @@ PATIENCE = 10.0  # seconds in which a tracking server has to answer
 
 
 class TrackingFailed(AutodidactError, RuntimeError):
-    """MLflow's database or server could not be used. Artifacts, records and dvc.lock are untouched; sync again later."""
+    """MLflow's database or server could not be used. Artifacts, records and dvc.lock are untouched; sync again."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ def _fingerprint(root: Path, uri: str) -> str:
 
 
 def _advice(uri: str, error: Exception) -> str:
-    reason = (shown(str(error)).splitlines() or [type(error).__name__])[0]
+    reason = shown(first_line(error))
     remedy = "Close what holds the database, or delete it"
     if not uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" in os.environ:
         remedy = "Start what MLFLOW_TRACKING_URI names, or unset it for a database of this repository"

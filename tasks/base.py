@@ -1,16 +1,16 @@
 """base: the model that the loop starts from, built and trained on the seed corpus, or a pretrained one.
 
 Reads `data/tasks/family.json` (vocabulary) and `data/tasks/corpus.parquet` (table SFT). Writes
-  data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else, or, with a chat template
-                            beside it, `base.json` (the same) and the tokenizer with that template
+  data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else, or, with a chat
+                            template beside it, `base.json` (the same) and the tokenizer with that template
   data/i00/pointer.json     {path, digest} of what i01 may start from; policy.json says the same with a reason
-  data/i00/prompts.parquet, data/i00/dataset/{sft,pairs,dropped}.parquet   empty: i01 extends them
+  data/i00/{prompts,invented}.parquet, data/i00/dataset/   tables without rows: i01 extends them
 
 `pretrained` is a folder, relative to the repository or absolute, or the hub name of a model (fetched once if the local
 Hugging Face cache has it not); whole, or a LoRA adapter. It is used as it is, and costs its hash and nothing else.
 `chat_template` is the name of a file in tasks/chat_templates: `plain`, or one of your own; null takes the tokenizer's
-own template, and refuses a model that has none. Without `pretrained` a tokenizer is made (the family's words, or a byte-level
-BPE of `tokenizer.vocabulary_size` tokens trained on the corpus), a model of `architecture` is initialised
+own template, and refuses a model that has none. Without `pretrained` a tokenizer is made (the family's words, or a
+byte-level BPE of `tokenizer.vocabulary_size` tokens trained on the corpus), a model of `architecture` is initialised
 from the seed, and `sft` trains it as tasks/blocks/training.py says.
 """
 
@@ -126,8 +126,7 @@ def _trained(context: Context, folder: str) -> None:
             "base: the seed corpus has no rows, so a model cannot be trained from nothing; give base.pretrained a "
             "model, or let the family make a corpus (prepare.options)"
         )
-    context.read("data/tasks/family.json")
-    vocabulary = families.load(context.root).vocabulary()
+    vocabulary = families.read(context).vocabulary()
     training.use_threads(options.sft.threads)
     tokenizer = rendering.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
     if options.chat_template is not None:

@@ -7,6 +7,7 @@ which `refine` uses to judge refinements in the same way.
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from tasks.blocks import critics as blocks
@@ -21,8 +22,7 @@ def parse(section: Mapping[str, Any]) -> list[Bound]:
 
 
 def run(context: Context) -> None:
-    context.read("data/tasks/family.json")
-    family = families.load(context.root)
+    family = families.read(context)
     prompts = tables.read(context.read(context.data("prompts.parquet")), tables.PROMPTS)
     samples = tables.read(context.read(context.data("samples.parquet")), tables.CANDIDATES)
     pointer = context.pointer(context.row["judge"])
@@ -43,7 +43,7 @@ def run(context: Context) -> None:
             context.log(**{f"{bound.name}_accepted": verdicts.to_list().count(True) / verdicts.len()})
     tables.write(critiques, context.write(context.data("critiques.parquet")), tables.CRITIQUES)
     record = {
-        "judge": {"path": pointer.path, "digest": pointer.digest},
+        "judge": asdict(pointer),
         "seed": context.seed,
         "critics": {
             bound.name: {"block": _name(bound), **bound.options.model_dump(mode="json")} for bound in context.options

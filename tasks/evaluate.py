@@ -1,8 +1,8 @@
 """evaluate: how good this iteration's candidate is, on held-out prompts and, apart from them, on the probe set.
 
-Reads `data/iN/candidate`, `data/tasks/heldout.parquet` and `data/tasks/probe.parquet` (PROMPTS with answers;
-no other stage reads the first; evaluation may always see truth). For each set: one greedy answer and `samples` samples a prompt, the model's
-own critiques of them (equal responses to one prompt are criticised once), one refinement of every greedy
+Reads `data/iN/candidate`, `data/tasks/heldout.parquet` and `data/tasks/probe.parquet` (PROMPTS with answers; no other
+stage reads the first; evaluation may always see truth). For each set: one greedy answer and `samples` samples a prompt,
+the model's own critiques of them (equal responses to one prompt are criticised once), one refinement of every greedy
 answer that the critic refuses, and the truth of every answer where the family has one.
 
 Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts), `metrics.json` beside it
@@ -94,8 +94,7 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
 def run(context: Context) -> None:
     from tasks.core import models
 
-    context.read("data/tasks/family.json")
-    family = families.load(context.root)
+    family = families.read(context)
     folder = context.data("candidate")
     model = context.model(Pointer(folder, models.digest(context.read(folder), context.scratch / digests.KNOWN)))
     options: Evaluation = context.options

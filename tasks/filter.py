@@ -1,8 +1,8 @@
 """filter: what the loop trusts, as training rows, and every drop with its reason.
 
-Reads prompts, samples, refinements, their critiques, the previous iteration's dataset and the seed corpus.
-Writes `data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED), and `README.md`,
-which makes the folder a dataset with a configuration for each of them for `datasets.load_dataset`, `trl sft` and `trl dpo`.
+Reads prompts, samples, refinements, their critiques, the previous iteration's dataset and the seed corpus. Writes
+`data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED), and `README.md`, which
+makes the folder a dataset with a configuration for each of them for `datasets.load_dataset`, `trl sft` and `trl dpo`.
 Raises `EmptyDataset` where nothing of this iteration is left to train on.
 """
 
@@ -36,9 +36,6 @@ def run(context: Context) -> None:
         candidates=candidates,
         critiques=pl.concat([critiques, recritiques]),
         kept=candidates,
-        sft=tables.empty(tables.SFT),
-        pairs=tables.empty(tables.PAIRS),
-        dropped=tables.empty(tables.DROPPED),
         corpus=tables.read(context.read("data/tasks/corpus.parquet"), tables.SFT),
         earlier_sft=tables.read(previous / "sft.parquet", tables.SFT),
         earlier_pairs=tables.read(previous / "pairs.parquet", tables.PAIRS),

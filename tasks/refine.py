@@ -25,8 +25,7 @@ def parse(section: Mapping[str, Any]) -> list[Bound]:
 
 
 def run(context: Context) -> None:
-    context.read("data/tasks/family.json")
-    family = families.load(context.root)
+    family = families.read(context)
     prompts = tables.read(context.read(context.data("prompts.parquet")), tables.PROMPTS)
     samples = tables.read(context.read(context.data("samples.parquet")), tables.CANDIDATES)
     critiques = tables.read(context.read(context.data("critiques.parquet")), tables.CRITIQUES)

@@ -58,7 +58,8 @@ def run(context: Context) -> None:
 
 
 def read(folder: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The evaluations of the iterations in params.yaml; a file that an earlier recipe left for another is passed over; `iteration` is text, every figure a number or None."""
+    """The evaluations of the iterations in params.yaml; a file that an earlier recipe left for another is passed over;
+    `iteration` is text, every figure a number or None."""
     rows = []
     for path in (folder / f"{key}.json" for key in sorted(keys) if (folder / f"{key}.json").is_file()):
         try:

@@ -22,8 +22,7 @@ def parse(section: Mapping[str, Any]) -> list[Bound]:
 
 
 def run(context: Context) -> None:
-    context.read("data/tasks/family.json")
-    family = families.load(context.root)
+    family = families.read(context)
     prompts = tables.read(context.read(context.data("prompts.parquet")), tables.PROMPTS)
     model = context.model(context.pointer(context.row["previous"]))
     found = [tables.empty(tables.CANDIDATES)]

@@ -1,10 +1,9 @@
 """synthesize: the prompts of an iteration.
 
-Reads the pool, its labels, the fingerprints of held-out problems, the previous policy (blocks that let the
-model write prompts ask it), the previous iteration's prompts and what models invented up to then. Writes
-`data/iN/prompts.parquet` (PROMPTS) and `data/iN/invented.parquet` (INVENTED: prompts of this and of all earlier iterations
-that are not of the pool, so that none is invented twice). What is, or is too much like, a held-out problem is refused
-(the family's guard).
+Reads the pool, its labels, the fingerprints of held-out problems, the previous policy (blocks that let the model write
+prompts ask it), the previous iteration's prompts and what models invented up to then. Writes `data/iN/prompts.parquet`
+(PROMPTS) and `data/iN/invented.parquet` (INVENTED: prompts of this and of all earlier iterations that are not of the
+pool, so that none is invented twice). What is, or is too much like, a held-out problem is refused (the family's guard).
 `answer` is filled only when the recipe declares `labels: true`, so a label-free loop has none to see.
 """
 
@@ -26,8 +25,7 @@ def parse(section: Mapping[str, Any]) -> list[Bound]:
 
 
 def run(context: Context) -> None:
-    family = families.load(context.root)
-    context.read("data/tasks/family.json")
+    family = families.read(context)
     pool = tables.read(context.read("data/tasks/prompts.parquet"), tables.PROMPTS).sort("prompt_id")
     previous = tables.read(context.read(context.data("prompts.parquet", context.row["previous"])), tables.PROMPTS)
     invented = tables.read(context.read(context.data("invented.parquet", context.row["previous"])), tables.INVENTED)

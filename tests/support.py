@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from ruamel.yaml import YAML
 
+from tasks.blocks import selection
+from tasks.blocks.selecting import Selection
 from tasks.core import digests, tables
 from tasks.core.asking import Asker, Opener
+from tasks.core.blocks import bind
 from tasks.core.context import Context, Pointer
 from tasks.core.engine import Completion, Sampling, Statistic, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
-
-
-def user(text: str) -> Messages:
-    return [{"role": "user", "content": text}]
+from tests.tiny import user
 
 
 class Adding:
@@ -158,6 +159,13 @@ def prompts(*texts: str, family: str = "adding") -> pl.DataFrame:
     return tables.frame(rows, tables.PROMPTS)
 
 
+def through(state: Selection, **section: Any) -> Selection:
+    """What the filter blocks of a section make of a selection."""
+    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
+        state = bound(state)
+    return state
+
+
 def context(root: Path, stage: str, key: str | None, options: Any, open_model: Any = None, **given: Any) -> Context:
     """A context whose outputs land below `root` itself."""
     row = {"previous": "i00", "initial": "i00", "reference": "i00", "judge": "i00"}
@@ -171,6 +179,12 @@ def policy(root: Path, key: str, digest: str = "d" * 32) -> None:
     path = root / "data" / key / "pointer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"path": f"data/{key}/candidate", "digest": digest}))
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """With the library that reads params.yaml and dvc.lock."""
+    with path.open("w") as file:
+        YAML(typ="safe").dump(value, file)
 
 
 def digest_of(root: Path) -> str:

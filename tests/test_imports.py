@@ -1,4 +1,4 @@
-"""The import graph: flows -> tasks.<stage> -> tasks.blocks -> tasks.core, and heavy libraries only where they belong."""
+"""The import graph: flows -> tasks.<stage> -> tasks.blocks -> tasks.core, and heavy libraries where they belong."""
 
 import ast
 import subprocess

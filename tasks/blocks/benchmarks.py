@@ -1,10 +1,11 @@
 """Standard benchmarks: which tasks of EleutherAI's lm-evaluation-harness (lm-eval) are measured, and under which names.
 
-Params: `evaluate.benchmarks`, null or a mapping of sets of tasks (`Benchmark`), and `evaluate.benchmark_files`, a folder
-with task files of the user's own in lm-eval's format. Everything that such a task reads, data and code, lies in that
-folder: stage evaluate depends on it, so that an edit of any of it measures again, and a task that reads elsewhere is refused.
+Params: `evaluate.benchmarks`, null or a mapping of sets of tasks (`Benchmark`), and `evaluate.benchmark_files`, a
+folder with task files of the user's own in lm-eval's format. Everything that such a task reads, data and code, lies in
+that folder: stage evaluate depends on it, so that an edit of any of it measures again, and a task that reads elsewhere
+is refused.
 
-The requests go through the engine like all others (`tasks.blocks.harness`): sharded, stored and counted. Figures are flat:
+The requests go through the engine like all others (`tasks.blocks.harness`): sharded, stored, counted. Figures are flat:
     benchmark_<task>_<metric>            as lm-eval computes it; `_<filter>` follows where the task has filters
     benchmark_<task>_<metric>_stderr     its standard error, null where lm-eval has none
     benchmark_<task>_samples             questions that were asked
@@ -13,7 +14,7 @@ Groups have the same names. No figure is read by the loop. Without benchmarks lm
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,11 @@ def measure(sets: "list[TaskSet]", model: Asker, seed: int) -> dict[str, float |
             raise BadInput(f"evaluate.benchmarks.{tasks.name}: {twice[0]} is measured by another set too")
         figures |= found
     return figures
+
+
+def scores(names: Iterable[str]) -> list[str]:
+    """The figures of benchmarks among `names`, without standard errors and numbers of questions, by name."""
+    return sorted({name for name in names if name.startswith(PREFIX) and not name.endswith(("_stderr", "_samples"))})
 
 
 def flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -126,11 +126,7 @@ def _read(family: Family, question: Messages, response: str, reply: Completion) 
     return Verdict(parsed=False, why=why) if why else family.parse_critique(question, response, reply.text)
 
 
-class Vote(Options):
-    pass
-
-
-def vote(judging: Judging, options: Vote) -> pl.DataFrame:
+def vote(judging: Judging, options: Options) -> pl.DataFrame:
     """Self-consistency (Wang et al. 2022): score = share of the prompt's candidates that give the same answer,
     candidates without an answer counted in the total. Verdict: the answer is the prompt's only most common one.
     What is no voter is judged by the voters of its prompt and changes no score."""
@@ -152,11 +148,7 @@ def vote(judging: Judging, options: Vote) -> pl.DataFrame:
     return table(judging, verdicts, [[0] for _ in verdicts], model=None)
 
 
-class VerifierOptions(Options):
-    pass
-
-
-def verifier(judging: Judging, options: VerifierOptions) -> pl.DataFrame:
+def verifier(judging: Judging, options: Options) -> pl.DataFrame:
     """The truth, for evaluation and for recipes that declare `labels: true`; the upper bound of any critic.
     Raises `LabelsForbidden` in a label-free run."""
     if not judging.family.has_truth:
@@ -189,7 +181,7 @@ def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
 
 
 def counted(critiques: pl.DataFrame, critic: str) -> dict[str, int]:
-    """How many comparisons of a critic were decided, were ties, or gave nothing, by reason; figures for `Context.log`."""
+    """How many comparisons of a critic were decided, were ties, or gave nothing, by reason: figures to log."""
     own = critiques.filter(pl.col("critic") == critic)
     told = pl.coalesce("why", judges.undecided("verdict", "score"), pl.lit("decided"))
     counts = Counter(own.select(told).to_series())
@@ -207,7 +199,6 @@ BLOCKS: dict[str, Block] = {
     **likelihood.BLOCKS,
 }
 AMONG_SAMPLES: set[Block] = {vote, *COMPARING}  # say nothing about a candidate by itself
-USES_LABELS: set[Block] = {verifier}
 
 
 def _questions(options: FactoredCritique, counts: Counts) -> list[Demand]:

@@ -1,12 +1,13 @@
 """lm-eval (EleutherAI's lm-evaluation-harness) as a client of the engine. The only module that imports it.
 
-lm-eval has models of its own; they are not used, so that a benchmark's requests are sharded, stored and counted like all
-others, run on the engine that params.yaml names, and cost nothing when only the figures or another task changed. lm-eval
-chooses questions and examples, writes the requests, and scores the replies.
+lm-eval has models of its own; they are not used, so that a benchmark's requests are sharded, stored and counted like
+all others, run on the engine that params.yaml names, and cost nothing when only the figures or another task changed.
+lm-eval chooses questions and examples, writes the requests, and scores the replies.
 
-Differences to lm-eval's own `hf` model: prompt and continuation are tokenised apart, as the model is asked to reply, not
-together; a prompt that does not fit the model is an error, not cut off; replies are cut at the task's stop strings after
-they were made. Rolling perplexity, images, code that is run, and reply prefixes under a chat template are refused.
+Differences to lm-eval's own `hf` model: prompt and continuation are tokenised apart, as the model is asked to reply,
+not together; a prompt that does not fit the model is an error, not cut off; replies are cut at the task's stop strings
+after they were made. Rolling perplexity, images, code that is run, and reply prefixes under a chat template are
+refused.
 
 Examples are drawn with lm-eval's own seed, so that all iterations see the same ones.
 """
@@ -240,7 +241,7 @@ def _needs_greedy(task: Any) -> bool:
 
 
 def _refuse_failed(replies: Sequence[Sequence[Completion]], what: str) -> None:
-    """Raises `StageFailed` where an endpoint gave no reply: a benchmark without some of its questions is another one."""
+    """Raises `StageFailed` where an endpoint gave no reply: without some of its questions a benchmark is another."""
     failed = [reply for several in replies for reply in several if reply.failed]
     if failed:
         raise StageFailed(

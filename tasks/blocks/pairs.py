@@ -1,4 +1,4 @@
-"""Filter blocks that build preference pairs. What did not parse, ties, equal texts and missing scores never become one."""
+"""Filter blocks that build preference pairs. What did not parse, ties, equal texts, missing scores: never one."""
 
 from collections.abc import Callable
 from dataclasses import replace

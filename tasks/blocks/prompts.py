@@ -16,7 +16,7 @@ from tasks.core import tables
 from tasks.core.asking import Asker
 from tasks.core.blocks import Block, Options, Requests
 from tasks.core.demand import Counts, Demand
-from tasks.core.engine import Sampling
+from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import Family, FreeText, Guard, Invented, Messages
 
@@ -104,31 +104,22 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     Left out and counted by reason: what does not parse, is cut off, repeats a prompt of the pool or of any earlier
     iteration, has a ROUGE-L of `near_copy` or more (the paper: 0.7) with an example it was shown or with another
     prompt that a model wrote, or is too much like a held-out problem. Raises `StageFailed` if nothing is left."""
-    assert supply.model is not None
     family = supply.family
-    wanted, shots = options.n, options.shots
-    examples = supply.pool.sample(n=min(supply.pool.height, shots * wanted), shuffle=True, seed=supply.seed)
-    shown = [examples[[(i * shots + shot) % examples.height for shot in range(shots)]] for i in range(wanted)]
-    asked = [family.invent_messages(several["messages"].to_list()) for several in shown]
-    distinct = {str(messages) for messages in asked}
-    draws = options.attempts if len(distinct) > 1 else options.attempts * wanted
-    sampling = Sampling(draws, options.temperature, options.top_p, options.max_new_tokens, supply.seed)
-    replies = supply.model.generate(asked if len(distinct) > 1 else asked[:1], sampling, "prompts")
     seen = {*map(family.fingerprint, supply.pool["messages"].to_list()), *supply.invented["fingerprint"]}
     written = Words(options.near_copy, supply.invented["text"].drop_nulls())
     rows: list[dict[str, object]] = []
     refused: Counter[str] = Counter()
-    for index, several in enumerate(replies):
-        parents = shown[index]["prompt_id"].to_list()
-        patterns = Words(options.near_copy, _texts(family, shown[index]["messages"].to_list()))
-        for reply in several:
+    for examples, replies in _replies(supply, options):
+        parents = examples["prompt_id"].to_list()
+        patterns = Words(options.near_copy, (_text(family, messages) for messages in examples["messages"].to_list()))
+        for reply in replies:
             found = [Invented(None, "no reply")] if reply.failed else family.parse_invented(reply.text)
             if reply.finish_reason != "stop" and not reply.failed:
                 found.pop()
                 refused["unfinished"] += 1
             for prompt in found:
                 reason = prompt.why
-                if prompt.messages is not None and len(rows) < wanted:
+                if prompt.messages is not None and len(rows) < options.n:
                     fingerprint, text = family.fingerprint(prompt.messages), _text(family, prompt.messages)
                     if fingerprint in seen:
                         reason = "repeated"
@@ -152,6 +143,20 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     return tables.frame(rows, tables.PROMPTS)
 
 
+def _replies(supply: Supply, options: SelfInstruct) -> list[tuple[pl.DataFrame, list[Completion]]]:
+    """Examples that the model was shown (PROMPTS), and its replies; one request with all draws where all are alike."""
+    assert supply.model is not None
+    wanted, shots = options.n, options.shots
+    examples = supply.pool.sample(n=min(supply.pool.height, shots * wanted), shuffle=True, seed=supply.seed)
+    shown = [examples[[(i * shots + shot) % examples.height for shot in range(shots)]] for i in range(wanted)]
+    asked = [supply.family.invent_messages(several["messages"].to_list()) for several in shown]
+    alike = all(messages == asked[0] for messages in asked)
+    draws = options.attempts * wanted if alike else options.attempts
+    sampling = Sampling(draws, options.temperature, options.top_p, options.max_new_tokens, supply.seed)
+    replies = supply.model.generate(asked[:1] if alike else asked, sampling, "prompts")
+    return list(zip(shown[: len(replies)], replies, strict=True))
+
+
 def invented(family: Family, prompts: pl.DataFrame, pool: pl.DataFrame, earlier: pl.DataFrame) -> pl.DataFrame:
     """INVENTED after an iteration: what was there, and those of its prompts that are not of the pool."""
     new = prompts.join(pool, on="prompt_id", how="anti").join(earlier, on="prompt_id", how="anti")
@@ -165,10 +170,6 @@ def invented(family: Family, prompts: pl.DataFrame, pool: pl.DataFrame, earlier:
 def _text(family: Family, messages: Messages) -> str:
     """The prompt's own words; nothing for a family whose prompts are not free text."""
     return family.question(messages) if isinstance(family, FreeText) else ""
-
-
-def _texts(family: Family, several: Sequence[Messages]) -> list[str]:
-    return [_text(family, messages) for messages in several]
 
 
 class Words:

@@ -1,13 +1,13 @@
 """What all filter blocks share: the state that they pass on, and the forms of rows."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import polars as pl
 
 from tasks.blocks.critics import aggregate
 from tasks.blocks.judges import outcomes
 from tasks.core import tables
-from tasks.core.blocks import Options
 from tasks.core.errors import unknown_name
 
 
@@ -20,12 +20,14 @@ class Selection:
     candidates: pl.DataFrame  # all samples and refinements
     critiques: pl.DataFrame  # CRITIQUES of all candidates
     kept: pl.DataFrame
-    sft: pl.DataFrame  # SFT rows made so far
-    pairs: pl.DataFrame  # PAIRS made so far
-    dropped: pl.DataFrame  # DROPPED
-    corpus: pl.DataFrame  # SFT rows of the seed corpus
-    earlier_sft: pl.DataFrame  # SFT rows of the previous iteration's dataset
-    earlier_pairs: pl.DataFrame
+    corpus: pl.DataFrame = field(default_factory=partial(tables.empty, tables.SFT))  # SFT rows of the seed corpus
+    earlier_sft: pl.DataFrame = field(
+        default_factory=partial(tables.empty, tables.SFT)
+    )  # SFT rows of the previous iteration's dataset
+    earlier_pairs: pl.DataFrame = field(default_factory=partial(tables.empty, tables.PAIRS))
+    sft: pl.DataFrame = field(default_factory=partial(tables.empty, tables.SFT))  # SFT rows made so far
+    pairs: pl.DataFrame = field(default_factory=partial(tables.empty, tables.PAIRS))  # PAIRS made so far
+    dropped: pl.DataFrame = field(default_factory=partial(tables.empty, tables.DROPPED))  # DROPPED
 
     def opinions(self, critic: str, block: str) -> pl.DataFrame:
         """`aggregate` of a critic. Raises `UnknownName` for one that never judged."""
@@ -54,10 +56,6 @@ class Selection:
         """`dropped` with rows (id, prompt, reason) added."""
         frame = pl.DataFrame([(i, p, block, r) for i, p, r in rows], schema=tables.DROPPED, orient="row")
         return pl.concat([self.dropped, frame])
-
-
-class NoOptions(Options):
-    pass
 
 
 def reply_of(response: str) -> list[dict[str, str]]:

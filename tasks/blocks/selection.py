@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.pairs import pairs_best_worst, pairs_preferred, pairs_vote_margin
-from tasks.blocks.selecting import NoOptions, Selection, reply_of, row_id
+from tasks.blocks.selecting import Selection, reply_of, row_id
 from tasks.core import tables
 from tasks.core.blocks import Block, Bound, Options
 from tasks.core.errors import BadInput, unknown_name
@@ -81,7 +81,7 @@ def _by_opinion(state: Selection, critic: str, block: str, reason: pl.Expr) -> S
     return state.narrow(block, pl.concat([opinions.select("candidate_id", "reason"), missing]))
 
 
-def well_formed(state: Selection, options: NoOptions) -> Selection:
+def well_formed(state: Selection, options: Options) -> Selection:
     """Keeps finished responses that give an answer by the family's grammar; says nothing about truth."""
     reason = (
         pl.when(pl.col("answer").is_null())
@@ -125,7 +125,7 @@ def relative_length(state: Selection, options: RelativeLength) -> Selection:
     return state.narrow("relative_length", lengths.select("candidate_id", reason=reason))
 
 
-def keep_all(state: Selection, options: NoOptions) -> Selection:
+def keep_all(state: Selection, options: Options) -> Selection:
     """Keeps everything: unfiltered self-training, the lower bound that a filter must beat."""
     return state
 
@@ -133,7 +133,7 @@ def keep_all(state: Selection, options: NoOptions) -> Selection:
 # --- limit -------------------------------------------------------------------------------------------
 
 
-def deduplicate(state: Selection, options: NoOptions) -> Selection:
+def deduplicate(state: Selection, options: Options) -> Selection:
     """Keeps one of several equal responses to a prompt: the earliest turn, then the lowest id."""
     ordered = state.kept.sort("prompt_id", "turn", "candidate_id")
     again = pl.int_range(pl.len()).over("prompt_id", pl.col("response").str.strip_chars()) > 0
@@ -156,7 +156,7 @@ def cap(state: Selection, options: Cap) -> Selection:
 # --- build -------------------------------------------------------------------------------------------
 
 
-def positives(state: Selection, options: NoOptions) -> Selection:
+def positives(state: Selection, options: Options) -> Selection:
     """One SFT row for every candidate kept: the prompt itself, answered by the response."""
     questions = state.prompts.select("prompt_id", question="messages")
     rows = [

@@ -6,12 +6,12 @@ step, so the share of own data and of replayed skills does not depend on how man
 draws `batch_size` pairs, and `replay[part]` rows of SFT data beside them, because a small model forgets
 the skills that the pairs do not exercise. Options of both:
 
-steps, learning_rate, warmup_steps, schedule (cosine, linear, constant, or wsd: decay over the last 30 %),
-final_share (of the learning rate), betas, weight_decay, clip (gradient norm), precision, threads,
-checkpoint_steps, pass_tokens (what a forward pass holds: a step of any size is cut into as many passes as it needs, whose
-gradients add up), gradient_checkpointing, accelerate (null, or the configuration file that `accelerate launch`
-trains with, on several GPUs or machines), lora (null, or an adapter: kept alone, or merged into the weights). `sft`
-also has packing: rows end to end instead of side by side.
+steps, learning_rate, warmup_steps, schedule (cosine, linear, constant, or wsd: decay over the last 30 %), final_share
+(of the learning rate), betas, weight_decay, clip (gradient norm), precision, threads, checkpoint_steps, pass_tokens
+(what a forward pass holds: a step of any size is cut into as many passes as it needs, whose gradients add up),
+gradient_checkpointing, accelerate (null, or the configuration file that `accelerate launch` trains with, on several
+GPUs or machines), lora (null, or an adapter: kept alone, or merged into the weights). `sft` also has packing: rows end
+to end instead of side by side.
 
 A training that was killed continues from its last checkpoint, and ends in the same bytes.
 """

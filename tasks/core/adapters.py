@@ -15,7 +15,7 @@ from tasks.core.errors import BadInput, StageFailed
 
 
 def initial(folder: Path, options: Any) -> Any:
-    """The model that training starts from: below LoRA the base without its adapter, in bfloat16 or 4 bits if so wanted."""
+    """The model that training starts from: below LoRA the base without its adapter, maybe in bfloat16 or 4 bits."""
     import torch
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available

@@ -183,8 +183,8 @@ class _Passes(ABC):
     """How the rows of a step are cut into forward passes, for one process or several."""
 
     def step(self, index: int, rank: int = 0, world: int = 1) -> list[Group]:
-        """The groups that process `rank` of `world` runs in a step. All processes run equally many, because they wait for
-        each other; one that has fewer adds passes over one row that teach nothing."""
+        """The groups that process `rank` of `world` runs in a step. All processes run equally many, because they wait
+        for each other; one that has fewer adds passes over one row that teach nothing."""
         own = self.cuts(index, rank, world)
         made = [self.group(index, members) for members in own]
         if world > 1:

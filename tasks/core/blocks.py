@@ -1,8 +1,9 @@
 """How blocks are found and how their options are checked: a plain dictionary from name to function.
 
 Each kind of block lives in a module of `tasks/blocks/` with a dictionary `BLOCKS`. A block's last
-parameter is called `options` and its annotation is a class derived from `Options`; every option is
-given in params.yaml (there are no defaults here) and an unknown one is refused.
+parameter is called `options` and its annotation is a class derived from `Options`, or `Options` for a
+block that has none; every option is given in params.yaml (there are no defaults here) and an unknown
+one is refused.
 
 A section of params.yaml is a mapping of named entries. The entry's name is the block's name unless it
 says `block: NAME`. Entries run in the order of their names, or of their block's phase where a kind has

@@ -161,10 +161,9 @@ def _row_problems(key: Any, entry: Any, table: Mapping[Any, Any]) -> list[str]:
     ]
     earlier = [BASE, *sorted((k for k in table if isinstance(k, str) and 0 < number(k) < number(key)), key=number)]
     for name in MODELS:
-        if name not in entry:
-            found.append(f"{where}.{name}: is missing; it names {BASE} or an earlier iteration")
-        elif not isinstance(entry[name], str):
-            found.append(f"{where}.{name}: given {entry[name]!r}; it names {BASE} or an earlier iteration")
+        if not isinstance(entry.get(name), str):
+            given = f"given {entry[name]!r}" if name in entry else "is missing"
+            found.append(f"{where}.{name}: {given}; it names {BASE} or an earlier iteration")
         elif entry[name] not in earlier:
             found.append(str(unknown_name("earlier iteration", entry[name], earlier, f"{where}.{name}")))
     for stage in OVERRIDDEN:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.core.errors import MissingArtifact
+from tasks.core.errors import missing
 
 if TYPE_CHECKING:
     from tasks.core.asking import Asker
@@ -26,6 +26,10 @@ class Pointer:
 
     path: str
     digest: str
+
+    def text(self) -> str:
+        """The content of a file that names a model."""
+        return json.dumps({"path": self.path, "digest": self.digest}, sort_keys=True, indent=2) + "\n"
 
 
 @dataclass
@@ -44,9 +48,7 @@ class Context:
     scratch: Path  # resumable work: shards, training checkpoints; safe to delete
     open_model: "Callable[[Pointer], Asker]"
     progress: Progress = lambda what, done, total: None
-    apart: Literal["auto", "always", "never"] = (
-        "never"  # whether training runs in a process of its own (`runner.training`)
-    )
+    apart: Literal["auto", "always", "never"] = "never"  # whether training runs in a process of its own
     release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back
     iterations: tuple[str, ...] = ()  # all that are evaluated: i00 and those in params.yaml
     figures: dict[str, float] = field(default_factory=dict)  # logged to MLflow
@@ -60,9 +62,7 @@ class Context:
         self.reads.append(relative)
         path = self.root / relative
         if not path.exists():
-            raise MissingArtifact(
-                f"{self.name}: {relative} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it"
-            )
+            raise missing(f"{self.name}: {relative}")
         return path
 
     def write(self, relative: str) -> Path:
@@ -84,8 +84,7 @@ class Context:
     def point(self, pointer: Pointer, key: str | None = None) -> None:
         """Writes which model is the policy now, and nothing else: stages depend on this file, so that what a gate
         measured and said (`policy.json`) can change without rerunning the next iteration."""
-        text = json.dumps({"path": pointer.path, "digest": pointer.digest}, sort_keys=True, indent=2) + "\n"
-        self.write(self.data("pointer.json", key)).write_text(text, encoding="utf-8")
+        self.write(self.data("pointer.json", key)).write_text(pointer.text(), encoding="utf-8")
 
     def model(self, pointer: Pointer) -> "Asker":
         """A model to ask; it is loaded when the first request has no stored reply."""

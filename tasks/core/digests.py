@@ -1,11 +1,11 @@
 """Digests of files, folders and values: what cache keys and model pointers are made of.
 
-Models are large: hashing 15 GB takes ten seconds and more, and every stage asks. Given a folder `known`, the
-digest of a file of `LARGE` bytes or more is kept there under the file's path, with its device, inode, size, and times of
-modification and of change (ns), all of which must still be the same when it is used again. The time of change is set
-by the kernel alone, so writing a file and putting its old time back is seen. A file that was changed within
-`SETTLED` seconds of being hashed is not kept: a later write could leave the same times. Smaller files, among them
-every configuration and tokenizer, are always read.
+Models are large: hashing 15 GB takes ten seconds and more, and every stage asks. Given a folder `known`, the digest of
+a file of `LARGE` bytes or more is kept there under the file's path, with its device, inode, size, and times of
+modification and of change (ns), all of which must still be the same when it is used again. The time of change is set by
+the kernel alone, so writing a file and putting its old time back is seen. A file that was changed within `SETTLED`
+seconds of being hashed is not kept: a later write could leave the same times. Smaller files, among them every
+configuration and tokenizer, are always read.
 """
 
 import contextlib

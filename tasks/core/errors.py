@@ -61,10 +61,25 @@ class EmptyDataset(StageFailed, ValueError):
     """Filtering left nothing to train on; the message says which block dropped how many and why."""
 
 
+def missing(what: object) -> MissingArtifact:
+    """The error for an input artifact that is not there."""
+    return MissingArtifact(f"{what} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message that names the nearest valid name; empty where none is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, or the error's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str], where: str = "") -> UnknownName:
     """The error for a name that does not exist, with the nearest valid one."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
     place = f"{where}: " if where else ""
+    hint = did_you_mean(given, names)
     return UnknownName(f"{place}unknown {kind} '{given}'{hint} (known: {', '.join(names) or 'none'})")

@@ -1,10 +1,10 @@
 """Finds the task family: from params.yaml before a run, from `data/tasks/family.json` inside it.
 
-Stages other than `prepare` never look at `prepare`'s section; they read the name and options that
-`prepare` wrote beside the data. A family is a module with `Options`, `create(options)`, and what is known
-before any work: `check_inputs(family, root)`, which refuses files and sizes that cannot work and counts the
-pool, `parts(options)` of its corpus, `difficulties(options)`, `UNUSABLE`, blocks that it has no skill for, and `CODE`, the
-files beside it that decide what is asked and how replies are read.
+Stages other than `prepare` never look at `prepare`'s section; they read the name and options that `prepare` wrote
+beside the data. A family is a module with `Options`, `create(options)`, and what is known before any work:
+`check_inputs(family, root)`, which refuses files and sizes that cannot work and counts the pool, `parts(options)` of
+its corpus, `difficulties(options)`, `UNUSABLE`, blocks that it has no skill for, and `CODE`, the files beside it that
+decide what is asked and how replies are read.
 """
 
 import importlib
@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from tasks.core import blocks, digests
-from tasks.core.errors import BadInput, MissingArtifact, unknown_name
+from tasks.core.context import Context
+from tasks.core.errors import BadInput, missing, unknown_name
 from tasks.core.family import FREE_TEXT_BLOCKS, Family
 
 FAMILIES = {
@@ -44,8 +45,8 @@ def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str,
 
 
 def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int] | None:
-    """How many prompts of each difficulty the pool will have, None where only a reading of all data would tell. Refuses,
-    with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
+    """How many prompts of each difficulty the pool will have, None where only a reading of all data would tell.
+    Refuses, with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
     counts: dict[int, int] | None = _module(name).check_inputs(create(name, options), str(root))
     return counts
 
@@ -91,13 +92,19 @@ def load(root: Path) -> Family:
     """The family that `prepare` recorded. Raises `MissingArtifact`, or `BadInput` for a damaged record."""
     path = root / FILE
     if not path.is_file():
-        raise MissingArtifact(f"{FILE} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it")
+        raise missing(FILE)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         name, options = record["name"], dict(record["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{FILE} is no family record ({error}); restore it with `dvc checkout`") from error
     return create(name, options, root / TEMPLATES)
+
+
+def read(context: Context) -> Family:
+    """The same as an input of a stage. Raises `MissingArtifact`, or `BadInput` for a damaged record."""
+    context.read(FILE)
+    return load(context.root)
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Any:

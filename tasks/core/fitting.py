@@ -32,17 +32,7 @@ def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
     critics = section(params, "critique", key)
     for stage in ("synthesize", "critique", "refine", "evaluate"):
         yield from unusable(stage, section(params, stage, key), params)
-    for name, entry in section(params, "synthesize", key).items():
-        family = params["prepare"]["family"]
-        if (
-            _block(name, entry) == "self_instruct"
-            and entry["near_copy"] is not None
-            and not families.has_free_text(family)
-        ):
-            yield (
-                f"synthesize.{name}.near_copy: given {entry['near_copy']}, but prompts of family {family} are no free text, "
-                "and all of them are alike; use null"
-            )
+    yield from _near_copies(params, key)
     if not params["labels"]:
         for name, entry in critics.items():
             if _block(name, entry) == "verifier":
@@ -70,6 +60,19 @@ def _block(name: str, entry: Mapping[str, Any]) -> str:
     return str(entry.get("block", name))
 
 
+def _near_copies(params: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Comparisons of texts for a family whose prompts are none."""
+    family = params["prepare"]["family"]
+    if families.has_free_text(family):
+        return
+    for name, entry in section(params, "synthesize", key).items():
+        if _block(name, entry) == "self_instruct" and entry["near_copy"] is not None:
+            yield (
+                f"synthesize.{name}.near_copy: given {entry['near_copy']}, but prompts of family {family} are no free "
+                "text, and all of them are alike; use null"
+            )
+
+
 def _opinion(where: str, block: str, critic: str, judge: str) -> Iterator[str]:
     """Problems of a block that asks a critic for what this kind of critic never says."""
     if block in NEEDS_VERDICTS and judge in SCORES_ONLY:
@@ -92,11 +95,10 @@ def _opinion(where: str, block: str, critic: str, judge: str) -> Iterator[str]:
 def unusable(stage: str, given: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
     """Blocks of the section for which the family has no skill."""
     family = params["prepare"]["family"]
-    entries = {f"{stage}.{name}": _block(name, entry) for name, entry in given.items()} if stage != "evaluate" else {}
-    if stage == "evaluate":
-        entries = {f"evaluate.critics.{name}": _block(name, entry) for name, entry in given["critics"].items()}
-        if given["refine"] is not None:
-            entries["evaluate.refine"] = _block("refine", given["refine"])
+    where, blocks = (f"{stage}.critics", given["critics"]) if stage == "evaluate" else (stage, given)
+    entries = {f"{where}.{name}": _block(name, entry) for name, entry in blocks.items()}
+    if stage == "evaluate" and given["refine"] is not None:
+        entries["evaluate.refine"] = _block("refine", given["refine"])
     lacking = families.unusable(family)
     critics = given["critics"] if stage == "evaluate" else given if stage == "critique" else {}
     for name, entry in critics.items():

@@ -1,8 +1,8 @@
 """Models of the Hugging Face hub: found in the local cache, looked for on the hub, fetched once.
 
 A hub name is `owner/name`. `cached` never uses the network, and is all that any stage but `base` asks; `base` fetches a
-model that is not in the cache (`HF_HOME`, `HF_HUB_CACHE`), and `flows.check` asks beforehand whether it will be able to.
-Only safetensors, JSON, templates and vocabularies are fetched: no pickles, no code. Settings are huggingface_hub's
+model that is not in the cache (`HF_HOME`, `HF_HUB_CACHE`), and `flows.check` asks beforehand whether it will be able
+to. Only safetensors, JSON, templates and vocabularies are fetched: no pickles, no code. Settings are huggingface_hub's
 own: `HF_TOKEN` or `hf auth login`, `HF_ENDPOINT`, and `HF_HUB_OFFLINE=1`, with which the network is left alone.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tasks.core.errors import BadInput
+from tasks.core.errors import BadInput, first_line
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -74,8 +74,8 @@ def _offline(name: str) -> None:
 
     if constants.is_offline_mode():
         raise BadInput(
-            f"{name} is no folder and not in the local Hugging Face cache, and HF_HUB_OFFLINE forbids fetching it; unset it, or run "
-            f"`hf download {name}` where there is a network"
+            f"{name} is no folder and not in the local Hugging Face cache, and HF_HUB_OFFLINE forbids fetching it; unset "
+            f"it, or run `hf download {name}` where there is a network"
         )
 
 
@@ -92,11 +92,11 @@ def _asked(name: str, question: Callable[[], Answer]) -> Answer:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise BadInput(
-            f"{name} is no folder and not on the hub, or is private there; check the name, or `hf auth login` with a user who may see it"
+            f"{name} is no folder and not on the hub, or is private there; check the name, or `hf auth login` with a user "
+            "who may see it"
         ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(
-            f"{name} is no folder and not in the local Hugging Face cache, and the hub does not answer as it should ({why}); try "
-            f"again, or run `hf download {name}` where it can be reached"
+            f"{name} is no folder and not in the local Hugging Face cache, and the hub does not answer as it should "
+            f"({first_line(error)}); try again, or run `hf download {name}` where it can be reached"
         ) from error

@@ -7,8 +7,8 @@ pretrained model of many gigabytes is named and never copied; `resolve` follows 
 
 Or it may hold a part of a model, and the rest comes from the folder that its `base.json` (`{"path", "digest"}`) names:
 a LoRA adapter (`adapter_config.json`, `adapter_model.safetensors`, tokenizer; a plain PEFT folder, whose
-`base_model_name_or_path` says the same path, relative to the repository), or only a tokenizer with another chat template.
-`parts` says what is where, `load` puts it together. The digest of such a folder covers `base.json` and so its
+`base_model_name_or_path` says the same path, relative to the repository), or only a tokenizer with another chat
+template. `parts` says what is where, `load` puts it together. The digest of such a folder covers `base.json` and so its
 base, and `verify` makes sure that the base is still that one.
 
 Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import it.
@@ -17,15 +17,11 @@ Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.core import architectures, digests, hub
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact
-
-if TYPE_CHECKING:
-    pass
-
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NO_TEMPLATE = (
@@ -144,8 +140,8 @@ def is_part(folder: Path) -> bool:
 
 
 def base_folder(folder: Path) -> Path:
-    """The folder with the whole weights that an adapter or a tokenizer in `folder` belongs to. A relative path starts at
-    the nearest folder above that has it (the repository, for a model below data/), else where this process runs."""
+    """The folder with the whole weights that an adapter or a tokenizer in `folder` belongs to. A relative path starts
+    at the nearest folder above that has it (the repository, for a model below data/), else where this process runs."""
     pointer = _base(folder)
     above = [*folder.absolute().parents, Path.cwd()]
     root = next((parent for parent in above if (parent / pointer.path).is_dir()), above[-1])
@@ -247,8 +243,7 @@ def _record(folder: Path, name: str) -> Pointer | None:
 def write_pointer(folder: Path, pointer: Pointer, name: str = POINTER) -> None:
     """Makes `folder` stand for the model that `pointer` names; with `name` `BASE`, what else is in it goes on top."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"path": pointer.path, "digest": pointer.digest}, sort_keys=True, indent=2)
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    (folder / name).write_text(pointer.text(), encoding="utf-8")
 
 
 # --- checks ----------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ A text is its words: NFKC, casefolded, letters and digits only, each word a 64-b
 Near copies are pairs whose sets of shingles (`shingle` consecutive words; a shorter text is one shingle) have a Jaccard
 similarity |A and B| / |A or B| of at least `threshold`. Candidates come from MinHash and locality-sensitive hashing
 (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3): `permutations` minima are cut into b
-bands of r rows, and a pair that agrees in a whole band, which it does with probability 1 - (1 - s^r)^b, is looked at.
-r is the largest for which that is at least 0.99 at the threshold. The similarity of candidates is then computed exactly, so
-no pair below the threshold is ever called near; about one in a hundred right at it may be missed.
+bands of r rows, and a pair that agrees in a whole band, which it does with probability 1 - (1 - s^r)^b, is looked at. r
+is the largest for which that is at least 0.99 at the threshold. The similarity of candidates is then computed exactly,
+so no pair below the threshold is ever called near; about one in a hundred right at it may be missed.
 
-Two texts share a passage if they have n consecutive words in common (n = 13 in GPT-3: Brown and others 2020, appendix C).
-Of a text shorter than n, all words must stand in the other one, where they are at least `shortest`; shorter texts
+Two texts share a passage if they have n consecutive words in common (n = 13 in GPT-3: Brown and others 2020, appendix
+C). Of a text shorter than n, all words must stand in the other one, where they are at least `shortest`; shorter texts
 must be equal.
 
 Everything is arithmetic on hashes: no random numbers, equal results for equal texts in equal order.
@@ -210,9 +210,7 @@ def _signatures(texts: Hashed, length: int, permutations: int, b: int, r: int) -
     count = len(texts)
     signatures, keys = np.empty((count, permutations), np.uint8), np.empty((count, b), np.uint64)
     drawn = _mixed(np.arange(1, 2 * permutations + 1, dtype=np.uint64))
-    factors = (drawn[:permutations] >> np.uint64(32)).astype(np.uint32) | np.uint32(
-        1
-    )  # odd: h -> a h + b is a bijection
+    factors = (drawn[:permutations] >> np.uint64(32)).astype(np.uint32) | np.uint32(1)  # odd: h -> a h + b is bijective
     shifts = (drawn[permutations:] >> np.uint64(32)).astype(np.uint32)
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)

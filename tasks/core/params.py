@@ -1,9 +1,9 @@
 """Everything that is asked of params.yaml: read it, check all of it, and take a stage's own part from it.
 
-Input: `params.yaml` in the repository root, parsed with DVC's own YAML reader, so that both see the same
-values (YAML 1.2: `1e-3` is a number, `off` is a word). One section per stage, the shared values
-`recipe`, `seed`, `labels` and `engine`, what changes no result (`serving`, `runner`, `prices`), and two tables: `iterations`, whose rows name the models that an
-iteration starts from (`previous`, `initial`, `reference`, `judge`) and override a stage's section for
+Input: `params.yaml` in the repository root, parsed with DVC's own YAML reader, so that both see the same values (YAML
+1.2: `1e-3` is a number, `off` is a word). One section per stage, the shared values `recipe`, `seed`, `labels` and
+`engine`, what changes no result (`serving`, `runner`, `prices`), and two tables: `iterations`, whose rows name the
+models that an iteration starts from (`previous`, `initial`, `reference`, `judge`) and override a stage's section for
 that iteration alone, and `evaluations`, with a row of overrides of `evaluate` for each of them and for i00.
 
 A section is merged with its override key by key, mappings into mappings; any other value replaces. Where

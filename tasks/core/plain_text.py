@@ -1,4 +1,4 @@
-"""Text as a reader sees it: full-width and look-alike forms as ordinary ones, digits of all scripts, nothing invisible."""
+"""Text as a reader sees it: full-width and look-alike forms as ordinary ones, all digits, nothing invisible."""
 
 import unicodedata
 

@@ -1,13 +1,13 @@
 """Training in a process of its own: so that a GPU's memory is free of it afterwards, and on several GPUs or machines.
 
     python -m tasks.core.process FOLDER
-    accelerate launch --config_file FILE -m tasks.core.process FOLDER      # with `accelerate: FILE` in the block's options
+    accelerate launch --config_file FILE -m tasks.core.process FOLDER   # with `accelerate: FILE` in the block's options
 
-`fit` and `reference_logps` do what those of `tasks.core.trainers` and `tasks.core.losses` do, with the same arguments, in such a process. FOLDER, in
-scratch, holds the request: `request.json` (paths, options, seed), `arrays.npz` (token rows and plans, no pickles), and
-afterwards the answer: `result.json`, `result.npy`. On CPU without `accelerate` the bytes are those of training in
-this process: the same code with the same threads. With it each process takes its share of a step's rows, which are
-summed in another order.
+`fit` and `reference_logps` do what those of `tasks.core.trainers` and `tasks.core.losses` do, with the same arguments,
+in such a process. FOLDER, in scratch, holds the request: `request.json` (paths, options, seed), `arrays.npz` (token
+rows and plans, no pickles), and afterwards the answer: `result.json`, `result.npy`. On CPU without `accelerate` the
+bytes are those of training in this process: the same code with the same threads. With it each process takes its share
+of a step's rows, which are summed in another order.
 
 On several machines the same command runs on each of them, over a file system that they share; the stage gives it on
 the first, and prints it. A process that loses the one it works for stops.

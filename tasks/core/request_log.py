@@ -77,9 +77,7 @@ class RequestLog:
         database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             _write_ahead(database)
-            database.execute(
-                "PRAGMA synchronous = NORMAL"
-            )  # in a write-ahead log: safe against a kill, not a power cut
+            database.execute("PRAGMA synchronous = NORMAL")  # safe against a kill, not against a power cut
             database.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, body BLOB NOT NULL)")
             database.execute("SELECT count(*) FROM (SELECT 1 FROM replies LIMIT 1)").fetchone()
         except sqlite3.Error:

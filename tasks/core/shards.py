@@ -87,8 +87,8 @@ def run_here(shards: Sequence[Job], finished: Finished = lambda spent: None) -> 
 def cut(texts: Sequence[str], size: int) -> list[range]:
     """Consecutive blocks of about `size` texts (a quarter to twice), with boundaries set by content.
 
-    A block ends at its first text whose hash is a multiple of `size`, else at the one with the smallest hash, so the same
-    texts always give the same blocks and a change in one place moves only the boundaries around it."""
+    A block ends at its first text whose hash is a multiple of `size`, else at the one with the smallest hash, so the
+    same texts always give the same blocks and a change in one place moves only the boundaries around it."""
     hashes = [_hash(text) for text in texts]
     blocks, start = [], 0
     while start < len(texts):

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from tasks.core.errors import MissingArtifact, StageFailed, TableMismatch
+from tasks.core.errors import StageFailed, TableMismatch, missing
 
 MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
@@ -218,8 +218,8 @@ def write_parquet(table: pl.DataFrame, path: Path, **options: Any) -> None:
 
 
 def dataset_card(rows: Mapping[str, int]) -> str:
-    """The README.md of a dataset's folder: each table that has rows is a configuration for `datasets.load_dataset`, which
-    cannot open an empty one. `rows`: how many a table has; the first that has some is the default."""
+    """The README.md of a dataset's folder: each table that has rows is a configuration for `datasets.load_dataset`,
+    which cannot open an empty one. `rows`: how many a table has; the first that has some is the default."""
     filled = [name for name, count in rows.items() if count]
     lines = ["---", "configs:"] if filled else []
     for name in filled:
@@ -233,7 +233,7 @@ def dataset_card(rows: Mapping[str, int]) -> str:
 def read(path: Path, schema: pl.Schema) -> pl.DataFrame:
     """Reads and checks a table. Raises `MissingArtifact` or `TableMismatch`."""
     if not path.is_file():
-        raise MissingArtifact(f"{path} is not there; `dvc repro` makes it, `dvc pull` or `dvc checkout` restores it")
+        raise missing(path)
     try:
         table = pl.read_parquet(path)
     except Exception as error:  # polars raises several unrelated types for a damaged file

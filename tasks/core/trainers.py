@@ -221,11 +221,6 @@ class Fitted:
     seconds: float
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """The model, in float32 if nothing else is said. Raises `BadInput`."""
-    return models.load(folder, dtype, **options)
-
-
 def fit(
     kind: str,
     initial: Path,
@@ -243,9 +238,7 @@ def fit(
     checkpoints.mkdir(parents=True, exist_ok=True)
     latest = _latest(checkpoints)
     logging.set_verbosity_error()
-    arguments = arguments_for(
-        kind, checkpoints, options, seed
-    )  # before the model: DeepSpeed and FSDP load it their way
+    arguments = arguments_for(kind, checkpoints, options, seed)  # comes first: DeepSpeed and FSDP load models their way
     model, tokenizer = adapters.initial(initial, options), models.load_tokenizer(initial)
     config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
@@ -266,7 +259,7 @@ def fit(
             named = base or Pointer(str(weights.resolve()), models.digest(weights))
             adapters.write(trainer.model, state, named, tokenizer, aside)
             if options.lora.adapter == "merge":
-                trained = load(aside)
+                trained = models.load(aside, torch.float32)
                 shutil.rmtree(aside)
                 trained.config, trained.generation_config = config, generation
                 _write(trained, None, initial, tokenizer, aside)

@@ -363,7 +363,7 @@ def difficulties(options: Options) -> list[int]:
 
 
 def check_inputs(family: Countdown, root: str) -> dict[int, int]:
-    """How many prompts of each difficulty the pool will have. Refuses sizes that the puzzles cannot fill; reads no file."""
+    """How many prompts of each difficulty the pool will have. Refuses sizes that the puzzles cannot fill."""
     from tasks.families import countdown_corpus
 
     pool = countdown_corpus.split(family.options)[2]

@@ -61,8 +61,8 @@ class Options(blocks.Options):
     probe: int = Field(ge=1)  # probe strings of each evaluated length
 
 
-def solve_text(digits: Sequence[str]) -> str:
-    return f"+ {' '.join(digits)} ="
+def solve_messages(digits: str) -> Messages:
+    return [{"role": "user", "content": f"+ {digits} ="}]
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,18 @@ class Strings:
         options = self.options
         seen: set[str] = set()
 
+        def fresh(length: int) -> str:
+            while (text := " ".join(rng.choices(self.symbols, k=length))) in seen:
+                pass
+            return text
+
         def drawn(lengths: Sequence[int], number: int) -> list[dict]:
             rows = []
             for length in lengths:
                 for _ in range(number):
-                    while (text := " ".join(rng.choices(self.symbols, k=length))) in seen:
-                        pass
+                    text = fresh(length)
                     seen.add(text)
-                    messages = [{"role": "user", "content": f"+ {text} ="}]
-                    rows.append({"messages": messages, "difficulty": length, "answer": None})
+                    rows.append({"messages": solve_messages(text), "difficulty": length, "answer": None})
             return rows
 
         shortest, longest = options.base_lengths
@@ -99,11 +102,9 @@ class Strings:
         pool = drawn(range(longest + 1, options.max_length + 1), options.pool)
         corpus = []
         for number in range(options.corpus):
-            length = shortest + number % (longest - shortest + 1)
-            while (text := " ".join(rng.choices(self.symbols, k=length))) in seen:
-                pass
-            prompt = [{"role": "user", "content": f"+ {text} ="}]
-            corpus.append({"part": "solve", "prompt": prompt, "completion": [{"role": "assistant", "content": text}]})
+            text = fresh(shortest + number % (longest - shortest + 1))
+            completion = [{"role": "assistant", "content": text}]
+            corpus.append({"part": "solve", "prompt": solve_messages(text), "completion": completion})
         return SeedData(corpus, pool, probe, heldout)
 
     def vocabulary(self) -> list[str]:
@@ -156,7 +157,7 @@ class Strings:
         raise BadInput(f"{NO_INVENTING}; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize")
 
     def parse_invented(self, reply: str) -> list[Invented]:
-        return [Invented(None, "strings has no skill to invent")]
+        return [Invented(None, NO_INVENTING)]
 
     # --- truth -----------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
@@ -204,6 +205,6 @@ def difficulties(options: Options) -> list[int]:
 
 
 def check_inputs(family: Strings, root: str) -> dict[int, int]:
-    """How many prompts of each difficulty the pool will have; `create` has checked the sizes, and there are no files."""
+    """How many prompts of each difficulty the pool will have; `create` has checked the sizes."""
     options = family.options
     return dict.fromkeys(range(options.base_lengths[1] + 1, options.max_length + 1), options.pool)

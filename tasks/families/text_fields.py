@@ -90,7 +90,7 @@ class Reader:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise BadInput(
-                    f"{file}: row {number}: field '{field}' has half a surrogate pair, no valid text"
+                    f"{file}: row {number}: field '{field}' has half a surrogate pair, no valid text; remove it"
                 ) from error
         return text
 

@@ -1,14 +1,13 @@
 """Records of data files: JSONL, JSON, Parquet, CSV or TSV, all but Parquet also gzipped, or a folder of such files.
 
 A record is a mapping from field to value, with its number in the file, counted from 1: the line in JSONL (blank lines
-are skipped but counted), the element of a JSON list, the row of Parquet, the row below the header in CSV. Files are read
-a piece at a time, so the first records of a large file cost no more than those of a small one. Every complaint is
+are skipped but counted), the element of a JSON list, the row of Parquet, the row below the header in CSV. Files are
+read a piece at a time, so the first records of a large file cost no more than those of a small one. Every complaint is
 `BadInput` and says which file, which record, what is wrong and what to do.
 """
 
 import codecs
 import csv
-import difflib
 import gzip
 import io
 import json
@@ -19,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.core.errors import BadInput
+from tasks.core.errors import BadInput, did_you_mean
 
 Record = dict[str, Any]
 _BEGINS, _ENDS = re.compile(r"\s*\{"), re.compile(r"\s*[,\]]")  # of an element in a JSON list
@@ -56,9 +55,7 @@ def chosen(files: Sequence[Path], path: Path, pattern: str, where: str) -> list[
     names = {file: relative(file, path) for file in files}
     found = [file for file in files if fnmatchcase(names[file], pattern) or fnmatchcase(file.name, pattern)]
     if not found:
-        known = ", ".join(list(names.values())[:10])
-        near = difflib.get_close_matches(pattern, list(names.values()), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        known, hint = ", ".join(list(names.values())[:10]), did_you_mean(pattern, names.values())
         raise BadInput(f"{where}: given '{pattern}', which is no data file of {path} (there: {known}){hint}")
     return found
 
@@ -90,9 +87,8 @@ def records(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
 def no_field(file: Path, where: str, field: str, known: Iterable[str]) -> BadInput:
     """The error for a field that is not there, with the nearest that is."""
     names = sorted(str(name) for name in known)
-    near = difflib.get_close_matches(field, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return BadInput(f"{file}: {where} has no field '{field}'; its fields are {', '.join(names) or 'none'}{hint}")
+    its, hint = ", ".join(names) or "none", did_you_mean(field, names)
+    return BadInput(f"{file}: {where} has no field '{field}'; its fields are {its}{hint}")
 
 
 def _format(path: Path) -> str | None:

@@ -1,15 +1,15 @@
 r"""Reads verdicts out of free text: points from 0 to 5, which of two answers is better, yes or no.
 
-Models write one verdict in many ways ("**Score:** 4/5", "I'd give it a 4 out of 5.", "Final verdict: [[A]]", "No - because").
-A reply is cut into sentences outside of quotations (fenced blocks, lines that begin with `>`); markup, full-width forms
-and digits of other scripts are made plain; then every sentence is compared, as a whole, with the forms of its kind. A
-reply is read only if that leaves nothing to guess:
+Models write one verdict in many ways ("**Score:** 4/5", "I'd give it a 4 out of 5.", "Final verdict: [[A]]", "No -
+because"). A reply is cut into sentences outside of quotations (fenced blocks, lines that begin with `>`); markup,
+full-width forms and digits of other scripts are made plain; then every sentence is compared, as a whole, with the forms
+of its kind. A reply is read only if that leaves nothing to guess:
 
 - some sentence states a verdict, and all that do state the same one;
 - no other sentence speaks of one in another way (a copy of the instructions, "Score: 4-5", look-alike letters);
 - the verdict is on the scale, and closes the reply; a yes or no may open it instead;
-- what the judge was shown does not state the same verdict, for then it may be a repetition: with a label ("Score: 4") or
-  in double brackets at all, in a looser form ("4 out of 5", "Yes.") in the same form.
+- what the judge was shown does not state the same verdict, for then it may be a repetition: with a label ("Score: 4")
+  or in double brackets at all, in a looser form ("4 out of 5", "Yes.") in the same form.
 
 Anything else gives the reason and no value.
 """
@@ -133,7 +133,7 @@ YES_OR_NO = Grammar(
 
 
 def read(grammar: Grammar, reply: str, shown: str) -> Reading:
-    """The verdict of a reply by the module's rules. `shown`: everything of others that the judge had before its eyes."""
+    """The verdict of a reply by the module's rules. `shown`: everything of others that the judge saw."""
     units = list(_units(_outside_quotations(simple(reply))))
     found: list[tuple[int, Statement]] = []
     for place, unit in enumerate(units):
@@ -260,8 +260,6 @@ _PREFIX = re.compile(
     r"(?:question|problem|prompt|task|instruction)[ \t]*:?(?:\*\*)?[ \t]*:?(?:\*\*)?[ \t]*(?=\S|\n)",
     re.I,
 )
-
-
 _INTRODUCTION = re.compile(
     r"(?:sure|certainly|of course|okay|here)?[^\n]*\b(?:prompts?|questions?|problems?|tasks?|instructions?)\b[^\n]*:|",
     re.I,

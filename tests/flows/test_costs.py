@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from ruamel.yaml import YAML
 
 from flows import costs, history, recipe, state, summary
 from tasks.core import digests, tables
 from tasks.core.serving import Prices
+from tests.support import write_yaml
 
 PRICES = {
     "currency": "EUR",
@@ -51,15 +51,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "params": {"params.yaml": {"sample": params["sample"]}},
         "outs": [{"path": "data/i01/samples.parquet", "md5": "0"}],
     }
-    with (tmp_path / "dvc.lock").open("w") as file:
-        YAML(typ="safe").dump({"schema": "2.0", "stages": {"sample@i01": entry}}, file)
+    write_yaml(tmp_path / "dvc.lock", {"schema": "2.0", "stages": {"sample@i01": entry}})
     return tmp_path
 
 
 def write_params(root: Path, **changes: Any) -> dict[str, Any]:
     params = recipe.compose("self_evolution") | changes
-    with (root / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(json.loads(json.dumps(params)), file)
+    write_yaml(root / "params.yaml", json.loads(json.dumps(params)))
     return params
 
 

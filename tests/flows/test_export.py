@@ -151,7 +151,7 @@ def _foreign(root: Path) -> None:
         (["full"], None, "full is there and not empty"),
         (["i07", "new"], None, "unknown iteration 'i07'"),
         (["i02", "new"], None, "i02 has no promoted policy"),
-        (["new"], _changed, "is not the model that was promoted"),
+        (["new"], _changed, "model data/i01/candidate has changed since it was promoted"),
         (["new"], _gone, "model owner/nowhere is not there"),
         (["new"], _foreign, "params.yaml is not what made i01's model"),
         (["new", "--datasets"], None, "data/i01/dataset is not there"),

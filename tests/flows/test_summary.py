@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 from rich.console import Console
-from ruamel.yaml import YAML
 
 from flows import state, summary
 from tasks.core import digests
+from tests.support import write_yaml
 
 PARAMS = {
     "recipe": "self_evolution",
@@ -34,8 +34,7 @@ FIGURES = {
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    with (tmp_path / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(PARAMS, file)
+    write_yaml(tmp_path / "params.yaml", PARAMS)
     for key in ("i00", "i01"):
         folder = tmp_path / "data" / key
         (folder / "evaluation").mkdir(parents=True)
@@ -51,8 +50,7 @@ def lock(root: Path, names: list[str]) -> None:
     outs = [{"path": "data/i01/samples.parquet", "hash": "md5", "md5": "0"}]
     values = {"params.yaml": {"sample": {"n": 1}}}
     stages: dict[str, Any] = {name: {"cmd": name, "params": values, "outs": outs} for name in names}
-    with (root / "dvc.lock").open("w") as file:
-        YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, file)
+    write_yaml(root / "dvc.lock", {"schema": "2.0", "stages": stages})
 
 
 def record(root: Path, stage: str, seconds: float) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from ruamel.yaml import YAML
 
 from flows import declared, history, server, state, track
 from tasks.core import digests, params
+from tests.support import write_yaml
 
 SOURCE = Path(__file__).parents[2]
 ACCURACY = {"i00": 0.25, "i01": 0.5, "i02": 0.625, "i03": 0.75}
@@ -66,8 +66,7 @@ def write_lock(root: Path) -> None:
             "params": {"params.yaml": dict(what.params)},
             "outs": [{"path": p, "hash": "md5", "md5": md5(root / p)} for p in what.outs],
         }
-    with (root / "dvc.lock").open("w") as file:
-        YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, file)
+    write_yaml(root / "dvc.lock", {"schema": "2.0", "stages": stages})
 
 
 def edit(root: Path, **changes: Any) -> None:
@@ -79,8 +78,7 @@ def edit(root: Path, **changes: Any) -> None:
         for part in path:
             place = place[part]
         place[last] = value
-    with (root / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(given, file)
+    write_yaml(root / "params.yaml", given)
 
 
 def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tasks.core.context import Context
 from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
 from tasks.core.family import Messages, Question, Verdict
+from tests.tiny import user
 
 SECTION: dict[str, Any] = {
     "samples": 4,
@@ -50,14 +51,14 @@ class Sums:
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
         if not response.isdigit():
             return None
-        return [Question([{"role": "user", "content": "sum " + messages[0]["content"]}], response)]
+        return [Question(user("sum " + messages[0]["content"]), response)]
 
     def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
         right = answers[0] == response
         return Verdict(True, right, float(right), "ok" if right else "no")
 
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages:
-        return [{"role": "user", "content": "refine " + messages[0]["content"]}]
+        return user("refine " + messages[0]["content"])
 
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
         return response == answer
@@ -98,7 +99,7 @@ def script(content: str, temperature: float, draw: int) -> str:
 def prompts(*given: str) -> pl.DataFrame:
     rows = []
     for content in given:
-        messages = [{"role": "user", "content": content}]
+        messages = user(content)
         total = str(sum(int(word) for word in content.split()))
         rows.append({"prompt_id": tables.prompt_id("sums", messages), "messages": messages, "family": "sums",
                      "difficulty": len(total), "source": "pool", "parent_ids": [], "answer": total})  # fmt: skip
@@ -246,7 +247,7 @@ def test_samples_vote_with_all_their_copies_and_the_greedy_answer_does_not(
 
 
 def test_the_greedy_answer_leaves_the_vote_of_the_samples_alone(stage: Callable[..., SimpleNamespace]) -> None:
-    """Of two samples of "1 1", the first is wrong: a greedy answer that agreed with the second would decide the vote."""
+    """Of two samples of "1 1", the first is wrong: a greedy answer like the second would decide the vote."""
 
     def split(content: str, temperature: float, draw: int) -> str:
         return "2" if temperature == 0 or draw == 1 else "7"

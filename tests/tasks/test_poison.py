@@ -15,12 +15,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.blocks import critics, selecting, selection
+from tasks.blocks import critics
 from tasks.blocks.sampling import candidates
+from tasks.blocks.selecting import Selection
 from tasks.core import families, tables
 from tasks.core.blocks import bind
 from tasks.core.engine import Completion
-from tests.support import Scripted, asker, text_options, user
+from tests.support import Scripted, asker, text_options, through, user
 
 BOUND, LARGEST, NUMBERS, DRAWS = 60, 20, 3, 5
 MARGIN = 0.1037  # no difference of means comes as near to it as rounding does
@@ -118,8 +119,8 @@ def digits_in(text: str) -> list[int]:
 
 
 def text_grammar(reply: str, quoted: str) -> Read:
-    """The most that may be read: the last line outside quotations is about a score and gives one number from 0 to 5, maybe
-    of 5; no other line states another one, and what the judge was shown does not state the same one."""
+    """The most that may be read: the last line outside quotations is about a score and gives one number from 0 to 5,
+    maybe of 5; no other line states another one, and what the judge was shown does not state the same one."""
     lines = [line for line in lines_outside_quotations(reply) if line]
     about = "".join(c for c in folded(" ".join(lines[-2:])) if c not in "*_`")
     if not lines or not any(word in about for word in ("score", "rating", "give")):
@@ -321,7 +322,7 @@ def problems(
 
 
 def judged(tmp_path, name, prompts, samples, block, draws, told):
-    """CRITIQUES by the critic `c`, the judge with its replies, and by candidate (question, response, judge's prompt)."""
+    """CRITIQUES by the critic `c`, the judge with its replies, and by candidate (question, response, prompt)."""
     family, about = FAMILIES[name], {}
     questions = dict(prompts.select("prompt_id", "messages").iter_rows())
     for prompt, candidate, text in samples.select("prompt_id", "candidate_id", "response").iter_rows():
@@ -338,13 +339,7 @@ def judged(tmp_path, name, prompts, samples, block, draws, told):
 
 
 def filtered(prompts, samples, critiques, **section):
-    empty = {"sft": tables.SFT, "pairs": tables.PAIRS, "dropped": tables.DROPPED, "corpus": tables.SFT}
-    empty |= {"earlier_sft": tables.SFT, "earlier_pairs": tables.PAIRS}
-    tables_ = {field: tables.empty(schema) for field, schema in empty.items()}
-    state = selecting.Selection("i01", prompts, samples, critiques, kept=samples, **tables_)
-    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
-        state = bound(state)
-    return state
+    return through(Selection("i01", prompts, samples, critiques, kept=samples), **section)
 
 
 def readings(name, judge, about, critiques, silent) -> dict[str, list[tuple[bool, Fraction]]]:

@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.blocks import critics, sampling, selecting, selection
-from tasks.core import tables
+from tasks.blocks import critics, sampling
+from tasks.blocks.selecting import Selection
 from tasks.core.blocks import bind
 from tests.endpoint import Answer, Body, Endpoint, completion
-from tests.support import Adding, prompts
+from tests.support import Adding, prompts, through
 from tests.tasks.core.test_rows import asker
 
 FAULTS: list[Answer] = [500, 503, 400, "cut", "drop", b"<html>", b'{"choices": []}', (429, {"Retry-After": "0"}, b"")]
@@ -47,13 +47,8 @@ def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, 
     assert silent.select("parsed", "verdict", "score", "text").unique().rows() == [(False, None, None, "")]
     reasons = {why.removeprefix("no reply: ") for why in silent["why"]}
     assert reasons == {"HTTP 500", "HTTP 503", "HTTP 400", "HTTP 429", "connection closed", "no JSON", "empty choices"}
-    empty = {"sft": tables.SFT, "pairs": tables.PAIRS, "dropped": tables.DROPPED, "corpus": tables.SFT}
-    empty |= {"earlier_sft": tables.SFT, "earlier_pairs": tables.PAIRS}
-    start = {name: tables.empty(schema) for name, schema in empty.items()}
-    state = selecting.Selection("i01", table, samples, found, kept=samples, **start)
-    section = {"pairs_best_worst": {"critic": "j", "min_margin": 0.1, "per_prompt": 2}}
-    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
-        state = bound(state)
+    start = Selection("i01", table, samples, found, kept=samples)
+    state = through(start, pairs_best_worst={"critic": "j", "min_margin": 0.1, "per_prompt": 2})
     heard = set(found.filter(pl.col("parsed"))["candidate_id"])
     sides = [*state.pairs["chosen_id"], *state.pairs["rejected_id"]]
     assert len(sides) > 20

@@ -113,7 +113,7 @@ def test_base_trains_a_tokenizer_where_the_family_has_no_words(context, monkeypa
     monkeypatch.setattr("tasks.core.families.load", lambda root: Words(None))
     base.run(context)
     tokenizer = models.load_tokenizer(candidate(context))
-    assert rendering.render(tokenizer, [{"role": "user", "content": "3 :"}]) == "<|user|>3 :<|end|><|assistant|>"
+    assert rendering.render(tokenizer, tiny.user("3 :")) == "<|user|>3 :<|end|><|assistant|>"
 
 
 def test_a_pretrained_model_is_pointed_at_and_not_copied(context, trained, tmp_path):

@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.blocks import selecting, selection
+from tasks.blocks import selecting
 from tasks.blocks.sampling import candidates
 from tasks.core import tables
-from tasks.core.blocks import bind
 from tasks.core.engine import Completion
 from tasks.core.errors import BadInput, UnknownName
-from tests.support import Adding, prompts, user
+from tests.support import Adding, prompts, through, user
 
 
-def state(scores, earlier=None, corpus=None):
-    """A selection over prompts "add i i" with, for each, responses and their (verdict, score) by critic `c`."""
+def state(scores, **earlier):
+    """A selection over prompts "add i i" with, for each, responses and their (verdict, score) by critic `c`.
+    `earlier`: its other tables."""
     table = prompts(*(f"add {i} {i}" for i in range(len(scores))))
     asked = table["messages"].to_list()
     replies = [[Completion(r, 3, len(r.split()) + 1, -0.1, "stop") for r, _, _ in several] for several in scores]
@@ -31,19 +31,8 @@ def state(scores, earlier=None, corpus=None):
         candidates=samples,
         critiques=pl.DataFrame(rows, schema=tables.CRITIQUES, orient="row"),
         kept=samples,
-        sft=tables.empty(tables.SFT),
-        pairs=tables.empty(tables.PAIRS),
-        dropped=tables.empty(tables.DROPPED),
-        corpus=tables.empty(tables.SFT) if corpus is None else corpus,
-        earlier_sft=tables.empty(tables.SFT) if earlier is None else earlier,
-        earlier_pairs=tables.empty(tables.PAIRS),
+        **earlier,
     )
-
-
-def run(first, **section):
-    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
-        first = bound(first)
-    return first
 
 
 def reasons(state):
@@ -65,7 +54,7 @@ def test_accepted_deduplicated_capped_and_made_into_rows():
             [("2", True, 1.0), ("3", True, 1.0)],
         ]
     )
-    last = run(first, positives={}, accepted={"critic": "c"}, deduplicate={}, cap={"per_prompt": 1})
+    last = through(first, positives={}, accepted={"critic": "c"}, deduplicate={}, cap={"per_prompt": 1})
     assert reasons(last) == {"refused": 1, "no judgement: junk": 1, "duplicate": 1, "over the cap": 1}
     assert last.sft.height == 2
     assert set(last.sft["iteration"]) == {"i02"}
@@ -77,22 +66,24 @@ def test_accepted_deduplicated_capped_and_made_into_rows():
 
 def test_the_order_in_the_file_does_not_matter():
     scores = [[("4", True, 1.0), ("4", True, 1.0), ("5", False, 0.0)]]
-    one = run(state(scores), accepted={"critic": "c"}, deduplicate={}, positives={})
-    two = run(state(scores), positives={}, deduplicate={}, accepted={"critic": "c"})
+    one = through(state(scores), accepted={"critic": "c"}, deduplicate={}, positives={})
+    two = through(state(scores), positives={}, deduplicate={}, accepted={"critic": "c"})
     assert one.sft.equals(two.sft)
     assert one.dropped.equals(two.dropped)
 
 
 def test_threshold_majority_length_and_well_formed():
     scores = [[("4", True, 0.6), ("5", False, 0.2), ("x y z", None, None)], [("1", True, 0.4)]]
-    assert run(state(scores), t={"block": "threshold", "critic": "c", "at_least": 0.5}, positives={}).sft.height == 1
-    voted = run(state(scores), majority={"critic": "c", "at_least": 0.5}, positives={})
+    assert (
+        through(state(scores), t={"block": "threshold", "critic": "c", "at_least": 0.5}, positives={}).sft.height == 1
+    )
+    voted = through(state(scores), majority={"critic": "c", "at_least": 0.5}, positives={})
     assert reasons(voted) == {"not the most common answer": 1, "no judgement: junk": 1, "vote share below 0.5": 1}
-    assert reasons(run(state(scores), length={"min_tokens": 1, "max_tokens": 2}, positives={})) == {
+    assert reasons(through(state(scores), length={"min_tokens": 1, "max_tokens": 2}, positives={})) == {
         "longer than 2 tokens": 1
     }
-    assert reasons(run(state(scores), well_formed={}, positives={})) == {"no answer": 1}
-    assert run(state(scores), keep_all={}, positives={}).sft.height == 4
+    assert reasons(through(state(scores), well_formed={}, positives={})) == {"no answer": 1}
+    assert through(state(scores), keep_all={}, positives={}).sft.height == 4
 
 
 def test_best_against_worst_drops_ties_silence_and_equal_texts():
@@ -103,7 +94,7 @@ def test_best_against_worst_drops_ties_silence_and_equal_texts():
         [("4", None, None), ("5", None, None)],
         [("4", None, 0.9)],
     ]
-    last = run(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
+    last = through(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
     assert last.pairs.select("margin", "weight").row(0) == (0.8, 1.0)
     assert last.pairs["chosen"][0][0]["content"] == "4"
     assert last.pairs["rejected"][0][0]["content"] == "5"
@@ -116,7 +107,7 @@ def test_vote_margin_is_the_weight():
         [("4", True, 0.6), ("4", True, 0.6), ("5", False, 0.2)],
         [("1", True, 0.3), ("2", False, 0.1)],
     ]
-    last = run(state(scores), pairs_vote_margin={"critic": "c", "at_least": 0.5, "per_prompt": 1})
+    last = through(state(scores), pairs_vote_margin={"critic": "c", "at_least": 0.5, "per_prompt": 1})
     assert last.pairs.select("margin", "weight").rows() == [(0.4, 0.4)]
     assert reasons(last) == {"vote share below 0.5": 1}
 
@@ -132,7 +123,7 @@ def test_vote_margin_is_the_weight():
     )
 )
 def test_no_pair_prefers_what_is_not_better(scores):
-    last = run(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.25, "per_prompt": 3})
+    last = through(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.25, "per_prompt": 3})
     known = dict(last.critiques.select("candidate_id", "score").iter_rows())
     for row in last.pairs.iter_rows(named=True):
         assert known[row["chosen_id"]] - known[row["rejected_id"]] >= 0.25
@@ -144,25 +135,30 @@ def test_accumulate_and_replay():
     corpus = tables.frame([sft_row("a", "solve"), sft_row("b", "fact")], tables.SFT)
     scores = [[("4", True, 1.0)]]
     both = {"accepted": {"critic": "c"}, "positives": {}}
-    last = run(state(scores, earlier, corpus), **both, accumulate={"apart": False}, replay={"parts": ["solve"]})
+    last = through(
+        state(scores, earlier_sft=earlier, corpus=corpus),
+        **both,
+        accumulate={"apart": False},
+        replay={"parts": ["solve"]},
+    )
     assert sorted(last.sft.select("part", "iteration").rows(), key=str) == [
         ("own", "i01"),
         ("own", "i02"),
         ("solve", None),
     ]
-    shared = run(state(scores, earlier, corpus), **both, accumulate={"apart": True})
+    shared = through(state(scores, earlier_sft=earlier, corpus=corpus), **both, accumulate={"apart": True})
     assert sorted(shared.sft.select("part", "iteration").rows()) == [("earlier", "i01"), ("own", "i02")]
-    first = run(state(scores, None, corpus), **both, accumulate={"apart": True})
+    first = through(state(scores, corpus=corpus), **both, accumulate={"apart": True})
     assert sorted(first.sft["part"].to_list()) == ["earlier", "own"]
     with pytest.raises(UnknownName, match="did you mean 'fact'"):
-        run(state(scores, earlier, corpus), **both, replay={"parts": ["facts"]})
+        through(state(scores, earlier_sft=earlier, corpus=corpus), **both, replay={"parts": ["facts"]})
 
 
 def test_a_filter_that_builds_nothing_is_refused():
     with pytest.raises(BadInput, match="no block builds training rows"):
-        run(state([[("4", True, 1.0)]]), accepted={"critic": "c"})
+        through(state([[("4", True, 1.0)]]), accepted={"critic": "c"})
     with pytest.raises(UnknownName, match="unknown critic 'cc'; did you mean 'c'"):
-        run(state([[("4", True, 1.0)]]), accepted={"critic": "cc"}, positives={})
+        through(state([[("4", True, 1.0)]]), accepted={"critic": "cc"}, positives={})
 
 
 def compared(first, *rows):
@@ -195,13 +191,13 @@ def test_decided_comparisons_are_preferences_and_everything_else_is_counted():
         first, ("p", "q", True, 1.0), ("p", "q", True, 1.0), ("q", "r", False, 0.0), ("q", "r", None, 0.5), ("r", "s", None, 0.5),
         ("s", "t", None, None), ("p", "t", True, 1.0), ("p", "t", False, 0.0), ("p", "r", True, 0.6), ("u", "v", False, 0.0),
     )  # fmt: skip
-    done = run(judged, pairs_preferred={"critic": "c", "min_margin": 0.3, "per_prompt": 1})
+    done = through(judged, pairs_preferred={"critic": "c", "min_margin": 0.3, "per_prompt": 1})
     told = {
         (row["chosen"][0]["content"], row["rejected"][0]["content"]): row["margin"] for row in done.pairs.to_dicts()
     }
     assert told == {("p", "q"): 1.0, ("v", "u"): 1.0}
     assert reasons(done) == {"tie": 2, "junk": 1, "margin too small": 1, "over the cap": 1, "no pair compared": 1}
-    more = run(judged, pairs_preferred={"critic": "c", "min_margin": 0.0, "per_prompt": 9})
+    more = through(judged, pairs_preferred={"critic": "c", "min_margin": 0.0, "per_prompt": 9})
     assert more.pairs.height == 4
     assert set(more.pairs["weight"]) == {1.0}
 
@@ -209,10 +205,10 @@ def test_decided_comparisons_are_preferences_and_everything_else_is_counted():
 def test_win_rates_rank_for_the_blocks_that_want_a_score():
     first = state([[(name, None, None) for name in "pqr"]])
     judged = compared(first, ("p", "q", True, 1.0), ("q", "r", None, 0.5), ("p", "r", None, None))
-    done = run(judged, pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
+    done = through(judged, pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
     [pair] = done.pairs.to_dicts()
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["margin"]) == ("p", "q", 0.75)
-    kept = run(judged, threshold={"critic": "c", "at_least": 0.5}, positives={})
+    kept = through(judged, threshold={"critic": "c", "at_least": 0.5}, positives={})
     assert {row["completion"][0]["content"] for row in kept.sft.to_dicts()} == {"p", "r"}
 
 
@@ -220,6 +216,6 @@ def test_preferences_are_between_candidates_that_were_kept():
     first = state([[("p", None, None), ("q", None, None)]])
     judged = compared(first, ("p", "q", True, 1.0))
     gone = replace(judged, kept=judged.kept.filter(pl.col("response") == "p"))
-    done = run(gone, pairs_preferred={"critic": "c", "min_margin": 0.0, "per_prompt": 1})
+    done = through(gone, pairs_preferred={"critic": "c", "min_margin": 0.0, "per_prompt": 1})
     assert done.pairs.is_empty()
     assert reasons(done) == {"no pair compared": 1}

@@ -1,7 +1,7 @@
 """The architectures that people bring, in miniature, with a byte-level BPE trained on real text: from text to text.
 
-Each is asked greedily as `generate` would answer, scored as a plain forward pass would, trained for a step by SFT and DPO,
-written and read again. Prompts are longer than the sliding windows."""
+Each is asked greedily as `generate` would answer, scored as a plain forward pass would, trained for a step by SFT and
+DPO, written and read again. Prompts are longer than the sliding windows."""
 
 import json
 from pathlib import Path

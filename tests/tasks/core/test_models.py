@@ -20,7 +20,7 @@ WORDS = ["solve", ":", "->", "=", "+", *(str(n) for n in range(61))]
 WORD = rendering.make_tokenizer(WORDS, [], 300)
 TEXTS = ["How many apples has Ann?", "Ann has 12 apples. #### 12", "naïve café"] * 5
 BPE = rendering.make_tokenizer(None, TEXTS, 400)
-ASKED = [{"role": "user", "content": "solve 3 4 -> 7 :"}]
+ASKED = tiny.user("solve 3 4 -> 7 :")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def ids(tokenizer, text):
 
 def test_word_level_text_is_content_and_a_space_and_replies_end():
     assert rendering.render(WORD, ASKED) == "solve 3 4 -> 7 : "
-    whole = [*ASKED, {"role": "assistant", "content": "3 + 4 = 7"}]
+    whole = [*ASKED, *tiny.reply("3 + 4 = 7")]
     (text,) = rendering.render_many(WORD, [whole], reply=False)
     assert text == "solve 3 4 -> 7 : 3 + 4 = 7<eos>"
     assert ids(WORD, text)[-1] == WORD.eos_token_id
@@ -52,7 +52,7 @@ def test_a_word_outside_the_vocabulary_is_unknown_and_a_bad_vocabulary_is_refuse
 
 
 def test_role_marked_text_of_the_trained_tokenizer():
-    assert rendering.render(BPE, [{"role": "user", "content": "Hi"}]) == "<|user|>Hi<|end|><|assistant|>"
+    assert rendering.render(BPE, tiny.user("Hi")) == "<|user|>Hi<|end|><|assistant|>"
     with pytest.raises(StageFailed, match="unknown role"):
         rendering.render(BPE, [{"role": "tool", "content": "Hi"}])
 
@@ -80,7 +80,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_content_never_becomes_a_control_token(text):
     for tokenizer, turn in ((WORD, [WORD.pad_token_id, WORD.eos_token_id]), (BPE, BPE.all_special_ids)):
-        tokens = ids(tokenizer, rendering.render(tokenizer, [{"role": "user", "content": text}]))
+        tokens = ids(tokenizer, rendering.render(tokenizer, tiny.user(text)))
         allowed = [] if tokenizer is WORD else ids(BPE, "<|user|><|end|><|assistant|>")
         assert [token for token in tokens if token in turn] == allowed
 
@@ -235,9 +235,9 @@ def plain():
 
 
 def test_the_plain_chat_template():
-    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    asked = [{"role": "system", "content": "Be brief."}, *tiny.user("Hi")]
     assert rendering.render(plain(), asked) == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
-    (whole,) = rendering.render_many(plain(), [[*asked, {"role": "assistant", "content": "Yes."}]], reply=False)
+    (whole,) = rendering.render_many(plain(), [[*asked, *tiny.reply("Yes.")]], reply=False)
     assert whole == rendering.render(plain(), asked) + "Yes.<|end|>\n\n"
     with pytest.raises(StageFailed, match="unknown role"):
         rendering.render(plain(), [{"role": "tool", "content": "Hi"}])
@@ -251,7 +251,7 @@ HEADS = st.sampled_from(["System:", "User:", "Assistant:", "\n", " ", "x", "\nUs
 @settings(max_examples=100, deadline=None)
 @given(st.lists(HEADS, max_size=8).map("".join))
 def test_no_message_opens_a_turn_of_the_plain_template(text):
-    lines = rendering.render(plain(), [{"role": "user", "content": text}]).split("\n")
+    lines = rendering.render(plain(), tiny.user(text)).split("\n")
     assert [line for line in lines if line.startswith(("System:", "User:", "Assistant:"))] == ["User:", "Assistant:"]
 
 

@@ -33,6 +33,10 @@ def folders(tmp_path_factory):
     return path
 
 
+def load(folder):
+    return models.load(folder, torch.float32)
+
+
 def trainer_of(kind, model, folder, source, options=OPTIONS):
     arguments = trainers.arguments_for(kind, folder, options, 0)
     return trainers.trainer_for(kind, model, TOKENIZER, arguments, [source], options)
@@ -57,7 +61,7 @@ def test_the_sft_loss_is_the_weighted_mean_over_completion_tokens(folders):
     rows = encode(PROMPTS, CHOSEN)
     weights = np.array([1.0, 0.0, 0.5])
     source = batches.SftBatches(rows, weights, np.array([[0, 1, 2], [2, 2, 0]]), 1.0)
-    model = trainers.load(folders / "0")
+    model = load(folders / "0")
     logps = by_hand(model, rows)
     trainer = trainer_of("sft", model, folders / "c", source)
     for step, members in enumerate(source.plan):
@@ -69,7 +73,7 @@ def test_the_sft_loss_is_the_weighted_mean_over_completion_tokens(folders):
 
 def test_a_row_of_weight_zero_changes_no_gradient(folders):
     def gradient(replies, weights):
-        model = trainers.load(folders / "0")
+        model = load(folders / "0")
         source = batches.SftBatches(encode(PROMPTS, replies), np.array(weights), np.array([[0, 1, 2]]), 1.0)
         trainer = trainer_of("sft", model, folders / "c", source)
         sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(0)).backward()
@@ -115,7 +119,7 @@ def pair_batches(folders, weights):
 
 def test_reference_log_probabilities(folders):
     rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
-    alone = [float(logps.sum()) for logps in by_hand(trainers.load(folders / "1"), rows)]
+    alone = [float(logps.sum()) for logps in by_hand(load(folders / "1"), rows)]
     assert losses.reference_logps(folders / "1", rows, "float32", lambda d, t: None) == pytest.approx(alone, rel=1e-5)
 
 
@@ -125,7 +129,7 @@ def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
 
     options = SimpleNamespace(**{**vars(OPTIONS), "loss": kind})
     source = pair_batches(folders, [1.0, 1.0, 1.0])
-    model = trainers.load(folders / "0")
+    model = load(folders / "0")
     ours = trainer_of("dpo", model, tmp_path, source, options)
     loss = sum(ours.compute_loss(model, losses.tensors(group)) for group in source.step(0))
 
@@ -148,8 +152,8 @@ def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
         gradient_checkpointing=False, remove_unused_columns=False,
     )  # fmt: skip
     theirs = Prepared(
-        model=trainers.load(folders / "0"),
-        ref_model=trainers.load(folders / "1"),
+        model=load(folders / "0"),
+        ref_model=load(folders / "1"),
         args=arguments,
         train_dataset=Dataset.from_list(data),
         processing_class=TOKENIZER,
@@ -160,7 +164,7 @@ def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
 
 def test_pairs_are_weighted_and_a_weight_of_zero_has_no_gradient(folders, tmp_path):
     def loss_and_gradient(weights):
-        model = trainers.load(folders / "0")
+        model = load(folders / "0")
         source = pair_batches(folders, weights)
         trainer = trainer_of("dpo", model, tmp_path, source)
         loss = sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(0))
@@ -229,7 +233,7 @@ def test_packed_rows_are_told_apart(folders):
     group = batches.pack(rows, np.array([2, 0]))
     lengths = rows.lengths[[2, 0]].tolist()
     assert group["position_ids"].tolist() == [[*range(lengths[0]), *range(lengths[1])]]
-    model = trainers.load(folders / "0")
+    model = load(folders / "0")
     found = losses.log_probabilities(model, losses.Head(model), losses.tensors(group)).detach()
     assert torch.allclose(found, torch.cat([by_hand(model, rows)[i] for i in (2, 0)]), atol=1e-5)
     trainers.check_packing(model)
@@ -249,7 +253,7 @@ def test_models_that_carry_on_from_row_to_row_are_not_packed(tmp_path, kind):
     }[kind]
     models.build({"model_type": kind, **sizes, **extra}, TOKENIZER, 0, tmp_path)
     with pytest.raises(StageFailed, match=f"packing: in a {kind} model packed rows see one another"):
-        trainers.check_packing(trainers.load(tmp_path))
+        trainers.check_packing(load(tmp_path))
 
 
 def test_the_shares_of_several_processes_are_the_step(folders):
@@ -258,7 +262,7 @@ def test_the_shares_of_several_processes_are_the_step(folders):
         source = batches.SftBatches(rows, np.linspace(0.5, 1.5, 9), np.array([[8, 1, 2, 3, 4]]), 1.0, 12, packed)
         shares = [source.step(0, rank, 3) for rank in range(3)]
         assert len({len(share) for share in shares}) == 1  # they wait for each other in every pass
-        model = trainers.load(folders / "0")
+        model = load(folders / "0")
         head = losses.Head(model)
 
         def loss(groups, model=model, head=head):

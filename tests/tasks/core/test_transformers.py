@@ -1,6 +1,5 @@
 """The transformers engine on tiny random models: against `generate`, full forward passes and exact distributions."""
 
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,41 +8,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from tasks.core import engines
-from tasks.core.engine import Completion, Sampling
 from tasks.core.engines import cache, draws
 from tasks.core.errors import BadInput, StageFailed, UnknownName
-
-WORDS = ["<eos>", "<pad>", "<unk>", *"abcdefghi"]
-PROMPTS = ["a b c ", "d ", "c c a b i ", "e f g ", "h ", "a b c d e f g h i a b "]
-SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.4,
-    "eos_token_id": 0, "pad_token_id": 1, "bos_token_id": None,
-}  # fmt: skip
-KINDS: dict[str, dict[str, Any]] = {
-    "qwen3": {},
-    "llama": {"tie_word_embeddings": True},
-    "smollm3": {"no_rope_layers": [0, 0], "pad_token_id": 1},
-    "mistral": {"sliding_window": 4},
-}
-
-
-def build(folder: Path, kind: str, **changes: Any) -> Path:
-    """A random model of the kind, with a tokenizer of one token a word."""
-    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", padding_side="left"
-    )
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(3)
-    config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind], **changes})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
+from tests import engines as contract
+from tests.engines import KINDS, PROMPTS, RESPONSES, WORDS, build, same, sampled, sampling
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -61,10 +32,6 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("one"), "qwen3")
 
 
-def sampling(n: int = 4, temperature: float = 1.0, top_p: float = 1.0, new: int = 12, seed: int = 0) -> Sampling:
-    return Sampling(n, temperature, top_p, new, seed)
-
-
 @lru_cache
 def reference(folder: str) -> Any:
     """The model of the folder as transformers runs it."""
@@ -77,17 +44,6 @@ def logprobs(engine: Any, prompt: str, tokens: list[int]) -> list[float]:
     with torch.no_grad():
         table = reference(engine.model.name_or_path)(torch.tensor([asked + tokens])).logits[0].log_softmax(-1)
     return [float(table[len(asked) - 1 + place, token]) for place, token in enumerate(tokens)]
-
-
-def new_tokens(engine: Any, reply: Completion) -> list[int]:
-    ids = engine.tokenizer(reply.text, add_special_tokens=False)["input_ids"]
-    return ids + [0] * (reply.finish_reason == "stop")
-
-
-def same(one: list[list[Completion]], other: list[list[Completion]]) -> bool:
-    """Equal but for the last decimal of the log-probabilities, which moves with the batch's shape."""
-    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
-    return all(a._replace(logprob=0) == b._replace(logprob=0) and abs(a.logprob - b.logprob) < 2e-3 for a, b in pairs)
 
 
 def plain(engine: Any, prompt: str, new: int) -> list[int]:
@@ -112,18 +68,10 @@ def test_greedy_is_that_of_generate(engine: Any) -> None:
 
 
 def test_sampled_logprobs_are_those_of_a_full_pass(engine: Any) -> None:
-    replies = engine.generate(PROMPTS, sampling(n=6, temperature=1.4, top_p=0.9))
-    checked = 0
-    for prompt, row in zip(PROMPTS, replies, strict=True):
-        for reply in row:
-            tokens = new_tokens(engine, reply)
-            if len(tokens) == reply.tokens:  # no special word among them, which the text leaves out
-                assert reply.logprob == pytest.approx(sum(logprobs(engine, prompt, tokens)), abs=1e-3)
-                assert sum(engine.score([prompt], [reply.text])[0][: len(tokens)]) == pytest.approx(
-                    reply.logprob, abs=2e-3
-                )
-                checked += 1
-    assert checked >= 10
+    for prompt, reply, tokens in sampled(engine, engine.tokenizer):
+        assert reply.logprob == pytest.approx(sum(logprobs(engine, prompt, tokens)), abs=1e-3)
+        told = sum(engine.score([prompt], [reply.text])[0][: len(tokens)])
+        assert told == pytest.approx(reply.logprob, abs=2e-3)
 
 
 def test_a_draw_depends_on_prompt_seed_and_number_alone(folder: Path, engine: Any) -> None:
@@ -131,11 +79,7 @@ def test_a_draw_depends_on_prompt_seed_and_number_alone(folder: Path, engine: An
     small = engines.load("transformers", folder, "float32", 1, 3)  # rows leave and enter, prompts are split
     assert same(small.generate(PROMPTS, sampling()), together)
     assert engine.generate(PROMPTS, sampling()) == together  # to the last bit
-    assert same(engine.generate(PROMPTS[::-1] + PROMPTS[:1], sampling()), together[::-1] + together[:1])
-    for prompt, row in zip(PROMPTS, together, strict=True):
-        assert same(engine.generate([prompt], sampling(n=2), first_draw=2), [row[2:]])
-    assert engine.generate(PROMPTS, sampling(seed=1)) != together
-    assert len({reply.text for reply in together[0]}) > 1
+    contract.draws_depend_on_prompt_seed_and_number_alone(engine)
 
 
 def test_reasons_to_finish(engine: Any) -> None:
@@ -148,14 +92,12 @@ def test_reasons_to_finish(engine: Any) -> None:
 def test_every_end_token_of_the_generation_settings_ends(tmp_path: Path) -> None:
     build(tmp_path, "qwen3", eos_token_id=[0, 3, 4])
     engine: Any = engines.load("transformers", tmp_path, "float32", 1, 8)
-    replies = engine.generate(PROMPTS, sampling(n=10, new=40))
     assert engine.ends == [0, 3, 4]
-    assert not {"a", "b"} & {word for row in replies for reply in row for word in reply.text.split()}
+    contract.replies_end_at_a_and_b(engine)
 
 
 def test_score_is_that_of_a_full_pass(engine: Any) -> None:
-    responses = ["a b ", "c", "", "d e f g h i a", "i", "b b"]
-    for prompt, response, row in zip(PROMPTS, responses, engine.score(PROMPTS, responses), strict=True):
+    for prompt, response, row in zip(PROMPTS, RESPONSES, engine.score(PROMPTS, RESPONSES), strict=True):
         tokens = engine.tokenizer(response, add_special_tokens=False)["input_ids"]
         assert row == pytest.approx(logprobs(engine, prompt, [*tokens, 0]), abs=1e-3)
         assert row == [round(value, 4) for value in row]
@@ -164,26 +106,7 @@ def test_score_is_that_of_a_full_pass(engine: Any) -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (1.0, 0.6)])
 def test_samples_follow_the_distribution(qwen: Path, temperature: float, top_p: float) -> None:
     engine: Any = engines.load("transformers", qwen, "float32", 1, 4096)
-    prompt, count = "a b c ", 4000
-    with torch.no_grad():
-        logits = engine.model(torch.tensor([engine.tokenizer(prompt)["input_ids"]])).logits[0, -1]
-    expected = torch.softmax(logits / temperature, -1).double().numpy()
-    order = np.argsort(-expected)
-    kept = order[: int(np.searchsorted(expected[order].cumsum(), top_p)) + 1] if top_p < 1 else order
-    expected[np.setdiff1d(order, kept)] = 0
-    expected /= expected.sum()
-    replies = engine.generate([prompt], sampling(count, temperature, top_p, new=1))[0]
-    seen = Counter(reply.text if reply.text else "special" for reply in replies)
-    wanted = {WORDS[token]: expected[token] for token in range(3, len(WORDS)) if expected[token] * count > 5}
-    assert all(seen[word] == 0 for token, word in enumerate(WORDS) if token > 2 and expected[token] == 0)
-    observed = [seen[word] for word in wanted]
-    chances = list(wanted.values())
-    observed.append(count - sum(observed))
-    chances.append(1 - sum(chances))
-    if chances[-1] < 1e-6:
-        assert observed.pop() == 0
-        chances.pop()
-    assert chisquare(observed, np.array(chances) / sum(chances) * sum(observed)).pvalue > 0.01
+    contract.first_tokens_follow_the_distribution(engine, engine, temperature, top_p, 4000, alpha=0.01)
 
 
 def test_uniform_numbers_are_uniform_and_independent() -> None:

@@ -1,4 +1,4 @@
-"""Templates that a user may have edited: what cannot work is refused with file and line, and nothing leaves its fence."""
+"""Templates that a user may have edited: what cannot work is refused with its line, and nothing leaves its fence."""
 
 import shutil
 

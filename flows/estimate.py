@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import history, probe, workload
-from flows.speed import Speed, Training, fitted
+from flows.speed import Speed, Training, alike, fitted
 from flows.workload import Stage, Task
 from tasks.blocks import training
 from tasks.core import models
@@ -231,6 +231,7 @@ def _measured(
         else:
             for name, value in line.items():
                 setattr(found, name, value)
+    found.speeds = alike(found.speeds)
     return found
 
 

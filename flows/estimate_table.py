@@ -106,26 +106,26 @@ def remarks(made: Estimate) -> list[str]:
     if idle and not made.everything:
         lines.append(f"up to date, not counted (--all counts them): {', '.join(idle)}")
     lines.append(
-        "requests: at most, no two alike and every answer refused; expected: repeated questions counted once. "
+        "requests, completion tokens: at most, no two requests alike, every answer refused, every reply of full length. "
         "Early cut-off and DVC's run cache can spare more."
     )
-    lines.append(f"assumed: no answer like another, every answer refused, and replies as long as {_lengths(found)}")
+    lines.append(
+        f"expected, assumed: questions repeat as the seed corpus's do, replies are as long as {_lengths(found)}"
+    )
     if found.speeds or found.training:
         of = "the model that is there" if found.real else "the architecture with random weights"
-        spread = max((s.spread for s in found.speeds), default=1.0)
         lines.append(
-            f"time: of engine and trainer alone, from at most {made.seconds:.0f} s of measuring {of} here; the least with the "
-            "shorter of the longest replies and the faster measurements, the most with the limit and the slower ones, "
-            f"which took up to {spread:.1f} times as long"
+            f"time: of engine and trainer alone, from at most {made.seconds:.0f} s of measuring {of} here; least: the faster "
+            "measurements, a call's longest reply as the expected ones'; most: the slower ones, and up to the limit"
         )
-    if found.load > BUSY:
-        lines.append(
-            f"the machine was busy before measuring (load {found.load:.1f} a core): alone, a run may take a fraction of this"
-        )
+        if found.load > BUSY:
+            lines.append(
+                f"the machine was busy before measuring (load {found.load:.1f} a core): alone, a run may take a fraction of this"
+            )
     if found.problem:
         more = "; --probe SECONDS gives it more time" if found.problem.startswith(probe.STOPPED) else ""
         lines.append(f"the probe did not get to its end: {found.problem}{more}")
-    if not found.speeds:
+    elif not found.speeds:
         lines.append("engine time is unknown: nothing was measured (a server elsewhere is not asked)")
     if not _priced(made):
         lines.append("no prices: set the section `prices` of params.yaml, which reruns nothing")

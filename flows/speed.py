@@ -11,7 +11,7 @@ first call of a process takes `first` more. A training takes `fixed` seconds and
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import quantiles
 from typing import Any
 
@@ -67,6 +67,12 @@ def fitted(found: Mapping[str, Any]) -> Speed:
     return Speed(
         found["kind"], step, prompt, token, slow / fast, found["tokens"], passes, found["ended"], found["probed"]
     )
+
+
+def alike(speeds: Sequence[Speed]) -> list[Speed]:
+    """The speeds with one cost of a step, the least: it is the same pass of the model, whatever the kind."""
+    least = min((speed.step for speed in speeds), default=0.0)
+    return [replace(speed, step=least) for speed in speeds]
 
 
 @dataclass(frozen=True)

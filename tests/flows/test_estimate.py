@@ -147,7 +147,7 @@ def test_remarks_say_what_is_assumed_and_what_is_missing(
     assert sum("too large" in line for line in lines) == 1
     assert not any("--probe SECONDS" in line for line in lines)
     assert any(line.startswith("no prices: ") for line in lines)
-    assert any("replies as long as the seed corpus's" in line for line in lines)
+    assert any("replies are as long as the seed corpus's" in line for line in lines)
 
 
 def test_the_table_says_what_is_unknown(tmp_path: Path, mini: dict[str, Any]) -> None:

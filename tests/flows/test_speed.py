@@ -35,6 +35,13 @@ def test_a_small_call_takes_the_steps_of_its_longest_reply():
     assert fitted.seconds(40, 1, 1, 2048, 6, 16) < 2 * small
 
 
+def test_a_step_costs_the_same_whatever_is_asked():
+    several = [speed.fitted(found()), speed.fitted(found(short=0.1))]
+    assert several[0].step < several[1].step
+    assert [other.step for other in speed.alike(several)] == [several[0].step] * 2
+    assert speed.alike([]) == []
+
+
 def test_one_conversation_alone_tells_no_cost_of_a_token():
     alone = speed.fitted(found(draws=1, rows=1, conversations=1, full=[0.03, 0.03], one=0.002))
     assert alone.token == 0

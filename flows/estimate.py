@@ -1,14 +1,16 @@
 """What a run will take, told before it: `python -m flows.check --estimate`.
 
-Requests are upper bounds: every block says how many it puts at most (`tasks.core.demand`), no two of them alike, nothing
-malformed, everything refused. `expected` takes what can be known off them: conversations that repeat are asked once, and
-how many of the factored critic's questions repeat is counted on the seed corpus's own answers; replies are as long as
-the corpus's, or as the probe's where the model is there already. Training reads a known number of rows.
+Requests and completion tokens are upper bounds: every block says how many it puts at most (`tasks.core.demand`), no two
+of them alike, nothing malformed, everything refused. `expected` takes what can be known off them: conversations that
+repeat are asked once, and how many of the factored critic's questions repeat is told from the seed corpus's own answers;
+replies are as long as the corpus's, or as the probe's where the model is there already. Training reads a known number of
+rows.
 
 Prompts, answers and tokens come from the task's data: the artifacts where `prepare` is current, else what `prepare`
-would write, made in memory. Seconds come from a short measurement on this machine (`flows.probe`); where it did not get
-that far, or the engine is a server somewhere else, they are unknown. They are the engine's and the trainer's: starting
-processes, importing libraries and reading files come on top.
+would write, made in memory. Seconds come from a short measurement on this machine (`flows.probe`, `flows.speed`); where
+it did not get that far, or the engine is a server somewhere else, they are unknown. They are the engine's and the
+trainer's: starting processes, importing libraries and reading files come on top. The least and the most differ by how
+long the longest reply of a call is, and by what two equal measurements differed.
 
 Bytes: models from the files' sizes (a LoRA adapter alone where it is kept alone); tables and stored replies by rows and
 tokens. DVC's cache holds every artifact a second time, unless the file system can share the blocks (reflinks).
@@ -35,8 +37,8 @@ from tasks.core.family import Messages
 from tasks.core.serving import Prices
 
 TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
-ROW_BYTES = 20  # of a row of Parquet, for ids, which do not compress
-TOKEN_BYTES = 1.5  # of a token of text, which does; a row of the default's tables takes 13 to 36 bytes
+ROW_BYTES = 5  # of a row of Parquet, for ids and numbers, compressed
+TOKEN_BYTES = 1.5  # of a token of text, compressed; a row of the default's tables takes 9 to 57 bytes
 CHARACTERS = 4  # of a token, where there is no tokenizer
 
 
@@ -93,7 +95,7 @@ class Measured:
     longest: dict[str, float] = field(default_factory=dict)  # part -> tokens of the longest reply
     first: float = 0.0  # seconds that the first call of a process takes more
     speeds: list[Speed] = field(default_factory=list)
-    training: dict[str, Training] = field(default_factory=dict)  # by kind
+    training: dict[str, Training] = field(default_factory=dict)  # by `_named`
     load: float = 0.0  # of the machine before measuring, a core
     problem: str | None = None  # why the probe did not find everything
     real: bool = False  # whether the model is the one that will run, and no random one
@@ -197,7 +199,7 @@ def _measured(
     if seconds <= 0:
         return found
     widest = {d.kind: d for d in sorted(everything, key=lambda d: d.requests) if d.kind in kinds}
-    largest = {_kind(o): o for o in sorted(trainings, key=training.rows)}
+    different = {_named(options): options for options in trainings}
     vocabulary = given.family.vocabulary()
     texts = [
         text
@@ -219,15 +221,15 @@ def _measured(
         "rows": rows,
         "asked": [{"kind": d.kind, "draws": d.draws, "longest": d.longest} for d in widest.values()],
         "lora": lora and lora.model_dump(),
-        "train": [{"kind": kind, "options": options.model_dump()} for kind, options in largest.items()],
+        "train": [{"name": n, "kind": _kind(o), "options": o.model_dump()} for n, o in different.items()],
     }
     found.load = os.getloadavg()[0] / (os.cpu_count() or 1)
     for line in probe.measure(root, request, seconds):
         if "kind" in line:
             found.speeds.append(fitted(line))
         elif "training" in line:
-            kind = line["training"]
-            found.training[kind] = Training(line["fixed"], _step_tokens(largest[kind], found), line["steps"])
+            name = line["training"]
+            found.training[name] = Training(line["fixed"], _step_tokens(different[name], found), line["steps"])
         else:
             for name, value in line.items():
                 setattr(found, name, value)
@@ -242,6 +244,18 @@ def _step_tokens(options: training.TrainingOptions, measured: Measured) -> float
 
 def _kind(options: training.TrainingOptions) -> str:
     return "dpo" if isinstance(options, training.DpoOptions) else "sft"
+
+
+def _named(options: training.TrainingOptions) -> str:
+    """Name of trainings whose steps are alike: what they read."""
+    rows = ", ".join(f"{part} {n}" for part, n in sorted(_mixture(options).items()) if n)
+    return f"{_kind(options)} of {rows}"
+
+
+def _alike(options: training.TrainingOptions, measured: Measured) -> Training | None:
+    """A training of the same kind, where the probe did not get to this one."""
+    kind = f"{_kind(options)} of "
+    return next((known for name, known in measured.training.items() if name.startswith(kind)), None)
 
 
 def _characters(several: Sequence[Messages]) -> float:
@@ -304,7 +318,7 @@ def _add_training(need: Need, several: Sequence[training.TrainingOptions], measu
         tokens = options.steps * _step_tokens(options, measured)
         need.training_rows += training.rows(options)
         need.training_tokens += tokens
-        known = measured.training.get(_kind(options))
+        known = measured.training.get(_named(options)) or _alike(options, measured)
         if known is None or need.training_seconds is None:
             need.training_seconds = None
             continue

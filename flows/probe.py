@@ -7,7 +7,7 @@ it found so far, and ends it when its time is over. Its findings, one JSON objec
     {"prompts": {kind: tokens}, "rows": {part: tokens}, "replies": {part: tokens}, "longest": {part: tokens}}   means, longest
     {"first": s}                                       what the first call of a process takes more than the next
     {"kind": ..., "short": s, "one": s, "full": [s, s], ...}    calls, see `_calls`; `flows.speed` makes a model of them
-    {"training": kind, "fixed": s, "steps": [s, ...]}    see `flows.speed.Training`
+    {"training": name, "fixed": s, "steps": [s, ...]}    see `flows.speed.Training`
 
 The model is the folder that is given or, where there is none yet, `base.architecture` with random weights. Those reply
 up to their limit, which the estimate takes into account. Replies are cut after `NEW` tokens.
@@ -42,6 +42,7 @@ LARGE = "the model is too large for the memory here"
 AGAIN = 4  # times that a quick call is measured again
 GROWTH = 8  # of the number of conversations, until they take long enough
 STEPS = 16  # of a training, at most
+STEPPING = 0.7  # of its time; the rest is for the last step, and to write the model
 LEAST_STEPS = 3  # the first does not count
 BYTES = {"float32": 4, "bfloat16": 2}  # of a parameter
 
@@ -105,8 +106,9 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
         share = (ends - time.monotonic()) / (2 * len(request["asked"]) + 2 * len(request["train"]) + 1)
         yield from _generation(request, folder, prompts, share)
     for number, train in enumerate(request["train"]):
-        share = (ends - time.monotonic()) / (len(request["train"]) - number)
-        yield _training(request["rows"], train["kind"], train["options"], folder, scratch, share)
+        share = STEPPING * (ends - time.monotonic()) / (len(request["train"]) - number)
+        found = _training(request["rows"], train["kind"], train["options"], folder, scratch, share)
+        yield {"training": train["name"], **found}
 
 
 def check_memory(needed: int) -> None:
@@ -225,7 +227,7 @@ def _training(
     whole = time.perf_counter() - began - (clock.seconds() - imports)
     steps = [after - before for before, after in pairwise(ends)]
     fixed = max(0.0, whole - sum(steps) * (1 + 1 / len(steps)))
-    return {"training": kind, "fixed": fixed, "steps": steps}
+    return {"fixed": fixed, "steps": steps}
 
 
 def _row(part: str, prompt: Any, completion: str) -> dict[str, Any]:

@@ -61,6 +61,10 @@ def test_nothing_to_do(tmp_path: Path, mini: dict[str, Any], capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("everything is up to date")
 
 
+BASE = "sft of critique 12, fact 30, invent 2, refine 12, solve 40, usage 12"
+TRAIN = "sft of critique 16, fact 15, invent 5, own 16, refine 15, solve 16, usage 16"
+
+
 class Measuring:
     """A probe that has found what it is given."""
 
@@ -86,7 +90,8 @@ def test_each_time_that_a_stage_asks_takes_steps(
     measuring = Measuring(
         {"first": 0.5},
         *(call(kind, 0.001) for kind in ("answer", "question", "refine")),
-        {"training": "sft", "fixed": 3.0, "steps": [0.2] * 8},
+        {"training": TRAIN, "fixed": 3.0, "steps": [0.2] * 8},
+        {"training": BASE, "fixed": 1.0, "steps": [0.1] * 8},
     )
     monkeypatch.setattr(probe, "measure", measuring)
     made = estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1)
@@ -100,9 +105,11 @@ def test_each_time_that_a_stage_asks_takes_steps(
     )  # greedy, drawn, refined; judged
     train = need(made, "train", "i01")
     assert train.training_seconds == pytest.approx((7, 7), rel=0.01)
-    assert need(made, "base").training_seconds is not None
-    assert [asked["kind"] for asked in measuring.request["train"]] == ["sft"]
-    assert measuring.request["train"][0]["options"]["steps"] == 300  # of two of a kind, the longer
+    assert need(made, "base").training_seconds == pytest.approx((31, 31), rel=0.01)
+    assert [asked["name"] for asked in measuring.request["train"]] == [BASE, TRAIN]
+    measuring.findings = measuring.findings[:-1]  # the probe did not get to the second
+    made = estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1)
+    assert need(made, "base").training_seconds == pytest.approx((63, 63), rel=0.05)
 
 
 def test_critiques_repeat_as_the_corpus_says(tmp_path: Path, mini: dict[str, Any]) -> None:

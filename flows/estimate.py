@@ -1,25 +1,30 @@
 """What a run will take, told before it: `python -m flows.check --estimate`.
 
-Requests are upper bounds: every block says how many it puts at most (`tasks.core.demand`), no two of them alike, nothing
-malformed, everything refused. `expected` takes what can be known off them: conversations that repeat are asked once, and
-how many of the factored critic's questions repeat is counted on the seed corpus's own answers; replies are as long as
-the corpus's, or as the probe's where the model is there already. Training reads a known number of rows.
+Requests and completion tokens are upper bounds: every block says how many it puts at most (`tasks.core.demand`), no two
+of them alike, nothing malformed, everything refused. `expected` takes what can be known off them: conversations that
+repeat are asked once, and how many of the factored critic's questions repeat is told from the seed corpus's own answers;
+replies are as long as the corpus's, or as the probe's where the model is there already. Training reads a known number of
+rows.
 
 Prompts, answers and tokens come from the task's data: the artifacts where `prepare` is current, else what `prepare`
-would write, made in memory. Seconds come from a short measurement on this machine (`flows.probe`); where it did not get
-that far, or the engine is a server somewhere else, they are unknown. They are the engine's and the trainer's: starting
-processes, importing libraries and reading files come on top.
+would write, made in memory. Seconds come from a short measurement on this machine (`flows.probe`, `flows.speed`); where
+it did not get that far, or the engine is a server somewhere else, they are unknown. They are the engine's and the
+trainer's: starting processes, importing libraries and reading files come on top. The least and the most differ by how
+long the longest reply of a call is, and by what two equal measurements differed.
 
 Bytes: models from the files' sizes (a LoRA adapter alone where it is kept alone); tables and stored replies by rows and
 tokens. DVC's cache holds every artifact a second time, unless the file system can share the blocks (reflinks).
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from flows import history, probe, workload
+from flows.speed import Speed, Training, alike, fitted
 from flows.workload import Stage, Task
 from tasks.blocks import training
 from tasks.core import models
@@ -32,8 +37,8 @@ from tasks.core.family import Messages
 from tasks.core.serving import Prices
 
 TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
-ROW_BYTES = 20  # of a row of Parquet, for ids, which do not compress
-TOKEN_BYTES = 1.5  # of a token of text, which does; a row of the default's tables takes 13 to 36 bytes
+ROW_BYTES = 5  # of a row of Parquet, for ids and numbers, compressed
+TOKEN_BYTES = 1.5  # of a token of text, compressed; a row of the default's tables takes 9 to 57 bytes
 CHARACTERS = 4  # of a token, where there is no tokenizer
 
 
@@ -87,8 +92,11 @@ class Measured:
     prompts: dict[str, float] = field(default_factory=dict)  # kind -> tokens
     rows: dict[str, float] = field(default_factory=dict)  # part -> tokens of prompt and reply
     replies: dict[str, float] = field(default_factory=dict)  # part -> tokens
-    speeds: list[probe.Found] = field(default_factory=list)
-    training: list[float] = field(default_factory=list)  # tokens a second
+    longest: dict[str, float] = field(default_factory=dict)  # part -> tokens of the longest reply
+    first: float = 0.0  # seconds that the first call of a process takes more
+    speeds: list[Speed] = field(default_factory=list)
+    training: dict[str, Training] = field(default_factory=dict)  # by `_named`
+    load: float = 0.0  # of the machine before measuring, a core
     problem: str | None = None  # why the probe did not find everything
     real: bool = False  # whether the model is the one that will run, and no random one
 
@@ -117,8 +125,8 @@ def estimate(
     if not (stale or everything):
         seconds = 0
     given = workload.task(root, params, "prepare" not in stale)
-    questions, distinct = workload.most_questions(given.family, given.answers)
-    asked = workload.demands(params, given.heldout + given.probe, questions)
+    questions = workload.count_questions(given.family, given.answers)
+    asked = workload.demands(params, given.evaluated, questions.most)
     trained = {stage: _trainings(params, *stage) for stage in stages if stage[0] in ("base", "train")}
     runs = {stage: name_of(stage) in stale for stage in stages}
     measured = _measured(root, params, given, asked, trained, "base" not in stale, seconds)
@@ -126,7 +134,11 @@ def estimate(
     for stage in stages:
         need = Need(*stage, runs[stage])
         for demand in asked.get(stage, []):
-            _add(need, demand, distinct if demand.kind == "question" else 1.0, measured)
+            repeat = demand.kind == "question"
+            expected = questions.expected(demand.requests) if repeat else float(demand.requests)
+            _add(need, demand, expected, params["engine"], measured)
+        if need.engine_seconds and need.requests:
+            need.engine_seconds = (need.engine_seconds[0] + measured.first, need.engine_seconds[1] + measured.first)
         _add_training(need, trained.get(stage, []), measured)
         need.table_bytes = _table_bytes(params, stage, given, asked, measured)
         needs.append(need)
@@ -165,14 +177,16 @@ def _measured(
     everything = [demand for several in asked.values() for demand in several]
     kinds = workload.conversations(given, everything)
     longest = max((demand.longest for demand in everything if demand.kind == "answer"), default=1)
-    first = next((o for stage, several in trained.items() if stage[0] == "train" for o in several), None)
-    parts = {"own": 1, **{part: n for several in trained.values() for o in several for part, n in _mixture(o).items()}}
+    trainings = [o for several in trained.values() for o in several]
+    lora = next((o.lora for stage, several in trained.items() if stage[0] == "train" for o in several), None)
+    parts = {"own": 1, **{part: n for options in trainings for part, n in _mixture(options).items()}}
     rows = workload.examples(given, parts, longest)
     found = Measured(
         prompts={kind: _characters(several) / CHARACTERS for kind, several in kinds.items()},
         replies={
             part: sum(len(reply) for _, reply in several) / len(several) / CHARACTERS for part, several in rows.items()
         },
+        longest={part: max(len(reply) for _, reply in several) / CHARACTERS for part, several in rows.items()},
     )
     found.rows = {
         part: found.replies[part] + _characters([p for p, _ in several]) / CHARACTERS for part, several in rows.items()
@@ -180,11 +194,12 @@ def _measured(
     folder = _model(root, params, based)
     found.real = folder is not None
     if folder is not None:
-        known = probe.sizes(folder, first.lora.model_dump() if first and first.lora else None)
+        known = probe.sizes(folder, lora.model_dump() if lora else None)
         found = replace(found, **known)
     if seconds <= 0:
         return found
     widest = {d.kind: d for d in sorted(everything, key=lambda d: d.requests) if d.kind in kinds}
+    different = {_named(options): options for options in trainings}
     vocabulary = given.family.vocabulary()
     texts = [
         text
@@ -205,19 +220,42 @@ def _measured(
         "conversations": kinds,
         "rows": rows,
         "asked": [{"kind": d.kind, "draws": d.draws, "longest": d.longest} for d in widest.values()],
-        "train": first and {"kind": _kind(first), "options": first.model_dump()},
+        "lora": lora and lora.model_dump(),
+        "train": [{"name": n, "kind": _kind(o), "options": o.model_dump()} for n, o in different.items()],
     }
+    found.load = os.getloadavg()[0] / (os.cpu_count() or 1)
     for line in probe.measure(root, request, seconds):
         if "kind" in line:
-            found.speeds.append(line)
+            found.speeds.append(fitted(line))
+        elif "training" in line:
+            name = line["training"]
+            found.training[name] = Training(line["fixed"], _step_tokens(different[name], found), line["steps"])
         else:
             for name, value in line.items():
                 setattr(found, name, value)
+    found.speeds = alike(found.speeds)
     return found
+
+
+def _step_tokens(options: training.TrainingOptions, measured: Measured) -> float:
+    """Tokens that a step reads."""
+    return sum(n * measured.rows.get(part, 0.0) for part, n in _mixture(options).items())
 
 
 def _kind(options: training.TrainingOptions) -> str:
     return "dpo" if isinstance(options, training.DpoOptions) else "sft"
+
+
+def _named(options: training.TrainingOptions) -> str:
+    """Name of trainings whose steps are alike: what they read."""
+    rows = ", ".join(f"{part} {n}" for part, n in sorted(_mixture(options).items()) if n)
+    return f"{_kind(options)} of {rows}"
+
+
+def _alike(options: training.TrainingOptions, measured: Measured) -> Training | None:
+    """A training of the same kind, where the probe did not get to this one."""
+    kind = f"{_kind(options)} of "
+    return next((known for name, known in measured.training.items() if name.startswith(kind)), None)
 
 
 def _characters(several: Sequence[Messages]) -> float:
@@ -236,15 +274,11 @@ def _model(root: Path, params: Mapping[str, Any], based: bool) -> Path | None:
         return None
 
 
-def _add(need: Need, demand: Demand, distinct: float, measured: Measured) -> None:
-    """Adds a demand: at most, and expected where `distinct` of its conversations differ."""
+def _add(need: Need, demand: Demand, expected: float, engine: Mapping[str, Any], measured: Measured) -> None:
+    """Adds a demand: at most, and `expected` requests."""
     prompt = measured.prompts.get(demand.kind, 0.0)
-    speed = next((s for s in measured.speeds if s["kind"] == demand.kind), None)
-    known = [measured.replies[part] for part in workload.PARTS[demand.kind] if part in measured.replies]
-    known = known or ([measured.replies["own"]] if demand.kind in ("answer", "refine") and not measured.real else [])
-    length = float(speed["tokens"]) if speed and measured.real else sum(known) / len(known) if known else demand.longest
-    length = min(length, demand.longest)
-    expected = demand.requests * distinct
+    speed = next((s for s in measured.speeds if s.kind == demand.kind), None)
+    length, longest = _lengths(demand, speed, measured)
     need.requests += demand.requests
     need.prompt_tokens += demand.requests * prompt
     need.tokens += demand.requests * demand.longest
@@ -255,22 +289,41 @@ def _add(need: Need, demand: Demand, distinct: float, measured: Measured) -> Non
     if speed is None or need.engine_seconds is None:
         need.engine_seconds = None if demand.requests else need.engine_seconds
         return
-    shorter = (length + 1) / (speed["tokens"] + 1)
-    least, most = (need.engine_seconds[i] + expected * speed["seconds"][i] * shorter for i in (0, 1))
-    need.engine_seconds = (least, most)
+    calls = ceil(expected / engine["rows_per_shard"])
+    seconds = [
+        speed.seconds(expected, demand.draws, calls, engine["batch_size"], length, steps)
+        for steps in (longest, demand.longest)
+    ]
+    need.engine_seconds = (need.engine_seconds[0] + seconds[0], need.engine_seconds[1] + seconds[1] * speed.spread)
+
+
+def _lengths(demand: Demand, speed: Speed | None, measured: Measured) -> tuple[float, float]:
+    """Tokens that replies are expected to have: in the mean, and the longest. As the model's own were, if it is there;
+    else as the corpus's; else up to the limit."""
+    limit = demand.longest
+    if speed and measured.real:
+        return speed.length(limit), speed.longest(limit)
+    parts = [part for part in workload.PARTS[demand.kind] if part in measured.replies]
+    if not parts and demand.kind in ("answer", "refine") and not measured.real:
+        parts = ["own"]
+    if not parts:
+        return limit, limit
+    mean = sum(measured.replies[part] for part in parts) / len(parts)
+    return min(mean, limit), min(max(measured.longest[part] for part in parts), limit)
 
 
 def _add_training(need: Need, several: Sequence[training.TrainingOptions], measured: Measured) -> None:
     """Adds the trainings of a stage, and the model that the last one writes."""
     for options in several:
-        tokens = options.steps * sum(n * measured.rows.get(part, 0.0) for part, n in _mixture(options).items())
+        tokens = options.steps * _step_tokens(options, measured)
         need.training_rows += training.rows(options)
         need.training_tokens += tokens
-        if not measured.training or need.training_seconds is None:
+        known = measured.training.get(_named(options)) or _alike(options, measured)
+        if known is None or need.training_seconds is None:
             need.training_seconds = None
             continue
-        fast, slow = max(measured.training), min(measured.training)
-        need.training_seconds = (need.training_seconds[0] + tokens / fast, need.training_seconds[1] + tokens / slow)
+        least, most = known.seconds(tokens)
+        need.training_seconds = (need.training_seconds[0] + least, need.training_seconds[1] + most)
     if several:
         lora = several[-1].model_dump()["lora"] or {}
         need.model_bytes = measured.adapter_bytes if lora.get("adapter") == "keep" else measured.bytes

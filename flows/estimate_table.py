@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flows.estimate import Estimate, Need, name_of
+from flows import probe
+from flows.estimate import Estimate, Measured, Need, name_of
 from tasks.core.serving import Prices
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+BUSY = 0.5  # of the cores: more load than this and the measurements are those of a busy machine
 WIDTH = 150  # characters
 CHECKPOINT = 12  # bytes for each parameter that is trained: its float32 weight and Adam's two moments
 
@@ -35,7 +37,7 @@ def table(made: Estimate) -> "Table":
     from rich import box
     from rich.table import Table
 
-    priced = any(value for value in made.prices.model_dump().values() if not isinstance(value, str))
+    priced = _priced(made)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
     columns = [
         "iteration", "stage", "requests\nat most", "prompt\ntokens", "completion\ntokens, at most", "expected\nrequests",
@@ -104,20 +106,29 @@ def remarks(made: Estimate) -> list[str]:
     if idle and not made.everything:
         lines.append(f"up to date, not counted (--all counts them): {', '.join(idle)}")
     lines.append(
-        "requests: at most, no two alike and every answer refused; expected: repeated questions counted once. "
+        "requests, completion tokens: at most, no two requests alike, every answer refused, every reply of full length. "
         "Early cut-off and DVC's run cache can spare more."
+    )
+    lines.append(
+        f"expected, assumed: questions repeat as the seed corpus's do, replies are as long as {_lengths(found)}"
     )
     if found.speeds or found.training:
         of = "the model that is there" if found.real else "the architecture with random weights"
-        spread = max((s["seconds"][1] / s["seconds"][0] for s in found.speeds), default=1.0)
         lines.append(
-            f"time: of engine and trainer alone, from at most {made.seconds:.0f} s of measuring {of} here; two measurements of "
-            f"one thing differ up to {spread:.1f} times"
+            f"time: of engine and trainer alone, from at most {made.seconds:.0f} s of measuring {of} here; least: the faster "
+            "measurements, a call's longest reply as the expected ones'; most: the slower ones, and up to the limit"
         )
+        if found.load > BUSY:
+            lines.append(
+                f"the machine was busy before measuring (load {found.load:.1f} a core): alone, a run may take a fraction of this"
+            )
     if found.problem:
-        lines.append(f"the probe did not get to its end: {found.problem}; --probe SECONDS gives it more time")
-    if not found.speeds:
+        more = "; --probe SECONDS gives it more time" if found.problem.startswith(probe.STOPPED) else ""
+        lines.append(f"the probe did not get to its end: {found.problem}{more}")
+    elif not found.speeds:
         lines.append("engine time is unknown: nothing was measured (a server elsewhere is not asked)")
+    if not _priced(made):
+        lines.append("no prices: set the section `prices` of params.yaml, which reruns nothing")
     if found.bytes is not None and found.parameters is not None:
         kept = sum(1 for need in made.wanted if need.model_bytes)
         more = human(CHECKPOINT * found.parameters)
@@ -126,6 +137,19 @@ def remarks(made: Estimate) -> list[str]:
             f"system has no reflinks; while training, each of up to 2 checkpoints takes about {more} (all weights trained)"
         )
     return lines
+
+
+def _priced(made: Estimate) -> bool:
+    """Whether anything has a price."""
+    return any(value for value in made.prices.model_dump().values() if not isinstance(value, str))
+
+
+def _lengths(found: Measured) -> str:
+    """Whose replies the expected ones are like."""
+    if found.real and found.speeds:
+        cut = max(speed.probed for speed in found.speeds)
+        return f"the probe's, of {cut} tokens at most; where it cut them off they are taken to end as often later as before"
+    return "the seed corpus's" if found.replies else "their limit"
 
 
 def show(made: Estimate, as_json_: bool = False) -> None:

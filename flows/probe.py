@@ -4,33 +4,47 @@ A process of its own, so that it can be stopped at any time and leaves no memory
 it found so far, and ends it when its time is over. Its findings, one JSON object a line, in this order:
 
     {"bytes": n, "parameters": n, "adapter_bytes": n or null}     of the model; of a LoRA adapter for it, where train has one
-    {"prompts": {kind: tokens}, "rows": {part: tokens}, "replies": {part: tokens}}     means
-    {"kind": ..., "draws": ..., "longest": ..., "seconds": [a, b], "tokens": t}    of a request, measured twice; its new tokens
-    {"training": [b, a]}                               tokens a second of a longer and of a very short training
+    {"prompts": {kind: tokens}, "rows": {part: tokens}, "replies": {part: tokens}, "longest": {part: tokens}}   means, longest
+    {"first": s}                                       what the first call of a process takes more than the next
+    {"kind": ..., "short": s, "one": s, "full": [s, s], ...}    calls, see `_calls`; `flows.speed` makes a model of them
+    {"training": name, "fixed": s, "steps": [s, ...]}    see `flows.speed.Training`
 
 The model is the folder that is given or, where there is none yet, `base.architecture` with random weights. Those reply
-up to their limit, which the estimate takes into account.
+up to their limit, which the estimate takes into account. Replies are cut after `NEW` tokens.
 """
 
+import contextlib
 import json
 import math
 import os
+import re
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flows import state
+from flows import clock, exits, state
+from tasks.core.engine import Completion, Sampling
+from tasks.core.errors import BadInput
 
 Found = dict[str, Any]
 
 ENGINES = ("transformers", "vllm")  # those that compute on this machine
-STEPS = 12  # of the longer training, at most
-FIRST_STEPS = 2
+NEW = 48  # tokens of a reply, at most: what further ones cost is like what these did
+STOPPED = "it was stopped"
+LARGE = "the model is too large for the memory here"
+AGAIN = 4  # times that a quick call is measured again
+GROWTH = 8  # of the number of conversations, until they take long enough
+STEPS = 16  # of a training, at most
+STEPPING = 0.7  # of its time; the rest is for the last step, and to write the model
+LEAST_STEPS = 3  # the first does not count
+BYTES = {"float32": 4, "bfloat16": 2}  # of a parameter
 
 
 def measure(root: Path, request: Mapping[str, Any], seconds: float) -> list[Found]:
@@ -44,13 +58,24 @@ def measure(root: Path, request: Mapping[str, Any], seconds: float) -> list[Foun
         )  # fmt: skip
         try:
             out, errors = child.communicate(asked, timeout=seconds)
-            said = errors.strip().splitlines()[-1:] if child.returncode else []
+            said = reason(child.returncode, errors)
         except subprocess.TimeoutExpired:
             child.kill()
             out, _ = child.communicate()
-            said = [f"was stopped after {seconds:.0f} s"]
+            said = [f"{STOPPED} after {seconds:.0f} s"]
     lines = [line for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
     return [json.loads(line) for line in lines] + [{"problem": line} for line in said]
+
+
+def reason(code: int, errors: str) -> list[str]:
+    """Why the probe ended, in one line; none if it did what it should."""
+    if not code:
+        return []
+    if code == -signal.SIGKILL:
+        return [f"it was killed, by a user or because {LARGE}"]
+    last = (errors.strip().splitlines() or [f"ended with exit code {code}"])[-1]
+    text = re.sub(r"^[\w.]*(Error|Exception): ", "", last)  # of an error that nobody raised on purpose
+    return [f"{LARGE} ({text})" if "memory" in text.lower() and not text.startswith(LARGE) else text]
 
 
 def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
@@ -59,7 +84,10 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
 
     ends = time.monotonic() + request["seconds"]
     folder = Path(request["folder"]) if request["folder"] else _built(request["random"], scratch / "model")
-    yield sizes(folder, (request["train"] or {}).get("options", {}).get("lora"))
+    known = sizes(folder, request["lora"])
+    yield known
+    if request["engine"]["name"] in ENGINES or request["train"]:
+        check_memory(BYTES[request["engine"]["precision"]] * known["parameters"])
     tokenizer = models.load_tokenizer(folder)
 
     def tokens(texts: Sequence[str]) -> list[int]:
@@ -72,12 +100,27 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
         "prompts": {kind: _mean(tokens(texts)) for kind, texts in prompts.items()},
         "rows": {part: _mean(tokens(texts)) + _mean(replies[part]) for part, texts in parts.items()},
         "replies": {part: _mean(numbers) for part, numbers in replies.items()},
+        "longest": {part: max(numbers, default=0) for part, numbers in replies.items()},
     }
     if request["engine"]["name"] in ENGINES:
-        share = (ends - time.monotonic()) / (2 * len(request["asked"]) + 3)
+        share = (ends - time.monotonic()) / (2 * len(request["asked"]) + 2 * len(request["train"]) + 1)
         yield from _generation(request, folder, prompts, share)
-    if request["train"]:
-        yield from _training(request, folder, scratch, ends - time.monotonic())
+    for number, train in enumerate(request["train"]):
+        share = STEPPING * (ends - time.monotonic()) / (len(request["train"]) - number)
+        found = _training(request["rows"], train["kind"], train["options"], folder, scratch, share)
+        yield {"training": train["name"], **found}
+
+
+def check_memory(needed: int) -> None:
+    """Raises `BadInput` for a model of so many bytes that this machine cannot hold."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise BadInput(f"{LARGE}: it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def _built(given: Mapping[str, Any], folder: Path) -> Path:
@@ -93,70 +136,98 @@ def _generation(
     request: Mapping[str, Any], folder: Path, prompts: Mapping[str, list[str]], share: float
 ) -> Iterator[Found]:
     from tasks.core import engines
-    from tasks.core.engine import Sampling
 
     options = request["engine"]
     engine = engines.load(
         options["name"], folder, options["precision"], options["threads"], options["batch_size"],
         request["serving"].get(options["name"]),
     )  # fmt: skip
+    known = False
     for asked in request["asked"]:
-        texts = prompts[asked["kind"]]
-        most = min(len(texts), math.ceil(options["batch_size"] / asked["draws"]))
-        sampling = Sampling(asked["draws"], 1.0, 1.0, asked["longest"], 0)
+        texts, draws = prompts[asked["kind"]], asked["draws"]
+        taken = 0
 
-        def timed(number: int, texts: list[str] = texts, sampling: Sampling = sampling) -> tuple[float, float]:
+        def timed(
+            number: int, new: int, texts: list[str] = texts, draws: int = draws
+        ) -> tuple[float, list[Completion]]:
+            """Seconds of a call, and its replies; every call has prompts that the one before had not, if there are any."""
+            nonlocal taken
+            chosen = [texts[(taken + i) % len(texts)] for i in range(number)]
+            taken += number
             began = time.perf_counter()
-            made = [reply.tokens for several in engine.generate(texts[:number], sampling) for reply in several]
-            return (time.perf_counter() - began) / len(made), _mean(made)
+            made = engine.generate(chosen, Sampling(draws, 1.0, 1.0, new, 0))
+            return time.perf_counter() - began, [reply for several in made for reply in several]
 
-        number, (first, length) = _growing(timed, most, share, asked["draws"])
-        again, _ = timed(number)
-        yield {**asked, "seconds": sorted([first, again]), "tokens": length}
+        new = max(2, min(asked["longest"], NEW))
+        if not known:
+            first, again = timed(1, new)[0], timed(1, new)[0]
+            yield {"first": max(0.0, first - again)}
+            known = True
+        yield {
+            **asked,
+            "probed": new,
+            **_calls(timed, new, min(len(texts), options["batch_size"] // draws or 1), share),
+        }
     engine.close()
 
 
-def _growing(
-    timed: Callable[[int], tuple[float, float]], most: int, share: float, draws: int
-) -> tuple[int, tuple[float, float]]:
-    """The number of conversations that take a quarter of `share` seconds or are all, and what it measured with them."""
-    timed(1)  # the first call of an engine prepares what later ones find
-    number = 1
-    while True:
-        found = timed(number)
-        if number >= most or found[0] * number * draws * 4 > share:
-            return number, found
-        number = min(most, 4 * number)
+def _calls(timed: Callable[[int, int], tuple[float, list[Completion]]], new: int, most: int, share: float) -> Found:
+    """Seconds of calls: `short`, one conversation, the fastest of some where that is quick, whose longest reply had `short_steps` tokens; `one`, of many
+    `conversations` (`most` at most), a token each; `full`, as many, twice, whose replies had `tokens` in the mean and
+    `steps` at most; `ended` of them ended before `new` tokens. As many as take a quarter of `share` seconds."""
+    short, replies = timed(1, new)
+    number, longest, seconds = 1, max(reply.tokens for reply in replies), short
+    if (AGAIN + 1) * short * 4 < share:
+        short = min(short, *(timed(1, new)[0] for _ in range(AGAIN)))
+    while number < most and seconds * 4 < share:
+        number = min(most, GROWTH * number)
+        seconds, replies = timed(number, new)
+    one, _ = timed(number, 1)
+    again, _ = timed(number, new)
+    ended = [reply.finish_reason == "stop" for reply in replies]
+    return {
+        "short": short, "short_steps": longest, "conversations": number, "rows": len(replies), "one": one,
+        "full": [seconds, again], "tokens": _mean([reply.tokens for reply in replies]),
+        "steps": max(reply.tokens for reply in replies), "ended": _mean(ended),
+    }  # fmt: skip
 
 
-def _training(request: Mapping[str, Any], folder: Path, scratch: Path, seconds: float) -> Iterator[Found]:
-    """Two trainings of a few steps; the second has as many as fit."""
+class _Enough(Exception):
+    """The training was measured for long enough."""
+
+
+def _training(
+    examples: Mapping[str, Any], kind: str, given: Mapping[str, Any], folder: Path, scratch: Path, seconds: float
+) -> Found:
+    """A training of a few steps, as many as fit."""
     import polars as pl
 
     from tasks.blocks import training
     from tasks.core import tables
 
-    kind, given = request["train"]["kind"], request["train"]["options"]
     options = training.SftOptions(**given) if kind == "sft" else training.DpoOptions(**given)
     mixed = options.mixture if isinstance(options, training.SftOptions) else options.replay
-    rows = [_row(part, *row) for part in mixed for row in request["rows"][part]]
+    rows = [_row(part, *row) for part in mixed for row in examples[part]]
     sft = tables.frame(rows, tables.SFT).with_columns(row_id=pl.int_range(len(rows)).cast(pl.String))
-    own = [_pair(number, *row) for number, row in enumerate(request["rows"]["own"])] if kind == "dpo" else []
+    own = [_pair(number, *row) for number, row in enumerate(examples["own"])] if kind == "dpo" else []
     pairs = tables.frame(own, tables.PAIRS)
+    chosen = options.model_copy(update={"steps": STEPS, "warmup_steps": 0, "checkpoint_steps": 10**6})
+    ends: list[float] = []
 
-    def trained(steps: int) -> tuple[float, float]:
-        """Tokens and seconds a step."""
-        chosen = options.model_copy(update={"steps": steps, "warmup_steps": 0, "checkpoint_steps": 10**6})
-        job = training.Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0)
+    def progress(what: str, done: int, total: int) -> None:
+        if what == kind:
+            ends.append(time.perf_counter())
+            if done >= LEAST_STEPS and ends[-1] - began > seconds:
+                raise _Enough
+
+    began, imports = time.perf_counter(), clock.seconds()
+    job = training.Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress)
+    with contextlib.suppress(_Enough):
         training.BLOCKS[kind](job, chosen)
-        return job.spent["training_tokens"] / steps, 1 / job.figures[f"{kind}_tokens_per_second"]
-
-    began = time.monotonic()
-    tokens, first = trained(FIRST_STEPS)
-    left = seconds - (time.monotonic() - began)
-    steps = min(STEPS, int(left / 3 / max(tokens * first, 1e-9)))
-    second = trained(steps)[1] if steps > FIRST_STEPS else first
-    yield {"training": [1 / second, 1 / first]}
+    whole = time.perf_counter() - began - (clock.seconds() - imports)
+    steps = [after - before for before, after in pairwise(ends)]
+    fixed = max(0.0, whole - sum(steps) * (1 + 1 / len(steps)))
+    return {"fixed": fixed, "steps": steps}
 
 
 def _row(part: str, prompt: Any, completion: str) -> dict[str, Any]:
@@ -210,6 +281,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     """Reads the request from standard input; prints each finding when it is there."""
+    clock.install()
     request = json.load(sys.stdin)
     state.quiet(Path(request["root"]))
     for found in findings(request, Path(request["scratch"])):
@@ -217,4 +289,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exits.code(main))

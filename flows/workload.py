@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from flows import artifacts
+from flows import artifacts, speed
 from tasks import evaluate
 from tasks.blocks import critics, prompts, refinement, sampling
 from tasks.core import families
@@ -47,17 +47,39 @@ class Task:
     corpus: dict[str, list[Example]]  # by part
 
     @property
+    def evaluated(self) -> tuple[int, int]:
+        """Prompts of the sets that are evaluated."""
+        return self.heldout, self.probe
+
+    @property
     def answers(self) -> list[Example]:
         """Well-formed answers to prompts like the pool's; none without a corpus."""
         return self.corpus.get("solve", [])[:SHOWN]
 
 
-def demands(params: Mapping[str, Any], evaluated: int, questions: int) -> dict[Stage, list[Demand]]:
-    """Requests of every stage that asks a model, at most. `evaluated`: held-out and probe prompts; `questions`: as in
-    `tasks.core.demand.Counts`."""
+@dataclass(frozen=True)
+class Questions:
+    """Of the factored critic, about the seed corpus's answers: `most` about one answer; how many were `asked` about all
+    of them, and how many of these, and of their first `half`, were distinct."""
+
+    most: int
+    asked: int
+    distinct: int
+    half: int
+
+    def expected(self, number: float) -> float:
+        """How many of `number` questions differ."""
+        return speed.different(self.asked, self.distinct, self.half, number)
+
+
+def demands(params: Mapping[str, Any], evaluated: Iterable[int], questions: int) -> dict[Stage, list[Demand]]:
+    """Requests of every stage that asks a model, at most, one demand for each time that it asks. `evaluated`: held-out
+    and probe prompts; `questions`: as in `tasks.core.demand.Counts`."""
     found: dict[Stage, list[Demand]] = {}
+    sets = list(evaluated)
     for key in parameters.stage_keys(params, "evaluate"):
-        found["evaluate", key] = evaluate.requests(parameters.options(params, "evaluate", key), evaluated, questions)
+        options = parameters.options(params, "evaluate", key)
+        found["evaluate", key] = [demand for n in sets for demand in evaluate.requests(options, n, questions)]
     for key in parameters.iterations(params):
         chosen, sampled, judges, refiners = (
             parameters.options(params, stage, key) for stage in ("synthesize", "sample", "critique", "refine")
@@ -74,15 +96,11 @@ def demands(params: Mapping[str, Any], evaluated: int, questions: int) -> dict[S
     return found
 
 
-def most_questions(family: Family, answers: Iterable[Example]) -> tuple[int, float]:
-    """Into how many questions an answer is split, at most, and the share of all their questions that differ."""
-    numbers, different, total = [0], set(), 0
-    for prompt, reply in answers:
-        asked = family.questions(prompt, reply) or []
-        numbers.append(len(asked))
-        total += len(asked)
-        different |= {str(question.messages) for question in asked}
-    return max(numbers), len(different) / total if total else 1.0
+def count_questions(family: Family, answers: Iterable[Example]) -> Questions:
+    """The questions that answers are split into."""
+    several = [family.questions(prompt, reply) or [] for prompt, reply in answers]
+    put = [str(question.messages) for asked in several for question in asked]
+    return Questions(max(map(len, several), default=0), len(put), len(set(put)), len(set(put[: len(put) // 2])))
 
 
 def task(root: Path, params: Mapping[str, Any], current: bool) -> Task:

@@ -86,13 +86,13 @@ def asked_for(folder: Path) -> dict[str, tuple[int, float, int, int]]:
     """By stage: requests that were told before, at most and expected, and those that were wanted and made since."""
     params = parameters.load(folder)
     task = workload.task(folder, params, True)
-    questions, distinct = workload.most_questions(task.family, task.answers)
-    told = workload.demands(params, task.heldout + task.probe, questions)
+    questions = workload.count_questions(task.family, task.answers)
+    told = workload.demands(params, task.evaluated, questions.most)
     found = {}
     for path in (folder / ".autodidact/records").glob("*.json"):
         record = json.loads(path.read_text())
         figures, demands = record["figures"], told.get((record["stage"], record["key"]), [])
-        expected = sum(d.requests * (distinct if d.kind == "question" else 1) for d in demands)
+        expected = sum(questions.expected(d.requests) if d.kind == "question" else d.requests for d in demands)
         wanted, made = int(figures.get("requests", 0)), int(figures.get("requests_made", 0))
         found[f"{record['stage']}@{record['key']}"] = (sum(d.requests for d in demands), expected, wanted, made)
     return found

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flows import declared, estimate, estimate_table, probe, recipe, workload
 from tasks.core.demand import Demand
+from tasks.core.errors import BadInput
 from tasks.core.serving import Prices
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,102 @@ def test_nothing_to_do(tmp_path: Path, mini: dict[str, Any], capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("everything is up to date")
 
 
+BASE = "sft of critique 12, fact 30, invent 2, refine 12, solve 40, usage 12"
+TRAIN = "sft of critique 16, fact 15, invent 5, own 16, refine 15, solve 16, usage 16"
+
+
+class Measuring:
+    """A probe that has found what it is given."""
+
+    def __init__(self, *findings: dict[str, Any]) -> None:
+        self.findings, self.request = findings, {}
+
+    def __call__(self, root: Path, request: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
+        self.request = request
+        return list(self.findings)
+
+
+def call(kind: str, step: float) -> dict[str, Any]:
+    """A finding: `step` seconds for a token of one row or many, nothing else."""
+    return {
+        "kind": kind, "draws": 1, "longest": 16, "probed": 16, "short": 16 * step, "short_steps": 16, "conversations": 32,
+        "rows": 32, "one": step, "full": [16 * step] * 2, "tokens": 16.0, "steps": 16, "ended": 0.0,
+    }  # fmt: skip
+
+
+def test_each_time_that_a_stage_asks_takes_steps(
+    tmp_path: Path, mini: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring = Measuring(
+        {"first": 0.5},
+        *(call(kind, 0.001) for kind in ("answer", "question", "refine")),
+        {"training": TRAIN, "fixed": 3.0, "steps": [0.2] * 8},
+        {"training": BASE, "fixed": 1.0, "steps": [0.1] * 8},
+    )
+    monkeypatch.setattr(probe, "measure", measuring)
+    made = estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1)
+    sample, evaluate = need(made, "sample", "i01"), need(made, "evaluate", "i00")
+    assert sample.engine_seconds is not None
+    assert evaluate.engine_seconds is not None
+    longest = made.measured.longest["solve"]
+    assert sample.engine_seconds == pytest.approx((0.5 + 0.001 * min(longest, 16), 0.5 + 0.016))
+    assert evaluate.engine_seconds[1] == pytest.approx(
+        0.5 + 2 * (3 * 0.016 + 2 * 0.004)
+    )  # greedy, drawn, refined; judged
+    train = need(made, "train", "i01")
+    assert train.training_seconds == pytest.approx((7, 7), rel=0.01)
+    assert need(made, "base").training_seconds == pytest.approx((31, 31), rel=0.01)
+    assert [asked["name"] for asked in measuring.request["train"]] == [BASE, TRAIN]
+    measuring.findings = measuring.findings[:-1]  # the probe did not get to the second
+    made = estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1)
+    assert need(made, "base").training_seconds == pytest.approx((63, 63), rel=0.05)
+
+
+def test_critiques_repeat_as_the_corpus_says(tmp_path: Path, mini: dict[str, Any]) -> None:
+    task = workload.task(tmp_path, mini, False)
+    questions = workload.count_questions(task.family, task.answers)
+    critique = need(told(tmp_path, mini), "critique", "i01")
+    assert critique.expected_requests == questions.expected(480)
+    assert questions.distinct / questions.asked * 480 > critique.expected_requests > questions.distinct
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "said"),
+    [
+        (0, "a warning\n", []),
+        (-9, "", ["it was killed, by a user or because the model is too large for the memory here"]),
+        (2, f"{probe.LARGE}: it takes 90.0 GB, and 9.0 GB are free\n", [f"{probe.LARGE}: it takes 90.0 GB, and 9.0 GB are free"]),
+        (
+            1,
+            "Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried\n",
+            [f"{probe.LARGE} (CUDA out of memory. Tried)"],
+        ),
+        (1, "Traceback ...\nValueError: what is this: a test\n", ["what is this: a test"]),
+        (1, "", ["ended with exit code 1"]),
+    ],
+)  # fmt: skip
+def test_why_the_probe_ended_is_one_line(code: int, errors: str, said: list[str]) -> None:
+    assert probe.reason(code, errors) == said
+
+
+def test_a_model_that_is_too_large_is_refused_before_it_is_loaded() -> None:
+    with pytest.raises(BadInput, match="too large for the memory here: it takes"):
+        probe.check_memory(10**15)
+
+
+def test_remarks_say_what_is_assumed_and_what_is_missing(
+    tmp_path: Path, mini: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        probe, "measure", Measuring({"problem": f"{probe.LARGE}: it takes 90.0 GB, and 9.0 GB are free"})
+    )
+    lines = estimate_table.remarks(estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1))
+    assert sum("too large" in line for line in lines) == 1
+    assert not any("--probe SECONDS" in line for line in lines)
+    assert any(line.startswith("no prices: ") for line in lines)
+    assert any("replies are as long as the seed corpus's" in line for line in lines)
+
+
 def test_the_table_says_what_is_unknown(tmp_path: Path, mini: dict[str, Any]) -> None:
     mini["prices"] = {**mini["prices"], "completion_tokens": 1_000_000.0, "prompt_tokens": 0.0}
     made = told(tmp_path, mini)
@@ -81,7 +178,8 @@ def test_prompts_of_the_users_own_without_a_corpus(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
     task = workload.task(tmp_path, params, False)
     assert (len(task.pool), task.heldout, task.probe, task.corpus) == (600, 200, 100, {})
-    assert workload.most_questions(task.family, task.answers) == (0, 1.0)
+    questions = workload.count_questions(task.family, task.answers)
+    assert (questions.most, questions.expected(7)) == (0, 7)
     asked = [Demand("answer", 10, 320), Demand("critique", 10, 320), Demand("refine", 10, 320)]
     kinds = workload.conversations(task, asked)
     assert kinds.keys() == {"answer", "critique", "refine"}

@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 BASE = {
     "pretrained": None,
     "chat_template": None,
+    "chat_template_options": {},
     "tokenizer": {"vocabulary_size": 300},
     "architecture": {**tiny.ARCHITECTURE, "max_position_embeddings": 32},
     "sft": {**tiny.SFT, "mixture": {"copy": 3}},

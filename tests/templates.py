@@ -5,7 +5,6 @@ Each has what makes its kind special: a switch for thoughts (Qwen3), the date an
 (Mistral). The text that tokenizers are trained on is GSM8K's where it is beside this repository, else some of its kind."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,17 +114,20 @@ def trained(kind: Kind) -> Any:
     return made
 
 
-def tokenizer(kind: Kind, texts: Sequence[str], size: int) -> Any:
+def tokenizer(kind: Kind, texts: list[str], size: int) -> Any:
     """A tokenizer of about `size` tokens, trained on `texts`, with the kind's control tokens and template. `<think>` and
     `</think>` are tokens that are not special, as Qwen3 has them."""
     from tokenizers import AddedToken, Tokenizer, decoders, processors
     from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+    from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Sequence, Split
     from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(BPE())
-    made.pre_tokenizer = ByteLevel(add_prefix_space=False) if kind.spaces is None else Metaspace("▁", kind.spaces)
+    if kind.spaces is None:
+        made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    else:  # no token of SentencePiece's joins a line's end to words
+        made.pre_tokenizer = Sequence([Split("\n", "isolated"), Metaspace("▁", kind.spaces)])
     alphabet = ByteLevel.alphabet() if kind.spaces is None else []
     specials = list(dict.fromkeys(token for token in (kind.eos, kind.bos, kind.end, *kind.controls) if token))
     trainer = BpeTrainer(vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)

@@ -10,9 +10,11 @@ Reads `data/tasks/family.json` (vocabulary) and `data/tasks/corpus.parquet` (tab
 Hugging Face cache has it not); whole, or a LoRA adapter. It is used as it is, and costs its hash and nothing else.
 `chat_template` is the name of a file in tasks/chat_templates: `plain`, or one of your own; null takes the tokenizer's
 own template, and refuses a model that has none. `chat_template_options` sets variables of the template's own
-(`{enable_thinking: false}`); they are written into it, and so hold for every model of the loop. Without `pretrained` a tokenizer is made (the family's words, or a byte-level
-BPE of `tokenizer.vocabulary_size` tokens trained on the corpus), a model of `architecture` is initialised
-from the seed, and `sft` trains it as tasks/blocks/training.py says.
+(`{enable_thinking: false}`); they are written into it, and so hold for every model of the loop.
+
+Without `pretrained` a tokenizer is made (the family's words, or a byte-level BPE of `tokenizer.vocabulary_size` tokens
+trained on the corpus), a model of `architecture` is initialised from the seed, and `sft` trains it as
+tasks/blocks/training.py says.
 """
 
 import json

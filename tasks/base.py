@@ -1,17 +1,20 @@
 """base: the model that the loop starts from, built and trained on the seed corpus, or a pretrained one.
 
 Reads `data/tasks/family.json` (vocabulary) and `data/tasks/corpus.parquet` (table SFT). Writes
-  data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else, or, with a chat
-                            template beside it, `base.json` (the same) and the tokenizer with that template
+  data/i00/candidate/       the model; with `pretrained`, a `pointer.json` to it and nothing else, or, where its chat template
+                            is changed, `base.json` (the same) and the tokenizer with the changed one
   data/i00/pointer.json     {path, digest} of what i01 may start from; policy.json says the same with a reason
   data/i00/{prompts,invented}.parquet, data/i00/dataset/   tables without rows: i01 extends them
 
 `pretrained` is a folder, relative to the repository or absolute, or the hub name of a model (fetched once if the local
 Hugging Face cache has it not); whole, or a LoRA adapter. It is used as it is, and costs its hash and nothing else.
 `chat_template` is the name of a file in tasks/chat_templates: `plain`, or one of your own; null takes the tokenizer's
-own template, and refuses a model that has none. Without `pretrained` a tokenizer is made (the family's words, or a
-byte-level BPE of `tokenizer.vocabulary_size` tokens trained on the corpus), a model of `architecture` is initialised
-from the seed, and `sft` trains it as tasks/blocks/training.py says.
+own template, and refuses a model that has none. `chat_template_options` sets variables of the template's own
+(`{enable_thinking: false}`); they are written into it, and so hold for every model of the loop.
+
+Without `pretrained` a tokenizer is made (the family's words, or a byte-level BPE of `tokenizer.vocabulary_size` tokens
+trained on the corpus), a model of `architecture` is initialised from the seed, and `sft` trains it as
+tasks/blocks/training.py says.
 """
 
 import json
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from tasks.blocks import training
 from tasks.core import architectures, digests, families, hub, models, rendering, tables
@@ -43,6 +46,7 @@ class BaseOptions(Options):
 
     pretrained: str | None
     chat_template: str | None
+    chat_template_options: dict[str, JsonValue]
     tokenizer: TokenizerOptions
     architecture: dict[str, Any]
     sft: training.SftOptions
@@ -53,8 +57,9 @@ def parse(section: Mapping[str, Any]) -> BaseOptions:
     options: BaseOptions = validate(BaseOptions, section, "base")
     if options.pretrained is None:
         architectures.check(options.architecture, "base.architecture")
+    rendering.check_options(options.chat_template_options)
     if options.chat_template is not None:
-        rendering.chat_template(options.chat_template)
+        rendering.with_options(rendering.chat_template(options.chat_template), options.chat_template_options)
     if options.sft.lora is not None and options.sft.lora.adapter == "keep":
         raise BadInput(
             "base.sft.lora.adapter: given 'keep', but the model below the adapter is made here and kept nowhere; use merge"
@@ -95,26 +100,39 @@ def run(context: Context) -> None:
 def _pretrained(context: Context, folder: str) -> Pointer:
     """Checks the pretrained model and points at it."""
     name, template = context.options.pretrained, context.options.chat_template
+    changed = "chat_template" if template is not None else "chat_template_options"
     if not (context.root / Path(name).expanduser()).is_dir() and hub.NAME.fullmatch(name):
         hub.fetch(name)
     source = models.resolve(context.root, Pointer(name, ""))
     models.validate_folder(source, template is None)
     pointer = Pointer(name, models.digest(source, context.scratch / digests.KNOWN))
-    if template is None:
+    if template is None and not context.options.chat_template_options:
         models.write_pointer(context.write(f"{folder}/{models.POINTER}").parent, pointer)
         return pointer
     if models.is_part(source):
-        raise BadInput(f"base.chat_template: {name} is an adapter, whose template is trained in; give null")
+        nothing = "null" if template is not None else "{}"
+        raise BadInput(f"base.{changed}: {name} is an adapter, whose template is trained in; give {nothing}")
     place = context.write(f"{folder}/{models.BASE}").parent
     models.write_pointer(place, pointer, models.BASE)
-    tokenizer = models.plain_tokenizer(source)
-    tokenizer.chat_template = rendering.chat_template(template)
+    tokenizer = models.stored_tokenizer(source)
+    _set_template(tokenizer, context.options)
     if tokenizer.eos_token is None:
-        raise BadInput(
-            f"base.chat_template: the tokenizer of {name} has no end token (eos_token), so no reply could end"
-        )
+        raise BadInput(f"base.{changed}: the tokenizer of {name} has no end token (eos_token), so no reply could end")
     tokenizer.save_pretrained(place)
     return Pointer(folder, models.digest(place))
+
+
+def _set_template(tokenizer: Any, options: BaseOptions) -> bool:
+    """Gives the tokenizer the chat template and the values of its variables; whether there was anything to change."""
+    if options.chat_template is not None:
+        tokenizer.chat_template = rendering.chat_template(options.chat_template)
+    if options.chat_template_options:
+        own = tokenizer.get_chat_template()
+        tokenizer.chat_template = rendering.with_options(own, options.chat_template_options)
+    changed = options.chat_template is not None or bool(options.chat_template_options)
+    if changed:
+        rendering.end_as_templated(tokenizer)
+    return changed
 
 
 def _trained(context: Context, folder: str) -> None:
@@ -129,11 +147,8 @@ def _trained(context: Context, folder: str) -> None:
     vocabulary = families.read(context).vocabulary()
     training.use_threads(options.sft.threads)
     tokenizer = rendering.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
-    if options.chat_template is not None:
-        tokenizer.chat_template = rendering.chat_template(options.chat_template)
-    known = digests.of_value(
-        [options.architecture, tokenizer.get_vocab(), options.chat_template and tokenizer.chat_template, context.seed]
-    )
+    template = tokenizer.chat_template if _set_template(tokenizer, options) else None
+    known = digests.of_value([options.architecture, tokenizer.get_vocab(), template, context.seed])
     initial = context.scratch / "training" / f"initial-{known}"
     models.build(options.architecture, tokenizer, context.seed, initial)
     job = training.Job(

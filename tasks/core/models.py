@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.core import architectures, digests, hub
+from tasks.core import architectures, digests, hub, rendering
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact
 
@@ -104,7 +104,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def plain_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer, with a chat template or without. Raises `BadInput` if it cannot be loaded."""
+    """The model's tokenizer, with a chat template or without; its end token is the one that its template writes. Raises
+    `BadInput` if it cannot be loaded."""
+    tokenizer = stored_tokenizer(folder)
+    if tokenizer.chat_template:
+        rendering.end_as_templated(tokenizer)
+    return tokenizer
+
+
+def stored_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer as its files have it. Raises `BadInput` if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:

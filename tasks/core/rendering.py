@@ -3,10 +3,14 @@
 Two tokenizers can be made. Word level: the family's vocabulary, one token per whitespace-separated word;
 every message is followed by a space, an assistant's message by the end token. Byte-level BPE: trained on
 the corpus; messages are marked by role tokens. `render` is the only way from messages to text, and it
-breaks up every special token that stands in a message's content: text cannot end a turn or open one.
+breaks up every special token that stands in a message's content: text cannot end a turn or open one. For a template
+that prints the date it is always `TODAY`: a prompt that changed at midnight would find none of its stored replies.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +23,13 @@ Messages = Sequence[Mapping[str, str]]
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
+TODAY = datetime(2024, 7, 26)  # what Llama's own templates print where they are given no date
+OPTIONS = "base.chat_template_options"
+GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now")  # to a template
+NO_SYSTEM = (
+    "; this model takes no system message: set prepare.options.system and system_field to null, or base.chat_template "
+    "to one of your own"
+)
 
 WORD_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -100,23 +111,80 @@ def bpe_tokenizer(texts: Iterator[str] | Sequence[str], size: int) -> "PreTraine
     )
 
 
+# --- chat templates ----------------------------------------------------------------------------------
+
+
 def chat_template(name: str) -> str:
     """The text of `tasks/chat_templates/NAME.jinja`. Stage base depends on that folder, so that an edit is seen. Raises
     `UnknownName`, and `BadInput` for a file that is no template."""
-    import jinja2
-
     files = {path.stem: path for path in sorted(CHAT_TEMPLATES.glob("*.jinja"))}
     if name not in files:
         where = "base.chat_template (files in tasks/chat_templates, without .jinja; copy yours there)"
         raise unknown_name("chat template", name, files, where)
     text = files[name].read_text(encoding="utf-8")
-    try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            text.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise BadInput(f"{files[name]}, line {error.lineno}: is no Jinja template: {error.message}") from error
+    _parsed(text, str(files[name]))
     return text
+
+
+def with_options(template: str, options: Mapping[str, Any]) -> str:
+    """The template with values (as JSON has them) for variables of its own. They hold where whoever renders gives none,
+    so they go wherever the template goes. Raises `UnknownName` for a variable that it does not read, `BadInput` for what
+    is no template."""
+    from jinja2 import meta
+
+    read = sorted(meta.find_undeclared_variables(_parsed(template, "the chat template")) - set(GIVEN))
+    for name in options:
+        if name not in read:
+            raise unknown_name("variable", name, read, f"{OPTIONS} (what the chat template reads)")
+    values = (f"{{% set {name} = {name} | default({_literal(value)}) %}}" for name, value in sorted(options.items()))
+    return "".join(values) + "\n" + template if options else template  # the line's end is not printed (trim_blocks)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises `BadInput` for names that no variable of a template has, or that have a value already."""
+    for name in options:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise BadInput(f"{OPTIONS}: given {name!r}; a variable's name has letters, digits and _")
+        if name in GIVEN or name.endswith("_token"):
+            raise BadInput(f"{OPTIONS}.{name}: every template is given that anyway; set variables of its own only")
+
+
+def _parsed(template: str, where: str) -> Any:
+    """As transformers reads it: with loop controls, and marks for what the assistant says."""
+    import jinja2
+
+    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    try:
+        return jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise BadInput(f"{where}, line {error.lineno}: is no Jinja template: {error.message}") from error
+
+
+def _literal(value: Any) -> str:
+    """A JSON value as Jinja writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(str(key))}: {_literal(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def end_as_templated(tokenizer: Any) -> None:
+    """Makes the special token with which the chat template ends a reply the tokenizer's end token (Gemma's tokenizers
+    name another). Left as it is where the template writes none, or writes its end token elsewhere too."""
+    word = "xyzzy"
+    spoken = [{"role": "user", "content": word}, {"role": "assistant", "content": word}]
+    try:
+        (text,) = render_many(tokenizer, [spoken], reply=False)
+    except StageFailed:  # a template of messages that are no plain text; what it is asked for will say so
+        return
+    rest = text.rpartition(word)[2]
+    ends = sorted((rest.find(token), -len(token), token) for token in special_tokens(tokenizer) if token in rest)
+    if not ends or ends[0][2] == tokenizer.eos_token:
+        return
+    before, tokenizer.eos_token = tokenizer.eos_token, ends[0][2]
+    if render_many(tokenizer, [spoken], reply=False) != [text]:
+        tokenizer.eos_token = before
 
 
 # --- text ------------------------------------------------------------------------------------------
@@ -138,9 +206,26 @@ def render_many(tokenizer: Any, conversations: Sequence[Messages], reply: bool =
         for conversation in conversations
     ]
     try:
-        return list(tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=reply))
+        return list(
+            tokenizer.apply_chat_template(
+                safe, tokenize=False, add_generation_prompt=reply, strftime_now=TODAY.strftime
+            )
+        )
     except Exception as error:  # jinja's own errors and whatever a template raises
-        raise StageFailed(f"the chat template refused a conversation: {error}") from error
+        why = str(error).rstrip(".") + _advice(tokenizer, safe, reply)
+        raise StageFailed(f"the chat template refused a conversation: {why}") from error
+
+
+def _advice(tokenizer: Any, conversations: Sequence[Messages], reply: bool) -> str:
+    """What to do where nothing but the system messages is refused."""
+    spoken = [[message for message in several if message["role"] != "system"] for several in conversations]
+    if all(len(kept) == len(several) for kept, several in zip(spoken, conversations, strict=True)):
+        return ""
+    try:
+        render_many(tokenizer, spoken, reply)
+    except StageFailed:
+        return ""
+    return NO_SYSTEM
 
 
 def special_tokens(tokenizer: Any) -> list[str]:

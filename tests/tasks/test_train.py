@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 BASE = {
     "pretrained": None,
     "chat_template": None,
+    "chat_template_options": {},
     "tokenizer": {"vocabulary_size": 300},
     "architecture": {**tiny.ARCHITECTURE, "max_position_embeddings": 32},
     "sft": {**tiny.SFT, "mixture": {"copy": 3}},
@@ -144,6 +145,45 @@ def test_a_pretrained_model_without_a_chat_template_gets_one_beside_it(context, 
     assert engine.tokenizer.chat_template == rendering.chat_template("plain")
     train.run(trained)
     assert models.load_tokenizer(candidate(trained)).chat_template == rendering.chat_template("plain")
+
+
+def test_a_template_gets_its_values_beside_a_pretrained_model_and_in_every_model_after_it(context, trained, tmp_path):
+    source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
+    template = "{% if short is defined %}{{ '1 2 ' }}{% endif %}" + rendering.WORD_TEMPLATE
+    (source / "chat_template.jinja").write_text(template)
+    given = {**BASE, "pretrained": "mine", "chat_template_options": {"short": True}}
+    base.run(replace(context, options=base.parse(given)))
+    assert "base.json" in {path.name for path in candidate(context).iterdir()}
+    assert not list(candidate(context).glob("*.safetensors"))
+    pointer = context.pointer("i00")
+    assert pointer.digest == models.digest(candidate(context)) != models.digest(source)
+    train.run(trained)
+    for folder, start in ((source, ""), (candidate(context), "1 2 "), (candidate(trained), "1 2 ")):
+        assert rendering.render(models.load_tokenizer(folder), tiny.user("3 :")) == f"{start}3 : "
+    with pytest.raises(UnknownName, match="unknown variable 'shrt'; did you mean 'short'"):
+        base.run(replace(context, options=base.parse({**given, "chat_template_options": {"shrt": True}})))
+
+
+def test_a_template_of_ones_own_gets_its_values_where_the_model_is_made_here(context, monkeypatch, tmp_path):
+    monkeypatch.setattr(rendering, "CHAT_TEMPLATES", tmp_path)
+    (tmp_path / "own.jinja").write_text("{{ first }}" + rendering.WORD_TEMPLATE)
+    own = {"chat_template": "own", "chat_template_options": {"first": "9 "}}
+    base.run(replace(context, options=base.parse({**BASE, **own})))
+    assert rendering.render(models.load_tokenizer(candidate(context)), tiny.user("3 :")) == "9 3 : "
+    with pytest.raises(UnknownName, match="unknown variable 'frst'; did you mean 'first'"):
+        base.parse({**BASE, **own, "chat_template_options": {"frst": "9 "}})
+
+
+def test_the_template_of_an_adapter_stays(context, trained, tmp_path):
+    base.run(context)
+    train.run(replace(trained, options=train.parse({"sft": {**TRAIN["sft"], "lora": tiny.LORA}})))
+    for changes, message in (
+        ({"chat_template": "plain"}, r"base\.chat_template: .* is an adapter, whose template is trained in; give null"),
+        ({"chat_template_options": {"a": 1}}, r"base\.chat_template_options: .* is an adapter, .*; give \{\}"),
+    ):
+        given = {**BASE, "pretrained": "data/i01/candidate", **changes}
+        with pytest.raises(BadInput, match=message):
+            base.run(replace(context, options=base.parse(given), staging=tmp_path / "new"))
 
 
 def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):

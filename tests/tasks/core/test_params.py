@@ -153,6 +153,8 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(params: dict[str, Any], p
             "filter.replay.parts (what the corpus has): unknown part 'solv'; did you mean",
         ),
         ("base.chat_template", "plane", "unknown chat template 'plane'; did you mean 'plain'?"),
+        ("base.chat_template_options", None, "base.chat_template_options: given None; input should be a valid dict"),
+        ("base.chat_template_options", {"tools": []}, "base.chat_template_options.tools: every template is given that"),
         ("train.sft.packing", 1, "train.sft.packing: given 1"),
         ("train.sft.pass_tokens", 0, "train.sft.pass_tokens: given 0"),
         ("train.sft.lora", {**LORA, "adapter": "kept"}, "train.sft.lora.adapter: given 'kept'; input should be 'keep'"),

@@ -77,7 +77,7 @@ class VllmEngine:
         self.room = _room(parts.adapter)
         self.shape = _shape(parts.weights)
         self.names = 0  # of adapters: one that was served before under the same path may have changed
-        self.texts = _texts(parts)
+        self.texts = _texts(folder, parts.weights)
         self.longest = min(serving.longest or UNBOUNDED, self.texts.positions)
         options = _options(parts, precision, batch_size, serving, self.longest, self.room)
         self.llm, self.watcher = _start(options, threads, serving)
@@ -95,7 +95,7 @@ class VllmEngine:
         room = _room(parts.adapter)
         if _shape(parts.weights) != self.shape or room.rank > self.room.rank or not room.layers <= self.room.layers:
             return False
-        self.texts = _texts(parts)
+        self.texts = _texts(folder, parts.weights)
         if self.resting:
             self._working(lambda: self.llm.wake_up(tags=["weights"]))
             self._read(parts.weights)
@@ -361,20 +361,19 @@ def _state(weights: Path) -> list[Any]:
     return [[str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns] for path, found in files]
 
 
-def _texts(parts: models.Parts) -> Texts:
+def _texts(folder: Path, weights: Path) -> Texts:
     """Raises `BadInput` for a configuration or tokenizer that transformers cannot load."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(parts.weights, **options)
-        tokenizer = AutoTokenizer.from_pretrained(parts.tokenizer, **options)
-        written = (parts.weights / "generation_config.json").is_file()
-        settings = GenerationConfig.from_pretrained(parts.weights) if written else config
+        config = AutoConfig.from_pretrained(weights, **options)
+        written = (weights / "generation_config.json").is_file()
+        settings = GenerationConfig.from_pretrained(weights) if written else config
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{parts.weights}: no model that transformers can load: {error}") from error
+        raise BadInput(f"{weights}: no model that transformers can load: {error}") from error
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Texts(tokenizer, getattr(settings, "eos_token_id", None), positions)
+    return Texts(models.plain_tokenizer(folder), getattr(settings, "eos_token_id", None), positions)
 
 
 def _errors() -> tuple[type[Exception], ...]:

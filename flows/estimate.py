@@ -97,6 +97,7 @@ class Measured:
     speeds: list[Speed] = field(default_factory=list)
     training: dict[str, Training] = field(default_factory=dict)  # by `_named`
     load: float = 0.0  # of the machine before measuring, a core
+    gpus: int = 0  # that the probe saw; it measures on one
     problem: str | None = None  # why the probe did not find everything
     real: bool = False  # whether the model is the one that will run, and no random one
 

@@ -122,6 +122,11 @@ def remarks(made: Estimate) -> list[str]:
             lines.append(
                 f"the machine was busy before measuring (load {found.load:.1f} a core): alone, a run may take a fraction of this"
             )
+    if found.gpus and (hours := _hours(made.wanted)):
+        lines.append(
+            f"GPU-hours: {hours[0]:.2f} to {hours[1]:.2f}, of one GPU; several share them (runner.workers, accelerate) and take "
+            "about as many together"
+        )
     if found.problem:
         more = "; --probe SECONDS gives it more time" if found.problem.startswith(probe.STOPPED) else ""
         lines.append(f"the probe did not get to its end: {found.problem}{more}")
@@ -137,6 +142,15 @@ def remarks(made: Estimate) -> list[str]:
             f"system has no reflinks; while training, each of up to 2 checkpoints takes about {more} (all weights trained)"
         )
     return lines
+
+
+def _hours(needs: Sequence[Need]) -> tuple[float, float] | None:
+    """Least and most hours of engine and trainer together; None where some are unknown."""
+    spans = [span for need in needs for span in (need.engine_seconds, need.training_seconds)]
+    known = [span for span in spans if span is not None]
+    if len(known) < len(spans):
+        return None
+    return sum(least for least, _ in known) / 3600, sum(most for _, most in known) / 3600
 
 
 def _priced(made: Estimate) -> bool:

@@ -80,9 +80,12 @@ def reason(code: int, errors: str) -> list[str]:
 
 def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
     """The findings, one after the other. `scratch`: an empty folder."""
+    import torch
+
     from tasks.core import models, rendering
 
     ends = time.monotonic() + request["seconds"]
+    yield {"gpus": torch.cuda.device_count()}
     folder = Path(request["folder"]) if request["folder"] else _built(request["random"], scratch / "model")
     known = sizes(folder, request["lora"])
     yield known

@@ -157,6 +157,19 @@ def test_remarks_say_what_is_assumed_and_what_is_missing(
     assert any("replies are as long as the seed corpus's" in line for line in lines)
 
 
+def test_gpu_hours_are_told_where_a_gpu_was_measured(tmp_path: Path, mini: dict[str, Any]) -> None:
+    made = told(tmp_path, mini)
+    made.measured.gpus = 1
+    assert not any("GPU-hours" in line for line in estimate_table.remarks(made))  # times are unknown
+    for one in made.needs:
+        one.engine_seconds, one.training_seconds = (36.0, 72.0), (0.0, 0.0)
+    hours = len(made.wanted) * 0.01
+    [line] = [line for line in estimate_table.remarks(made) if "GPU-hours" in line]
+    assert line.startswith(f"GPU-hours: {hours:.2f} to {2 * hours:.2f}, of one GPU; several share them")
+    made.measured.gpus = 0
+    assert not any("GPU-hours" in line for line in estimate_table.remarks(made))
+
+
 def test_the_table_says_what_is_unknown(tmp_path: Path, mini: dict[str, Any]) -> None:
     mini["prices"] = {**mini["prices"], "completion_tokens": 1_000_000.0, "prompt_tokens": 0.0}
     made = told(tmp_path, mini)

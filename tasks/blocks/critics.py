@@ -206,8 +206,7 @@ def _questions(options: FactoredCritique, counts: Counts) -> list[Demand]:
 
 
 def _drawn(options: Drawn, counts: Counts) -> list[Demand]:
-    draws = options.draws if options.temperature else 1
-    return [Demand("critique", counts.candidates * draws, options.max_new_tokens, draws)]
+    return judges.drawn(options, counts.candidates)
 
 
 REQUESTS: dict[Block, Requests] = {

@@ -322,7 +322,8 @@ BLOCKS: dict[str, Block] = {
 # --- requests --------------------------------------------------------------------------------------------
 
 
-def _drawn(options: Repeated, conversations: int) -> list[Demand]:
+def drawn(options: Repeated, conversations: int) -> list[Demand]:
+    """What a critic asks that draws replies to so many conversations."""
     draws = options.draws if options.temperature else 1
     longest = options.max_new_tokens if isinstance(options, Drawn) else CHOSEN
     return [Demand("critique", conversations * draws, longest, draws)]
@@ -336,15 +337,15 @@ def orders(pairs: int | None, counts: Counts) -> int:
 
 
 def _of_checklists(options: Checklist | ChecklistStructured, counts: Counts) -> list[Demand]:
-    return _drawn(options, counts.candidates * len(options.criteria))
+    return drawn(options, counts.candidates * len(options.criteria))
 
 
 def _of_pairs(options: Pairwise | PairwiseStructured, counts: Counts) -> list[Demand]:
-    return _drawn(options, orders(options.pairs, counts))
+    return drawn(options, orders(options.pairs, counts))
 
 
 REQUESTS: dict[Block, Requests] = {
-    judge_pointwise_structured: lambda options, counts: _drawn(options, counts.candidates),
+    judge_pointwise_structured: lambda options, counts: drawn(options, counts.candidates),
     judge_checklist: _of_checklists,
     judge_checklist_structured: _of_checklists,
     judge_pairwise: _of_pairs,

@@ -118,8 +118,8 @@ class Asker:
     def generate(
         self, messages: Sequence[Messages | str], sampling: Sampling, what: str, about: Sequence[int] | None = None
     ) -> list[list[Completion]]:
-        """`sampling.n` replies for each conversation (or text, see `render`), in order. Equal conversations are asked once and share
-        their replies. `what` names the work in progress bars. `about`: the draw of the candidate that each conversation
+        """`sampling.n` replies for each conversation (or text, see `render`), in order. Equal conversations are asked
+        once and share their replies. `what` names the work in progress bars. `about`: the draw of the candidate that each conversation
         is about, so that judging more samples of a prompt leaves the shards of the first ones as they are."""
         prompts = self.render(messages)
         if self.row_by_row:

@@ -20,8 +20,8 @@ Statistic = Literal["logprob", "self_certainty", "entropy"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy. `seed` and the sample number decide the draw. `choices`: the reply is one
-    of these texts, drawn token by token from what the model thinks of those that keep to one; empty: any reply."""
+    """How to sample. `temperature` 0 is greedy. `seed` and the sample number decide the draw. `choices`: the reply is
+    one of these texts, drawn token by token from what the model thinks of those that keep to one; empty: any reply."""
 
     n: int
     temperature: float
@@ -37,9 +37,9 @@ def one_of(choices: Sequence[str], text: str) -> str | None:
 
 
 class Completion(NamedTuple):
-    """One reply. `logprob`: sum over the new tokens (end of text included) in nats at temperature 1 (with
-    `choices` among the tokens that keep to them), rounded to 4 decimals, None where an endpoint gives none; `tokens`: new tokens, end of text included;
-    `prompt_tokens`: tokens of the prompt. A request that got no usable reply has `failed` and the reason: nothing
+    """One reply. `logprob`: sum over the new tokens (end of text included) in nats at temperature 1 (with `choices`
+    among the tokens that keep to them), rounded to 4 decimals, None where an endpoint gives none; `tokens`: new tokens,
+    end of text included; `prompt_tokens`: tokens of the prompt. A request that got no usable reply has `failed` and the reason: nothing
     may be read from it."""
 
     text: str

@@ -4,7 +4,8 @@ A reply of an endpoint is paid for when it has arrived, so each is a piece of wo
 request log (`tasks.core.request_log`) at once, under a key that covers the rendered prompt, the model's digest, the
 endpoint's identity (`engine.endpoint`), the sampling options, the seed and the number of the draw. Other rows play no
 part: more prompts or more samples ask only what is new, and a kill loses only the requests in flight. Rows that
-the log does not hold are asked in blocks, each a job of `Opener.map_shards`; a block whose rows have all arrived since asks nothing.
+the log does not hold are asked in blocks, each a job of `Opener.map_shards`; a block whose rows have all arrived since
+asks nothing.
 
 A request that gets no usable reply within its retries is *quarantined*: it stands as a completion that has `failed`, with
 the reason, and since nothing is logged for it, it is asked again the next time. More of them in one call than

@@ -46,8 +46,8 @@ def load(
     """The engine `name` with the model of `folder` in memory.
 
     `precision`: float32 or bfloat16; `threads`: CPU threads it computes with; `batch_size`: rows decoded
-    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and `BadInput` for a folder that holds no model or an
-    engine that is not installed.
+    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and
+    `BadInput` for a folder that holds no model or an engine that is not installed.
     """
     check_name(name)
     engine: Engine = import_module(ENGINES[name]).load(

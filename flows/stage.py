@@ -227,7 +227,7 @@ class Runner:
             where = f"its traceback could not be written ({unwritten})"
         said = str(error) if isinstance(error, AutodidactError) else f"{type(error).__name__}: {error}"
         said = said.removeprefix(f"{name}: ")
-        return StageFailed(f"{name} failed: {said}\n  nothing of it was kept; {where}")
+        return StageFailed(f"{name} failed: {said}\n  no artifact of it was kept; {where}")
 
 
 def summary(name: str, figures: Mapping[str, float], seconds: float) -> str:

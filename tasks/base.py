@@ -162,6 +162,7 @@ def _trained(context: Context, folder: str) -> None:
         progress=context.progress,
         curves=context.curves,
         apart=context.apart,
+        section="base.sft",
     )
     training.sft(job, options.sft)
     shutil.rmtree(initial)

@@ -66,6 +66,7 @@ def run(context: Context) -> None:
             pairs=pairs,
             output=folder if last else between / str(number),
             base=base if last else absolute,
+            section=f"train.{bound.name}",
             apart=context.apart,
             release=context.release,
             scratch=context.scratch,

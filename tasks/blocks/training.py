@@ -13,13 +13,16 @@ gradient_checkpointing, accelerate (null, or the configuration file that `accele
 GPUs or machines), lora (null, or an adapter: kept alone, or merged into the weights). `sft` also has packing: rows end
 to end instead of side by side.
 
-A training that was killed continues from its last checkpoint, and ends in the same bytes.
+A training that was killed continues from its last checkpoint, and ends in the same bytes. Where bytes are not promised
+(on a GPU, or with accelerate), it also does with other `pass_tokens` and `gradient_checkpointing`, which are what one
+changes when memory runs out.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,10 +30,10 @@ import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
-from tasks.core import batches, digests, models
+from tasks.core import batches, checkpoints, digests, memory, models
 from tasks.core.blocks import Block, Options
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, EmptyDataset, StageFailed
+from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
 
 VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
 Mixture = dict[str, Annotated[int, Field(ge=0)]]
@@ -115,6 +118,7 @@ class Job:
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     base: Pointer | None = None  # what an adapter that is kept names as its base; None: the initial model's own folder
     apart: Literal["auto", "always", "never"] = "never"  # whether in a process of its own; auto: where there is a GPU
+    section: str = ""  # of params.yaml, for messages, such as train.sft; "" if of none
     release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back, called before such a process
     curves: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
@@ -206,22 +210,24 @@ def _pair_batches(job: Job, options: DpoOptions) -> batches.PairBatches:
 
 
 def _reference(job: Job, options: DpoOptions, rows: batches.Rows) -> np.ndarray:
-    """Summed log-probabilities of the rows under the reference model."""
+    """Summed log-probabilities of the rows under the reference model. Raises `OutOfMemory`."""
 
     def progress(done: int, total: int) -> None:
         job.progress("reference", done, total)
 
-    if _apart(job, options):
-        from tasks.core import process
+    less = f"lower {job.section or 'dpo'}.pass_tokens (given {options.pass_tokens}), or use a smaller model"
+    with _advising("the reference model", lambda: less):
+        if _apart(job, options):
+            from tasks.core import process
 
-        place = job.scratch / "training" / f"reference-{digests.of_value([models.digest(job.reference), job.seed])}"
-        return process.reference_logps(
-            job.reference, rows, options.precision, progress, options.pass_tokens, options.threads, place
-        )
-    use_threads(options.threads)
-    from tasks.core.losses import reference_logps
+            place = job.scratch / "training" / f"reference-{digests.of_value([models.digest(job.reference), job.seed])}"
+            return process.reference_logps(
+                job.reference, rows, options.precision, progress, options.pass_tokens, options.threads, place
+            )
+        use_threads(options.threads)
+        from tasks.core.losses import reference_logps
 
-    return reference_logps(job.reference, rows, options.precision, progress, options.pass_tokens)
+        return reference_logps(job.reference, rows, options.precision, progress, options.pass_tokens)
 
 
 def _apart(job: Job, options: TrainingOptions) -> bool:
@@ -258,29 +264,23 @@ def _encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str]
 
 def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> None:
     """Trains, here or in a process of its own, and reports tokens, rows and speed."""
-    settings = options.model_dump(exclude={"checkpoint_steps"})
-    content = [source.digest() for source in sources]
     apart = _apart(job, options)
-    launch = digests.of_file(Path(options.accelerate)) if options.accelerate else None
-    initial = models.digest(job.initial, job.scratch / digests.KNOWN)
-    key = digests.of_value([VERSION, kind, initial, settings, job.seed, content, launch])
-    checkpoints = job.scratch / "training" / key
+    place = job.scratch / "training" / _key(kind, job, options, sources)
 
     def progress(done: int, total: int) -> None:
         job.progress(kind, done, total)
 
-    if apart:
-        from tasks.core import process
+    with _advising("training", lambda: _less(job.section or kind, options, place)):
+        if apart:
+            from tasks.core import process
 
-        asked = options.model_dump()
-        fitted = process.fit(kind, job.initial, job.output, checkpoints, sources, asked, job.seed, progress, job.base)
-    else:
-        use_threads(options.threads)
-        from tasks.core import trainers
+            asked = options.model_dump()
+            fitted = process.fit(kind, job.initial, job.output, place, sources, asked, job.seed, progress, job.base)
+        else:
+            use_threads(options.threads)
+            from tasks.core import trainers
 
-        fitted = trainers.fit(
-            kind, job.initial, job.output, checkpoints, sources, options, job.seed, progress, job.base
-        )
+            fitted = trainers.fit(kind, job.initial, job.output, place, sources, options, job.seed, progress, job.base)
     before = max((int(entry["step"]) for entry in job.curves), default=0)
     for entry in fitted.history:
         kept: dict[str, float] = {
@@ -298,3 +298,51 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
             f"{kind}_loss": fitted.history[-1]["loss"] if fitted.history else float("nan"),
         }
     )
+
+
+@contextlib.contextmanager
+def _advising(what: str, advice: Callable[[], str]) -> Iterator[None]:
+    """Says what takes less memory where it does not suffice."""
+    try:
+        with memory.told(f"{what} ran out of memory"):
+            yield
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{error}; {advice()}") from error
+
+
+def _exact(options: TrainingOptions) -> bool:
+    """Whether equal arguments give equal bytes: in one process and without a GPU."""
+    use_threads(options.threads)
+    import torch
+
+    return options.accelerate is None and not torch.cuda.is_available()
+
+
+def _key(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> str:
+    """Of the checkpoints: what decides what is learnt. Numbers of the reference model do through the model that they are
+    of: on a GPU they are not the same from run to run."""
+    known = job.scratch / digests.KNOWN
+    rounding = set() if _exact(options) else {"pass_tokens", "gradient_checkpointing"}
+    settings = options.model_dump(exclude={"checkpoint_steps", *rounding})
+    content = [
+        replace(source, reference=np.zeros(0)).digest() if isinstance(source, batches.PairBatches) else source.digest()
+        for source in sources
+    ]
+    launch = digests.of_file(Path(options.accelerate)) if options.accelerate else None
+    given = [models.digest(folder, known) for folder in (job.initial, job.reference)[: 1 + (kind == "dpo")]]
+    return digests.of_value([VERSION, kind, given, settings, job.seed, content, launch])
+
+
+def _less(section: str, options: TrainingOptions, place: Path) -> str:
+    """What takes less memory, and what is kept of a training that had not enough."""
+    ways = [f"lower {section}.pass_tokens (given {options.pass_tokens})"]
+    ways += [] if options.gradient_checkpointing else [f"set {section}.gradient_checkpointing"]
+    ways += [] if options.lora else [f"use {section}.lora"]
+    advice = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+    last = checkpoints.latest(place)
+    if last is None:
+        return f"{advice}; it begins anew, no checkpoint was written yet ({section}.checkpoint_steps: {options.checkpoint_steps})"
+    kept = f"it goes on from its last checkpoint (step {checkpoints.step(last)})"
+    if _exact(options):
+        return f"{advice}; {kept} if it is run again as it is, and begins anew with other options"
+    return f"{advice}; {kept}{'' if options.lora else ', with lora anew'}"

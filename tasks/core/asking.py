@@ -18,8 +18,10 @@ Engines behind endpoints are asked row by row, with a log in place of shards: se
 """
 
 import contextlib
+import gc
 import json
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -35,7 +37,7 @@ from tasks.core import digests, rows
 from tasks.core.context import Pointer, Progress
 from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Statistic, Taking
 from tasks.core.engines import ENDPOINTS
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.family import Messages
 from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
 
@@ -215,21 +217,37 @@ class Asker:
             self._engine = None
 
     def engine(self) -> Engine:
-        """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names."""
+        """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names, `OutOfMemory` if it
+        does not fit even alone."""
         if self._engine is None:
-            from tasks.core import engines, models
+            from tasks.core import models
 
             models.verify(self.folder, self.pointer, self.scratch / digests.KNOWN)
-            options = self.engine_options
-            self._engine = self.opener.make_room(self) or engines.load(
-                options["name"],
-                self.folder,
-                options["precision"],
-                options["threads"],
-                options["batch_size"],
-                self.opener.serving.get(options["name"]),
-            )
+            self._engine = self.opener.make_room(self) or self._load()
         return self._engine
+
+    def _load(self) -> Engine:
+        """Beside what is loaded; if memory does not suffice for that, in its place."""
+        from tasks.core import engines
+
+        options = self.engine_options
+        load = partial(
+            engines.load,
+            options["name"],
+            self.folder,
+            options["precision"],
+            options["threads"],
+            options["batch_size"],
+            self.opener.serving.get(options["name"]),
+        )
+        if others := self.opener.loaded(self):
+            with contextlib.suppress(OutOfMemory):
+                return load()
+            print(f"engine: no memory for {self.folder} beside another model, which is closed", file=sys.stderr)
+            for asker in others:
+                asker.close()
+            gc.collect()
+        return load()
 
     def endpoint(self) -> RowEngine:
         """The engine where it is one behind an endpoint. Nothing is sent yet."""
@@ -319,7 +337,8 @@ REPLIES = pl.Schema(
 
 @dataclass
 class Opener:
-    """Opens models by pointer. Keeps at most `keep` engines loaded, the least recently opened leaves first."""
+    """Opens models by pointer. Keeps at most `keep` engines loaded, fewer where memory does not suffice; the least recently
+    opened leaves first."""
 
     root: Path
     engine_options: Mapping[str, Any]
@@ -344,8 +363,7 @@ class Opener:
 
     def make_room(self, wanted: Asker) -> Engine | None:
         """Closes engines so that one more fits. Or gives one that has taken the wanted model in place of its own."""
-        loaded = [asker for asker in self._askers.values() if asker._engine is not None and asker is not wanted]
-        for asker in loaded:
+        for asker in self.loaded(wanted):
             if isinstance(engine := asker._engine, Taking):
                 asker._engine = None
                 self._resting.append(engine)
@@ -356,10 +374,14 @@ class Opener:
                 if engine.take(wanted.folder):
                     unless_taken.pop_all()
                     return engine
-        loaded = [asker for asker in loaded if asker._engine is not None]
+        loaded = self.loaded(wanted)
         for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
             asker.close()
         return None
+
+    def loaded(self, wanted: Asker) -> list[Asker]:
+        """Those beside the wanted one whose engines are loaded, the least recently opened first."""
+        return [asker for asker in self._askers.values() if asker._engine is not None and asker is not wanted]
 
     def take_usage(self) -> Usage:
         """What all its models used since the last call."""

@@ -57,6 +57,10 @@ class StageFailed(AutodidactError, RuntimeError):
     """A stage that could not finish; nothing of what it wrote is kept as an artifact."""
 
 
+class OutOfMemory(StageFailed, MemoryError):
+    """Memory, a GPU's or the machine's, did not suffice; the message says what takes less."""
+
+
 class EmptyDataset(StageFailed, ValueError):
     """Filtering left nothing to train on; the message says which block dropped how many and why."""
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.core import architectures, digests, hub, rendering
+from tasks.core import architectures, digests, hub, memory, rendering
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact
 
@@ -75,7 +75,7 @@ def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
 
 def load(folder: Path, dtype: Any, **options: Any) -> Any:
     """The model in the number format `dtype`, an adapter merged into it. Remote code is never run; `options` go to
-    transformers. Raises `BadInput` if transformers or peft cannot load it."""
+    transformers. Raises `BadInput` if transformers or peft cannot load it, a library's own error if memory runs out."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -92,6 +92,8 @@ def load(folder: Path, dtype: Any, **options: Any) -> Any:
         merged: Any = PeftModel.from_pretrained(model, str(found.adapter)).merge_and_unload()
         return merged.requires_grad_(True)  # peft froze them
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if memory.is_short(error):
+            raise
         raise BadInput(f"{folder} cannot be loaded as a language model: {error}") from error
 
 

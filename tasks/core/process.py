@@ -5,9 +5,11 @@
 
 `fit` and `reference_logps` do what those of `tasks.core.trainers` and `tasks.core.losses` do, with the same arguments,
 in such a process. FOLDER, in scratch, holds the request: `request.json` (paths, options, seed), `arrays.npz` (token
-rows and plans, no pickles), and afterwards the answer: `result.json`, `result.npy`. On CPU without `accelerate` the
-bytes are those of training in this process: the same code with the same threads. With it each process takes its share
-of a step's rows, which are summed in another order.
+rows and plans, no pickles), and afterwards the answer: `result.json`, `result.npy`; or what went wrong: `error.json` in
+words of this project, `unexpected.json` in others. (One of several processes may fail because another did, so the first
+goes before the second.) What it prints goes to a log beside FOLDER, which stays where nothing else says why it failed.
+On CPU without `accelerate` the bytes are those of training in this process: the same code with the same threads. With
+it each process takes its share of a step's rows, which are summed in another order.
 
 On several machines the same command runs on each of them, over a file system that they share; the stage gives it on
 the first, and prints it. A process that loses the one it works for stops.
@@ -16,6 +18,7 @@ the first, and prints it. A process that loses the one it works for stops.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -32,9 +35,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.core import batches
+from tasks.core import batches, memory
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 
 if TYPE_CHECKING:
     from tasks.core.trainers import Fitted
@@ -43,7 +46,8 @@ Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
 
 MARK = "@progress "
-LINES = 30  # of a failed process's output that are shown
+ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (BadInput, MemoryError)}
+ENDS = re.compile(r"(?:exitcode *: |died with <Signals\.)(-?\w+)")  # how launchers tell of a process that failed
 KINDS = {kind.__name__: kind for kind in (batches.SftBatches, batches.PairBatches, batches.Rows)}
 PARENT = "AUTODIDACT_PARENT"
 
@@ -119,7 +123,8 @@ def _request(folder: Path, request: Mapping[str, Any], arrays: Arrays) -> Any:
 
 
 def _run(folder: Path, accelerate: str | None, threads: int, progress: Progress) -> None:
-    """Runs the request and passes its progress on. Raises what it raised, `StageFailed` if it fell without a word."""
+    """Runs the request and passes its progress on. Raises what it raised (for a lack of memory `MemoryError`),
+    `OutOfMemory` where it was killed, `StageFailed` if it fell in another way."""
     asked = command(folder.absolute(), accelerate)
     if accelerate is not None:
         print(f"training: {' '.join(['accelerate launch', *asked[3:]])}", flush=True)
@@ -136,26 +141,44 @@ def _run(folder: Path, accelerate: str | None, threads: int, progress: Progress)
         errors="replace",
         start_new_session=True,  # so that all of its processes can be ended together
     )
-    last: deque[str] = deque(maxlen=LINES)
+    log = folder.with_suffix(".log")
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(MARK):
-                done, total = line.removeprefix(MARK).split()
-                progress(int(done), int(total))
-            else:
-                last.append(line.rstrip())
+        with log.open("w", encoding="utf-8") as written:
+            for line in process.stdout:
+                if line.startswith(MARK):
+                    done, total = line.removeprefix(MARK).split()
+                    progress(int(done), int(total))
+                else:
+                    written.write(line)
         process.wait()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if (folder / "error.json").is_file():
+    _check(folder, process.returncode, log)
+
+
+def _check(folder: Path, code: int, log: Path) -> None:
+    """Raises what went wrong. The log stays where only it says why."""
+    printed = log.read_text(encoding="utf-8").strip()
+    said = (folder / "error.json").is_file()
+    killed = code == -signal.SIGKILL or (code != 0 and not {"-9", "SIGKILL"}.isdisjoint(ENDS.findall(printed)))
+    if said or killed or not code:
+        log.unlink()
+    if said:
         error = json.loads((folder / "error.json").read_text())
-        raise {"BadInput": BadInput}.get(error["type"], StageFailed)(error["message"])
-    if process.returncode:
-        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        raise StageFailed(f"the training process ended with {how}\n" + "\n".join(last))
+        raise ERRORS.get(error["type"], StageFailed)(error["message"])
+    if killed:
+        raise OutOfMemory("the training process was killed (signal 9), most often because memory ran out")
+    if code:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        why = printed.rpartition("\n")[2]
+        if (folder / "unexpected.json").is_file():
+            why = json.loads((folder / "unexpected.json").read_text())["message"]
+        raise StageFailed(
+            f"the training process ended with {how} ({why}); what it printed is in {os.path.relpath(log)}"
+        )
 
 
 def _flatten(value: Any, name: str, into: Arrays) -> None:
@@ -248,11 +271,21 @@ def main(folder: Path) -> int:
     try:
         work(folder)
     except (BadInput, StageFailed) as error:
-        aside = folder / f"error-{os.getpid()}.json"
-        aside.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
-        aside.replace(folder / "error.json")
+        _leave(folder / "error.json", error, str(error))
         return 1
+    except Exception as error:
+        if memory.is_short(error):
+            _leave(folder / "error.json", MemoryError(), memory.reason(error))
+        else:
+            _leave(folder / "unexpected.json", error, traceback.format_exception_only(error)[0].partition("\n")[0])
+        raise  # its traceback goes to the log
     return 0
+
+
+def _leave(path: Path, error: Exception, message: str) -> None:
+    aside = path.with_name(f"{path.stem}-{socket.gethostname()}-{os.getpid()}.json")
+    aside.write_text(json.dumps({"type": type(error).__name__, "message": message}))
+    aside.replace(path)
 
 
 if __name__ == "__main__":

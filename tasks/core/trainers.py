@@ -41,14 +41,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from tasks.core import adapters, models
+from tasks.core import adapters, checkpoints, models
 from tasks.core.batches import Batches, Rows, SftBatches, pack
 from tasks.core.context import Pointer
 from tasks.core.errors import StageFailed
 from tasks.core.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
-
-COMPLETE = "complete"  # marker of a checkpoint that was written to its end
-
 
 # --- batches ---------------------------------------------------------------------------------------
 
@@ -185,7 +182,7 @@ class _Report(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / checkpoints.COMPLETE).touch()
 
 
 def schedule(kind: str, steps: int, warmup: int, final_share: float) -> Callable[[int], float]:
@@ -225,7 +222,7 @@ def fit(
     kind: str,
     initial: Path,
     output: Path,
-    checkpoints: Path,
+    place: Path,
     sources: Sequence[Batches],
     options: Any,
     seed: int,
@@ -233,12 +230,12 @@ def fit(
     base: Pointer | None = None,
 ) -> Fitted:
     """Trains `initial` ("sft" or "dpo") and writes the model to `output`, in the number format of `initial`; an adapter
-    that is kept names `base`. `options`: see `tasks.blocks.training`. `checkpoints` is removed when the model is
-    written."""
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    latest = _latest(checkpoints)
+    that is kept names `base`. `options`: see `tasks.blocks.training`. `place`, of the checkpoints, is removed when the
+    model is written. Raises `StageFailed` where model and options do not fit each other."""
+    place.mkdir(parents=True, exist_ok=True)
+    latest = checkpoints.latest(place)
     logging.set_verbosity_error()
-    arguments = arguments_for(kind, checkpoints, options, seed)  # comes first: DeepSpeed and FSDP load models their way
+    arguments = arguments_for(kind, place, options, seed)  # before the model: DeepSpeed and FSDP load it their way
     model, tokenizer = adapters.initial(initial, options), models.load_tokenizer(initial)
     config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
@@ -268,16 +265,16 @@ def fit(
             _write(trainer.model, state, initial, tokenizer, aside)
         shutil.rmtree(output, ignore_errors=True)
         aside.replace(output)
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(place)
     accelerator.wait_for_everyone()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Fitted(history, options.steps - (report.first or 0), seconds)
 
 
-def arguments_for(kind: str, checkpoints: Path, options: Any, seed: int) -> SFTConfig | DPOConfig:
+def arguments_for(kind: str, place: Path, options: Any, seed: int) -> SFTConfig | DPOConfig:
     """The settings of TRL's trainer, none of them left to its defaults where results or behaviour depend on it."""
     common: dict[str, Any] = {
-        "output_dir": str(checkpoints),
+        "output_dir": str(place),
         "max_steps": options.steps,
         "per_device_train_batch_size": 1,
         "learning_rate": options.learning_rate,
@@ -374,14 +371,3 @@ def _write(model: Any, state: Any, initial: Path, tokenizer: Any, folder: Path) 
     state = {name: tensor.to("cpu", dtype) for name, tensor in state.items()}
     model.config.dtype = dtype
     models.save(model, tokenizer, folder, state)
-
-
-def _latest(checkpoints: Path) -> Path | None:
-    """The newest complete checkpoint; those that were cut off while they were written are removed."""
-    found: dict[int, Path] = {}
-    for folder in checkpoints.glob("checkpoint-*"):
-        if (folder / COMPLETE).is_file():
-            found[int(folder.name.rpartition("-")[2])] = folder
-        else:
-            shutil.rmtree(folder, ignore_errors=True)  # of several processes each tries
-    return found[max(found)] if found else None

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tasks import base, train
-from tasks.core import engines, models, rendering, tables
+from tasks.core import engines, models, rendering, tables, trainers
 from tasks.core.context import Context, Pointer
-from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, StageFailed, UnknownName
+from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, OutOfMemory, StageFailed, UnknownName
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -259,6 +259,21 @@ def test_train_writes_a_candidate_with_its_lineage(trained):
     assert trained.tags["initial"] == start["digest"]
     before = (trained.root / "data/i00/candidate/model.safetensors").read_bytes()
     assert (candidate(trained) / "model.safetensors").read_bytes() != before
+
+
+def test_memory_that_runs_out_names_the_section(trained, monkeypatch):
+    def fail(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(trainers, "log_probabilities", fail)
+    named = {"mine": {"block": "dpo", **DPO}}
+    for stage, section, options in (
+        (base, "base.sft", base.parse(BASE)),
+        (train, "train.sft", train.parse(TRAIN)),
+        (train, "train.mine", train.parse(named)),
+    ):
+        with pytest.raises(OutOfMemory, match=rf"lower {section}\.pass_tokens \(given 16384\)"):
+            stage.run(replace(trained, options=options))
 
 
 def test_sft_runs_before_dpo_and_dpo_starts_from_it(trained, tmp_path):

@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.core import models
+from tasks.core import memory, models
 from tasks.core.engine import Completion, Sampling, Statistic
 from tasks.core.engines import cache, draws, statistics
 from tasks.core.engines.choices import Choices
 from tasks.core.engines.texts import Texts
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFILL_ROWS = 32  # on CPU, where more rows than these cost in proportion and unequal lengths waste attention
@@ -44,7 +44,8 @@ def load(
     """The engine with the model and tokenizer of `folder` (safetensors; no code of the folder is run); an adapter is
     merged into its base in memory.
 
-    Raises `BadInput` for an unknown precision or a folder that holds no such model.
+    Raises `BadInput` for an unknown precision or a folder that holds no such model, `OutOfMemory` for one that does not
+    fit into memory.
     """
     if precision not in PRECISIONS:
         raise BadInput(f"engine.precision: given {precision!r}; allowed are {', '.join(PRECISIONS)}")
@@ -54,12 +55,15 @@ def load(
         raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    less = "" if precision == "bfloat16" else "engine.precision: bfloat16 halves it; or "
+    advice = f"{less}end what else uses memory, or use a smaller model"
     try:
         tokenizer = models.plain_tokenizer(folder)
-        model = models.load(folder, PRECISIONS[precision])
+        with memory.told(f"{folder} does not fit into memory", advice):
+            model = models.load(folder, PRECISIONS[precision]).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder}: no model that transformers can load: {error}") from error
-    return TransformersEngine(model.to(device).eval(), tokenizer, threads, batch_size)
+    return TransformersEngine(model, tokenizer, threads, batch_size)
 
 
 class TransformersEngine:
@@ -136,7 +140,7 @@ class TransformersEngine:
     def _halving(self, compute: Callable[[int], Result], size: int) -> tuple[Result, int]:
         """What `compute(size)` gives, and the size at which memory sufficed: the one given, or halved some times.
 
-        Raises `StageFailed` if it never does."""
+        Raises `OutOfMemory` if it never does."""
         reason: BaseException | None = None
         for smaller in dict.fromkeys(max(1, size >> halving) for halving in range(HALVINGS + 1)):
             if reason is not None:
@@ -144,16 +148,16 @@ class TransformersEngine:
             try:
                 return compute(smaller), smaller
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not memory.is_short(error):
                     raise
                 reason = error
                 self.memory = None
                 error.__traceback__ = None  # its frames hold what has to be freed
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-        raise StageFailed(
+        raise OutOfMemory(
             f"the engine ran out of memory with batches of {size} and of {smaller}; lower engine.batch_size, or use "
-            f"shorter replies or a smaller model ({str(reason).splitlines()[0] if str(reason) else 'MemoryError'})"
+            f"shorter replies or a smaller model ({memory.reason(reason) if reason else ''})"
         )
 
     def _decode(
@@ -272,12 +276,6 @@ class _Live:
             values = getattr(self, name)
             values[: len(order)] = values[order]
         self.count = len(order)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class of its own for GPUs only."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in words
 
 
 def _longest_first(tokens: Sequence[Sequence[int]]) -> list[int]:

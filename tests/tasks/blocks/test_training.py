@@ -1,7 +1,14 @@
 """The two training blocks on a tiny model: what they change, what they repeat exactly, what they refuse."""
 
+import contextlib
 import json
+import os
 import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -10,9 +17,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import engines, models, rendering, tables
+from tasks.core import engines, losses, models, process, rendering, tables, trainers
 from tasks.core.engine import Sampling
-from tasks.core.errors import BadInput, EmptyDataset, StageFailed
+from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -107,6 +114,109 @@ def test_a_killed_training_continues_to_the_same_bytes(train, tmp_path, options)
     assert files(cut.output) == files(whole.output)
     assert not list((tmp_path / "scratch" / "training").iterdir())
     assert [point["loss"] for point in cut.curves] == [point["loss"] for point in whole.curves]
+
+
+TOO_MUCH = "CUDA out of memory. Tried to allocate 2.00 GiB."
+LESS = "lower train.one.pass_tokens (given 16384), set train.one.gradient_checkpointing or use train.one.lora"
+KEPT_EXACT = (
+    "it goes on from its last checkpoint (step 5) if it is run again as it is, and begins anew with other options"
+)
+
+
+def failing(module, call, end):
+    """`log_probabilities` of a module that does `end` at its `call`-th call; patched within `with`."""
+    real, calls = module.log_probabilities, []
+
+    def limited(*given):
+        calls.append(given)
+        if len(calls) == call:
+            end()
+        return real(*given)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "log_probabilities", limited)
+    return contextlib.closing(SimpleNamespace(close=patch.undo))
+
+
+def too_much():
+    raise torch.OutOfMemoryError(TOO_MUCH)
+
+
+@pytest.mark.parametrize(("options", "call"), [(SFT, 8), (DPO, 15)])  # of DPO two passes a step
+def test_training_that_runs_out_of_memory_goes_on_to_the_same_bytes(train, options, call):
+    whole = train(options, "whole")
+    with failing(trainers, call, too_much), pytest.raises(OutOfMemory) as caught:
+        train(options, "cut", section="train.one")
+    assert str(caught.value) == f"training ran out of memory ({TOO_MUCH}); {LESS}; {KEPT_EXACT}"
+    cut = train(options, "cut", section="train.one")
+    assert files(cut.output) == files(whole.output)
+    assert losses_of(cut) == losses_of(whole)
+    assert cut.spent["training_tokens"] < 0.8 * whole.spent["training_tokens"]  # steps 6 to 12 only
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (
+            "resource.setrlimit(resource.RLIMIT_AS, (space() + 2**26, resource.RLIM_INFINITY)); torch.zeros(2**30)",
+            r"training ran out of memory \(.*can't allocate memory",
+        ),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            r"the training process was killed \(signal 9\), most often because memory ran out; lower",
+        ),
+    ],
+    ids=["too little memory", "killed"],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by RLIMIT_AS")
+def test_a_process_of_its_own_that_runs_out_of_memory_goes_on_to_the_same_bytes(train, monkeypatch, end, message):
+    whole = train(SFT, "whole")
+    monkeypatch.setattr(process, "command", lambda folder, _: [sys.executable, "-c", FALLING, str(folder), end])
+    with pytest.raises(OutOfMemory, match=f"^{message}") as caught:
+        train(SFT, "cut", apart="always", section="train.one")
+    assert str(caught.value).endswith(f"; {LESS}; {KEPT_EXACT}")
+    cut = train(SFT, "cut")
+    assert cut.spent["training_tokens"] < 0.8 * whole.spent["training_tokens"]
+    assert files(cut.output) == files(whole.output)
+    assert not list((cut.scratch / "training").iterdir())
+
+
+FALLING = """
+import os, resource, signal, sys
+from pathlib import Path
+import torch
+from tasks.core import process
+from tests.tasks.blocks import test_training
+
+def space():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+with test_training.failing(test_training.trainers, 8, lambda: exec(sys.argv[2])):
+    sys.exit(process.main(Path(sys.argv[1])))
+"""
+
+
+def test_with_a_smaller_pass_it_goes_on_where_bytes_are_not_promised(train, monkeypatch):
+    whole = train(SFT, "whole")
+    monkeypatch.setattr(training, "_exact", lambda options: False)  # as on a GPU
+    with failing(trainers, 8, too_much), pytest.raises(OutOfMemory, match=r"\(step 5\), with lora anew$"):
+        train(SFT, "cut")
+    cut = train({**SFT, "pass_tokens": 12, "gradient_checkpointing": True}, "cut")
+    assert losses_of(cut) == pytest.approx(losses_of(whole), rel=1e-3)
+    assert cut.spent["training_tokens"] < 0.8 * whole.spent["training_tokens"]
+
+
+def test_memory_runs_out_before_the_first_checkpoint(train):
+    given = {**SFT, "lora": LORA, "gradient_checkpointing": True}
+    with failing(trainers, 2, too_much), pytest.raises(OutOfMemory) as caught:
+        train(given)
+    assert str(caught.value).endswith(
+        "; lower sft.pass_tokens (given 16384); it begins anew, no checkpoint was written yet (sft.checkpoint_steps: 5)"
+    )
+    with failing(losses, 1, too_much), pytest.raises(OutOfMemory) as caught:
+        train(DPO, section="train.two")
+    less = "lower train.two.pass_tokens (given 16384), or use a smaller model"
+    assert str(caught.value) == f"the reference model ran out of memory ({TOO_MUCH}); {less}"
 
 
 def test_changed_options_do_not_continue_an_old_checkpoint(train, tmp_path):
@@ -227,6 +337,61 @@ def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, capfd)
     (tmp_path / "two.yaml").write_text(ACCELERATE)
     two = train({**SFT, "accelerate": str(tmp_path / "two.yaml")}, "two")
     assert f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.process" in capfd.readouterr().out
+    one = train(SFT, "one")
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
+    assert set(files(two.output)) == set(files(one.output))
+
+
+FSDP = (
+    ACCELERATE.replace("MULTI_GPU", "FSDP")
+    + """
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+"""
+)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="processes on CPUs exchange through gloo")
+def test_an_adapter_on_a_model_that_two_processes_share_among_them(train, tmp_path):
+    """FSDP2, whose state has to be gathered before the adapter is written."""
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    calm = {**SFT, "lora": {**KEPT, "dropout": 0.0}}  # dropout is drawn for the rows that a process has
+    two, one = train({**calm, "accelerate": str(tmp_path / "fsdp.yaml")}, "two"), train(calm, "one")
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
+    assert set(files(two.output)) == set(files(one.output))
+    there, here = (load_file(job.output / "adapter_model.safetensors") for job in (two, one))
+    assert there.keys() == here.keys()
+    assert all(torch.allclose(there[name], tensor, atol=2e-3) for name, tensor in here.items())
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="processes on CPUs exchange through gloo")
+def test_two_machines(train, tmp_path, monkeypatch, capfd):
+    """The second is given the command that the first one prints, from the repository's root, with its rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = f"main_process_port: {free.getsockname()[1]}\nmain_process_ip: 127.0.0.1"
+    settings = ACCELERATE.replace("num_machines: 1", "num_machines: 2").replace("main_process_port: 0", port)
+    (tmp_path / "machines.yaml").write_text(settings)
+    root = Path(__file__).parents[3]
+    started = []
+
+    def start(folder, accelerate):
+        asked = command(folder, accelerate)
+        before = asked.index("-m", asked.index("-m") + 1)
+        given = [*asked[:before], "--machine_rank", "1", *asked[before:]]
+        alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        started.append((asked, subprocess.Popen(given, cwd=root, env=alone, stdout=subprocess.DEVNULL)))
+        return asked
+
+    command = process.command
+    monkeypatch.setattr(process, "command", start)
+    two = train({**SFT, "accelerate": str(tmp_path / "machines.yaml")}, "two")
+    ((asked, other),) = started
+    assert other.wait(timeout=60) == 0
+    assert f"training: accelerate launch {' '.join(asked[3:])}\n" in capfd.readouterr().out
     one = train(SFT, "one")
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
     assert set(files(two.output)) == set(files(one.output))

@@ -12,7 +12,7 @@ from tasks.core import asking, engines
 from tasks.core.asking import Opener, Usage, installed
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tests.support import ENGINE, Scripted, asker, digest_of, user
 
 QUESTIONS = [user(f"add {i} {i}") for i in range(50)]
@@ -209,6 +209,49 @@ def test_an_engine_that_fails_to_take_a_model_is_closed(tmp_path, monkeypatch):
         second.engine()
     assert broken.closed
     assert first._engine is second._engine is None
+
+
+def full(loads, error):
+    """`engines.load` where memory holds one model; what it loaded, and how often it was asked."""
+    held = []
+
+    def load(name, folder, *rest):
+        loads.append(folder.name)
+        if any(not engine.closed for engine in held):
+            raise error
+        held.append(Scripted(echo))
+        return held[-1]
+
+    return load
+
+
+def test_a_model_without_room_beside_another_takes_its_place(tmp_path, monkeypatch, capsys):
+    first, second = opened(tmp_path, ["a", "b"])
+    loads = []
+    monkeypatch.setattr(engines, "load", full(loads, OutOfMemory("b does not fit into memory")))
+    engine = first.engine()
+    assert second.engine() is second._engine is not None
+    assert (engine.closed, first._engine, loads) == (True, None, ["a", "b", "b"])
+    assert "no memory for" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_fit_alone_is_said_once(tmp_path, monkeypatch):
+    first, second = opened(tmp_path, ["a", "b"])
+    monkeypatch.setattr(engines, "load", full([], OutOfMemory("")))
+    first.engine()
+
+    def never(name, folder, *rest):
+        raise OutOfMemory(f"{folder.name} does not fit into memory")
+
+    monkeypatch.setattr(engines, "load", never)
+    with pytest.raises(OutOfMemory, match="b does not fit"):
+        second.engine()
+    assert first._engine is None
+    monkeypatch.setattr(engines, "load", full([], StageFailed("its weights cannot be read")))
+    kept = first.engine()
+    with pytest.raises(StageFailed, match="cannot be read"):
+        second.engine()
+    assert not kept.closed
 
 
 def test_versions_are_those_of_the_package_that_is_installed():

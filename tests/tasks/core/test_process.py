@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from tasks.core import batches, process
-from tasks.core.errors import BadInput, StageFailed
+from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 
 ROOT = Path(__file__).parents[3]
 ROWS = batches.Rows(np.arange(7), np.array([0, 3]), np.array([3, 4]), np.array([1, 2]))
@@ -44,14 +45,51 @@ def run(monkeypatch, folder, code):
 def test_progress_and_failures_come_back(monkeypatch, tmp_path):
     says = "print('chatter'); print('@progress 3 9', flush=True)"
     assert run(monkeypatch, tmp_path, says) == [(3, 9)]
-    with pytest.raises(StageFailed, match=r"ended with exit code 4\nchatter"):
-        run(monkeypatch, tmp_path, f"{says}; raise SystemExit(4)")
-    with pytest.raises(StageFailed, match="ended with signal 9"):
-        run(monkeypatch, tmp_path, "import os; os.kill(os.getpid(), 9)")
-    for kind in (BadInput, StageFailed):
+    for kind in (BadInput, StageFailed, MemoryError):
         (tmp_path / "error.json").write_text(json.dumps({"type": kind.__name__, "message": "no such layer"}))
-        with pytest.raises(kind, match="no such layer"):
-            run(monkeypatch, tmp_path, "raise SystemExit(1)")
+        with pytest.raises(kind, match=r"^no such layer$"):
+            run(monkeypatch, tmp_path, f"{says}; raise SystemExit(1)")
+    assert not log(tmp_path).exists()
+
+
+def log(folder):
+    return folder.with_name(f"{folder.name}.log")
+
+
+def test_an_end_without_a_word_is_one_line_and_a_log(monkeypatch, tmp_path):
+    says = "print('chatter'); print('the last')"
+    for end, how in (
+        ("raise SystemExit(4)", "exit code 4"),
+        ("import os, sys; sys.stdout.flush(); os.abort()", "signal 6"),
+    ):
+        with pytest.raises(StageFailed) as caught:
+            run(monkeypatch, tmp_path, f"{says}; {end}")
+        place = os.path.relpath(log(tmp_path))
+        assert str(caught.value) == f"the training process ended with {how} (the last); what it printed is in {place}"
+        assert log(tmp_path).read_text() == "chatter\nthe last\n"
+    (tmp_path / "unexpected.json").write_text(json.dumps({"type": "KeyError", "message": "KeyError: 'x'"}))
+    with pytest.raises(StageFailed, match=r"exit code 1 \(KeyError: 'x'\); what"):
+        run(monkeypatch, tmp_path, f"{says}; raise SystemExit(1)")
+    (tmp_path / "error.json").write_text(json.dumps({"type": "BadInput", "message": "no such layer"}))
+    with pytest.raises(BadInput, match=r"^no such layer$"):  # what another of its processes said
+        run(monkeypatch, tmp_path, f"{says}; raise SystemExit(1)")
+    assert not log(tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.kill(os.getpid(), 9)",
+        "print('  exitcode  : -9 (pid: 7)'); raise SystemExit(1)",  # of accelerate launch, several processes
+        "print('died with <Signals.SIGKILL: 9>.'); raise SystemExit(1)",  # and one
+    ],
+)
+def test_a_killed_process_is_said_to_be(monkeypatch, tmp_path, code):
+    with pytest.raises(OutOfMemory) as caught:
+        run(monkeypatch, tmp_path, code)
+    assert str(caught.value) == "the training process was killed (signal 9), most often because memory ran out"
+    assert not log(tmp_path).exists()
+    run(monkeypatch, tmp_path, "print('via Signals.SIGKILL, exitcode: -15'); raise SystemExit(0)")
 
 
 def test_an_interrupted_caller_ends_it(monkeypatch, tmp_path):
@@ -86,6 +124,26 @@ def test_the_command(tmp_path):
     launched = process.command(tmp_path, "two.yaml")[1:]
     assert launched[:4] == ["-m", "accelerate.commands.launch", "--config_file", "two.yaml"]
     assert launched[4:] == ["-m", "tasks.core.process", str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "written"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "error", ["MemoryError", "CUDA out of memory."]),
+        (ValueError("no such\nlayer"), "unexpected", ["ValueError", "ValueError: no such"]),
+    ],
+)
+def test_other_errors_are_written_down_too(tmp_path, monkeypatch, error, name, written):
+    def fail(folder):
+        raise error
+
+    monkeypatch.setattr(process, "work", fail)
+    monkeypatch.delenv(process.PARENT, raising=False)
+    with pytest.raises(type(error)):
+        process.main(tmp_path)
+    (found,) = tmp_path.iterdir()
+    assert found.name == f"{name}.json"
+    assert list(json.loads(found.read_text()).values()) == written
 
 
 def test_what_is_refused_is_written_down(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The transformers engine on tiny random models: against `generate`, full forward passes and exact distributions."""
 
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tasks.core import engines
 from tasks.core.engines import cache, draws
-from tasks.core.errors import BadInput, StageFailed, UnknownName
+from tasks.core.errors import BadInput, OutOfMemory, StageFailed, UnknownName
 from tests import engines as contract
 from tests.engines import KINDS, PROMPTS, RESPONSES, WORDS, build, same, sampled, sampling
 
@@ -250,9 +252,51 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 def test_out_of_memory_for_good_is_said_once_with_what_to_do(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engines.load("transformers", qwen, "float32", 1, 16)
     asked = short_of_memory(monkeypatch, 0, OUT_OF_MEMORY[0])
-    with pytest.raises(StageFailed, match=r"out of memory with batches of 16 and of 1; lower engine\.batch_size"):
+    with pytest.raises(OutOfMemory, match=r"out of memory with batches of 16 and of 1; lower engine\.batch_size"):
         engine.generate(PROMPTS, sampling())
     assert asked == [16, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize(("precision", "halves"), [("float32", True), ("bfloat16", False)])
+def test_a_model_that_does_not_fit_is_named(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, precision: str, halves: bool
+) -> None:
+    def move(self: Any, device: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(PreTrainedModel, "to", move)
+    with pytest.raises(OutOfMemory) as caught:
+        engines.load("transformers", qwen, precision, 1, 8)
+    message = str(caught.value)
+    assert message.startswith(f"{qwen} does not fit into memory ({str(error)[:20] or 'MemoryError'}")
+    assert ("engine.precision: bfloat16 halves it" in message) == halves
+    assert message.endswith("end what else uses memory, or use a smaller model")
+
+
+SHORT = """
+import resource, sys, torch
+from pathlib import Path
+from tasks.core import engines
+engines.load("transformers", Path(sys.argv[1]), "float32", 1, 8)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24, resource.RLIM_INFINITY))
+try:
+    engines.load("transformers", Path(sys.argv[2]), "float32", 1, 8)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by RLIMIT_AS")
+def test_a_process_with_too_little_memory_says_so(qwen: Path, tmp_path: Path) -> None:
+    """A model of 64 MB where 16 MB are left."""
+    large = build(tmp_path / "large", "qwen3", vocab_size=1 << 20, tie_word_embeddings=True)
+    command = [sys.executable, "-c", SHORT, str(qwen), str(large)]
+    root = Path(__file__).parents[3]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"OutOfMemory {large} does not fit into memory (")
+    assert "annot allocate memory" in said
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:

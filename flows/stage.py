@@ -245,15 +245,20 @@ def silence() -> None:
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # says at each end that it has not ended yet
 
 
-def command(root: Path, stage: str, key: str | None = None, pid: int | None = None) -> int:
+def command(root: Path, stage: str, key: str | None = None, pid: int | None = None, fork: bool = False) -> int:
     """Runs the stage with a server, says on stderr what went wrong; the exit code.
 
-    `pid`: the process on whose behalf this one works, if not its own."""
+    `pid`: the process on whose behalf this one works, if not its own. `fork`: the process that has the libraries loaded
+    does the work, if this call starts one."""
     try:
         state.quiet(root)
+        given = dict(os.environ)
         runner = Runner(root, files=stage in READ_FILES)
         declared(root, runner.params, stage, key)
-        server.wait(root, server.ensure(root, pid))
+        url = server.ensure(root, pid)
+        if fork and (code := warm.ask(root, _words(stage, key), server.warm_process(root), given)) is not None:
+            return code
+        server.wait(root, url)
         with contextlib.closing(runner):
             runner.execute(stage, key, since=_process_start(pid))
     except AutodidactError as error:
@@ -272,14 +277,19 @@ def main(
     key: Annotated[str | None, typer.Argument(help="the iteration, for stages that have one: i01")] = None,
 ) -> None:
     """Run one stage of the graph. `dvc repro STAGE@ITERATION` does this when it is needed, and what it depends on."""
-    root, code = Path.cwd(), None
+    root, code, forker = Path.cwd(), None, None
     with contextlib.suppress(Unwritable):  # `command` says so
         state.quiet(root)
-        code = warm.ask(root, [stage, *([key] if key else [])], server.warm_process(root))
+        forker = server.warm_process(root)
+        code = warm.ask(root, _words(stage, key), forker)
     if code is None:
-        code = command(root, stage, key)
+        code = command(root, stage, key, fork=forker is None)
         exits.quickly()
     raise typer.Exit(code)
+
+
+def _words(stage: str, key: str | None) -> list[str]:
+    return [stage, *([key] if key else [])]
 
 
 def _discard_unreadable(root: Path, key: str) -> None:

@@ -1,10 +1,10 @@
 """A process that has the libraries loaded: stages of one `dvc repro` are forked from it instead of loading them again.
 
 DVC runs each stage as a process of its own, and loading Prefect, torch and transformers takes longer than many stages.
-The first stage under a `dvc` starts this one (`flows.server`); later ones hand over their arguments, working folder,
-environment and standard streams through a Unix socket, and a fork of it, which finds the libraries loaded and imports
-this project's code anew, runs the stage. The stage's own process waits, passes signals on and ends with its exit code;
-if it is killed, the fork kills itself.
+The first stage under a `dvc` starts this one (`flows.server`); that stage and later ones hand over their arguments,
+working folder, environment and standard streams through a Unix socket, and a fork of it, which finds the libraries
+loaded and imports this project's code anew, runs the stage. What models need is loaded before the first stage that uses
+one. The stage's own process waits, passes signals on and ends with its exit code; if it is killed, the fork kills itself.
 
 Only a like process may take over: same interpreter, same installed packages, same environment. Anything else, and
 every failure to reach the socket, means that the stage runs in its own process, as it does without `dvc`, on other
@@ -35,12 +35,13 @@ import typer
 from flows import state
 
 # What takes seconds to load. Polars is left to the forks: it starts threads when it is loaded, which a fork would lack.
-LIBRARIES = (
-    "prefect.flow_engine", "prefect.task_engine", "prefect.task_runners",
+LIBRARIES = ("prefect.flow_engine", "prefect.task_engine", "prefect.task_runners")
+MODELS = (
     "torch", "transformers.modeling_utils", "transformers.generation.utils", "transformers.models.auto.modeling_auto",
 )  # fmt: skip
+WITHOUT_MODELS = {"prepare", "synthesize", "filter", "promote", "report"}  # as a rule: such a stage may still load them
 PASSING = {"DVC_STAGE", "DVC_ROOT", "PWD", "OLDPWD", "SHLVL", "_", "PREFECT_API_URL"}  # may differ between stages
-STARTUP = 20.0  # seconds a stage waits for libraries that are being loaded
+STARTUP = 20.0  # seconds a stage waits for the socket
 LOOK = 2.0  # seconds between two looks at whether the server that this belongs to is still the run's
 KILLED = 128 + signal.SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -54,13 +55,15 @@ def wanted() -> bool:
     return sys.platform == "linux" and os.environ.get("AUTODIDACT_WARM", "1") != "0"
 
 
-def ask(root: Path, arguments: list[str], pid: int | None) -> int | None:
-    """The exit code of the stage, run by a fork of the process `pid`; None where it has to be run here."""
+def ask(root: Path, arguments: list[str], pid: int | None, environment: Mapping[str, str] = os.environ) -> int | None:
+    """The exit code of the stage, run by a fork of the process `pid`; None where it has to be run here.
+
+    `environment`: what this process was given, where libraries have added to it since."""
     if not wanted() or pid is None or (connection := _connect(root, pid)) is None:
         return None
     request = {
         "arguments": arguments, "pid": os.getpid(), "folder": str(Path.cwd()),
-        "environment": dict(os.environ), "like": _like(),
+        "environment": dict(environment), "like": _like(),
     }  # fmt: skip
     with connection, connection.makefile("r") as replies:
         try:
@@ -81,16 +84,13 @@ def ask(root: Path, arguments: list[str], pid: int | None) -> int | None:
 
 
 def serve(root: Path, command: Command) -> None:
-    """Loads the libraries, then forks one process per request, until the run's server is another or gone."""
+    """Forks one process per request, with the libraries loaded, until the run's server is another or gone."""
     state.quiet(root)
     environment = dict(os.environ)  # before libraries add to it
-    for library in LIBRARIES:
-        importlib.import_module(library)
-    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the ended forks away
     with _listening(root) as listener:
         while _needed(root):
-            with contextlib.suppress(OSError):  # whatever is wrong with a request is its sender's affair
+            with contextlib.suppress(OSError, ValueError):  # whatever is wrong with a request is its sender's affair
                 connection, _ = listener.accept()
                 with connection:
                     connection.settimeout(LOOK)
@@ -102,8 +102,9 @@ def _fork(listener: socket.socket, connection: socket.socket, environment: Mappi
     message, streams, *_ = socket.recv_fds(connection, 1 << 20, 3)
     while message and not message.endswith(b"\n"):
         message += connection.recv(1 << 20)
-    if not message:
-        return
+    request = json.loads(message)
+    if alike := _alike(request, environment):
+        _load(request["arguments"][0])
     if os.fork():
         for stream in streams:
             os.close(stream)
@@ -113,8 +114,7 @@ def _fork(listener: socket.socket, connection: socket.socket, environment: Mappi
         listener.close()
         connection.settimeout(None)
         connection.sendall(b"%d\n" % os.getpid())
-        request = json.loads(message)
-        if _alike(request, environment):
+        if alike:
             _become(request, streams)
             threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
             code = 1
@@ -123,6 +123,13 @@ def _fork(listener: socket.socket, connection: socket.socket, environment: Mappi
         traceback.print_exc()
     finally:
         _end(lambda: connection.sendall(f"{code}\n".encode()))
+
+
+def _load(stage: str) -> None:
+    """Imports what this stage needs and is not there yet; forks share it and need not look through it for garbage."""
+    for library in (*LIBRARIES, *(() if stage in WITHOUT_MODELS else MODELS)):
+        importlib.import_module(library)
+    gc.freeze()
 
 
 def _alike(request: Mapping[str, Any], environment: Mapping[str, str]) -> bool:

@@ -2,12 +2,28 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from flows import state
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", state.QUIET["GOMP_SPINCOUNT"])  # as in every run: tests share the cores
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+SLOW = (  # files that take a minute or more, the longest first
+    "e2e/test_faults.py", "e2e/test_edits.py", "e2e/test_recipes.py", "e2e/test_repro.py", "e2e/test_kills.py",
+    "e2e/test_sharing.py", "e2e/test_label_free.py", "flows/test_evolve.py", "e2e/test_endpoint.py",
+    "extras/test_ray.py", "extras/test_vllm_flow.py", "extras/test_vllm_server.py", "extras/test_vllm.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files come first, so that at the end no process works alone (with xdist's `--no-loadscope-reorder`)."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path, len(SLOW)))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.e2e.workspace import run, workspace
+from tests.e2e.workspace import configure, run, workspace
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def copy(finished: Path) -> Callable[[Path], Path]:
         folder = place / "here"
         shutil.copytree(finished, folder, symlinks=True, ignore=shutil.ignore_patterns("*.sock", "server.json"))
         shutil.copytree(finished.parent / "cache", place / "cache")
-        run(folder, "dvc", "cache", "dir", str(place / "cache"))
+        configure(folder, place / "cache")
         run(folder, "dvc", "checkout")
         return folder
 

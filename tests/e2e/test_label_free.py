@@ -16,26 +16,21 @@ from tests.e2e.inprocess import perform, use
 LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train")
 
 
-@pytest.fixture(scope="module")
-def based(tmp_path_factory):
-    """A folder with a base model and its evaluation."""
-    root = tmp_path_factory.mktemp("based")
-    use(root, "self_evolution", "mini")
-    for stage, key in (("prepare", None), ("base", None), ("evaluate", "i00")):
-        perform(root, stage, key)
-    return root
+BASED = ("data/tasks", "data/i00", "data/evaluations/i00.json")
 
 
-def prepared(based, tmp_path, recipe):
-    root = tmp_path / "here"
-    shutil.copytree(based, root)
+def prepared(finished, root, recipe):
+    """A folder with what the finished run had before its first iteration: a base model and its evaluation."""
+    for name in BASED:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (finished / name).is_dir() else shutil.copy)(finished / name, root / name)
     use(root, recipe, "mini")
     return root
 
 
 @pytest.mark.parametrize("recipe", ["self_evolution", "lmsi", "self_rewarding", "scpo", "unfiltered"])
-def test_a_label_free_iteration_works_without_any_truth(based, tmp_path, monkeypatch, recipe):
-    root = prepared(based, tmp_path, recipe)
+def test_a_label_free_iteration_works_without_any_truth(finished, tmp_path, monkeypatch, recipe):
+    root = prepared(finished, tmp_path, recipe)
     (root / "data/tasks/heldout.parquet").unlink()
     (root / "data/tasks/probe.parquet").unlink()
     shutil.rmtree(root / "data/i00/evaluation")
@@ -53,8 +48,8 @@ def test_a_label_free_iteration_works_without_any_truth(based, tmp_path, monkeyp
     assert (root / "data/i01/candidate/model.safetensors").is_file()
 
 
-def test_the_oracle_declares_its_labels_and_needs_them(based, tmp_path):
-    root = prepared(based, tmp_path, "oracle")
+def test_the_oracle_declares_its_labels_and_needs_them(finished, tmp_path):
+    root = prepared(finished, tmp_path, "oracle")
     given = (root / "params.yaml").read_text()
     for stage in LOOP[:2]:
         perform(root, stage, "i01")
@@ -66,8 +61,8 @@ def test_the_oracle_declares_its_labels_and_needs_them(based, tmp_path):
         perform(root, "critique", "i01")
 
 
-def test_promotion_does_not_read_held_out_results(based, tmp_path):
-    root = prepared(based, tmp_path, "unfiltered")
+def test_promotion_does_not_read_held_out_results(finished, tmp_path):
+    root = prepared(finished, tmp_path, "unfiltered")
     for stage in (*LOOP, "evaluate", "promote"):
         context = perform(root, stage, "i01")
     assert not [path for path in context.reads if "metrics.json" in path or "predictions" in path]

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tasks.core import tables
-from tests.e2e.workspace import assert_told, digests, edit, lock, ran, requests_made, run, workspace
+from tests.e2e.workspace import assert_told, digests, edit, lock, one_thread, ran, requests_made, run, workspace
 
 KEYS = ("i01", "i02")
 
@@ -20,9 +20,8 @@ def cache(finished, tmp_path_factory):
 
 
 def evolved(tmp_path, cache, recipe):
-    folder = workspace(tmp_path / "here", cache, recipe)
-    for name in (recipe, "mini"):
-        run(folder, "python", "-m", "flows.recipe", "use", name, "--iterations", str(len(KEYS)))
+    folder = workspace(tmp_path / "here", cache, recipe, iterations=len(KEYS))
+    one_thread(folder)
     output = run(folder, "python", "-m", "flows.evolve")
     assert KEYS[-1] in output
     assert len(lock(folder)) == 20

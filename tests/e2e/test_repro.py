@@ -140,8 +140,7 @@ def test_bad_params_are_refused_with_exit_code_2_and_nothing_is_lost(repository)
 
 
 def test_an_appended_iteration_runs_only_its_own_stages(repository):
-    run(repository, "python", "-m", "flows.recipe", "use", "self_evolution", "--iterations", "4")
-    run(repository, "python", "-m", "flows.recipe", "use", "mini", "--iterations", "4")
+    use(repository, "self_evolution", iterations=4)
     output = run(repository, "dvc", "repro")
     assert {name for name in ran(output) if not name.endswith("@i04")} == {"report"}
     assert len(ran(output)) == 9

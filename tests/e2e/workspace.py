@@ -20,7 +20,9 @@ REPOSITORY = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
-def workspace(folder: Path, cache: Path, recipe: str = "self_evolution", size: str | None = "mini") -> Path:
+def workspace(
+    folder: Path, cache: Path, recipe: str = "self_evolution", size: str | None = "mini", iterations: int | None = None
+) -> Path:
     """A git repository with the project's code, at miniature size, with a DVC cache that may be shared."""
     folder.mkdir(parents=True)
     for name in ("flows", "tasks"):
@@ -32,21 +34,27 @@ def workspace(folder: Path, cache: Path, recipe: str = "self_evolution", size: s
     run(folder, "git", "init", "-q")
     run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "start")
     run(folder, "dvc", "init", "-q")
-    run(folder, "dvc", "config", "core.analytics", "false")
-    run(folder, "dvc", "cache", "dir", str(cache))
-    use(folder, recipe, size)
+    configure(folder, cache)
+    use(folder, recipe, size, iterations)
     return folder
 
 
-def use(folder: Path, recipe: str, size: str | None = "mini") -> None:
-    """Writes params.yaml for a recipe, and a size on top of it."""
+def configure(folder: Path, cache: Path) -> None:
+    """What `dvc config core.analytics false` and `dvc cache dir` write."""
+    (folder / ".dvc/config").write_text(f"[core]\n    analytics = false\n[cache]\n    dir = {cache}\n")
+
+
+def use(folder: Path, recipe: str, size: str | None = "mini", iterations: int | None = None) -> None:
+    """Writes params.yaml for a recipe, and a size on top of it; with so many iterations, or theirs."""
+    more = ["--iterations", str(iterations)] if iterations else []
     for name in filter(None, (recipe, size)):
-        run(folder, "python", "-m", "flows.recipe", "use", name)
+        run(folder, "python", "-m", "flows.recipe", "use", name, *more)
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a user's shell would have there: no settings of Prefect, MLflow or DVC from outside."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_", "PYTEST_"))}
+    """What a user's shell would have there: no settings of Prefect, MLflow or DVC from outside, modules compiled once."""
+    outside = ("PREFECT_", "MLFLOW_", "DVC_", "PYTEST_", "PYTHONDONTWRITEBYTECODE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(outside)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return {**kept, "PATH": path, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
 
@@ -136,6 +144,13 @@ def edit(folder: Path, path: str, value: Any) -> None:
     place[last] = value
     params["evaluations"] = {key: params["evaluations"].get(key, {}) for key in ("i00", *params["iterations"])}
     file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def one_thread(folder: Path) -> None:
+    """Models are asked, and trained in the loop, by one thread: the other core is another test's."""
+    edit(folder, "engine.threads", 1)
+    for trainer in yaml.safe_load((folder / "params.yaml").read_text())["train"]:
+        edit(folder, f"train.{trainer}.threads", 1)
 
 
 def lock(folder: Path) -> dict[str, Any]:

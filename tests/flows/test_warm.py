@@ -23,10 +23,13 @@ def command(arguments, pid):
     if arguments[0] == "sleep":
         print(os.getpid(), flush=True)
         time.sleep(60)
+    if arguments[1:] == ["loaded"]:
+        print([name in sys.modules for name in ("json", "colorsys")])
+        return 0
     print(arguments, pid, os.environ.get("DVC_STAGE"), Path.cwd())
     print("complaint", file=sys.stderr)
     return 7
-warm.LIBRARIES = ("json",)
+warm.LIBRARIES, warm.MODELS = ("json",), ("colorsys",)
 warm.serve(Path(sys.argv[1]), command)
 """
 ASK = """
@@ -82,6 +85,14 @@ def test_a_fork_takes_over_streams_folder_and_environment_and_returns_the_exit_c
     out, error = asker.communicate(timeout=30)
     assert out.splitlines() == [f"['sample', 'i01'] {asker.pid} sample@i01 {tmp_path}", "code 7"]
     assert error == "complaint\n"
+
+
+def test_what_models_need_is_loaded_before_the_first_stage_that_uses_one(
+    serving: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    for stage, loaded in (("promote", [True, False]), ("sample", [True, True]), ("promote", [True, True])):
+        out, _ = asking(tmp_path, serving.pid, stage, "loaded").communicate(timeout=30)
+        assert out.splitlines() == [str(loaded), "code 0"]
 
 
 @pytest.mark.parametrize("other", [{"OMP_NUM_THREADS": "1"}, {"PREFECT_API_URL": "http://elsewhere/api"}])
@@ -159,6 +170,6 @@ def test_real_stages_are_forked_with_the_code_as_it_is_now(tmp_path: Path) -> No
 
 
 def test_polars_whose_threads_a_fork_would_lack_is_left_to_the_forks() -> None:
-    loads = f"import json, sys, threading\nfor name in {warm.LIBRARIES!r}: __import__(name)\n"
+    loads = f"import json, sys, threading\nfor name in {warm.LIBRARIES + warm.MODELS!r}: __import__(name)\n"
     says = "print(json.dumps([threading.active_count(), 'torch' in sys.modules, 'polars' in sys.modules]))"
     assert json.loads(run(REPOSITORY, sys.executable, "-c", loads + says)) == [1, True, False]

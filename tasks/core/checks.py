@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.core import engines, families, fitting
+from tasks.core import engines, families, fitting, trainable
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, unknown_name
@@ -59,11 +59,6 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         if stage in params:
             _check_stage(problems, params, stage, keys)
     if not problems:
-        if params["base"]["pretrained"] is None and params["prepare"]["options"].get("labelled") == 0:
-            problems.append(
-                "base.pretrained: given null, and prepare.options.labelled is 0, so there is no seed corpus to train "
-                "a base model on; name a pretrained model, or give the labels of some rows"
-            )
         problems.extend(fitting.base(params))
         problems.extend(fitting.unusable("evaluate", section(params, "evaluate", BASE), params))
         for key in keys:
@@ -241,11 +236,19 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
     if isinstance(evaluate, Mapping) and not any("evaluat" in problem for problem in problems):
         problems.extend(_benchmark_problems(params, root, [BASE, *keys]))
     base = params.get("base")
-    pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
-    if isinstance(base, Mapping) and isinstance(pretrained, str):
-        _try(problems, _check_model, root, pretrained, base.get("chat_template") is None)
+    folder = None
+    if isinstance(base, Mapping) and isinstance(base.get("pretrained"), str | None) and base.get("pretrained") != "":
+        found: list[str] = []
+        folder = _try(found, _check_model, root, params)
+        problems.extend(_below(root, found))
     if not problems:
-        problems.extend(fitting.machine(params, keys, root))
+        problems.extend(trainable.machine(params, keys, root))
+        problems.extend(trainable.targets(params, keys, folder))
+
+
+def _below(root: Path, problems: Sequence[str]) -> list[str]:
+    """The problems with paths below `root` as they are written there."""
+    return [problem.replace(f"{root}/", "") for problem in problems]
 
 
 def _of_hub(source: str) -> str:
@@ -277,14 +280,30 @@ def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[st
         yield MISSING_LM_EVAL
 
 
-def _check_model(root: Path, name: str, template: bool) -> None:
-    """A model on disk is checked as it stands; for one that is not, the hub is asked whether it can be fetched."""
-    from tasks.core import hub, models
+def _check_model(root: Path, params: Mapping[str, Any]) -> Path | None:
+    """The pretrained model's folder; None where a model is made here, or is still to be fetched. A model on disk is checked
+    as it stands; for one that is not, the hub is asked whether it can be fetched. Either way the chat template is tried."""
+    from tasks.core import chat, hub, models, rendering
 
-    try:
-        if (root / Path(name).expanduser()).is_dir() or hub.cached(name) or not hub.NAME.fullmatch(name):
-            models.validate_folder(models.resolve(root, Pointer(name, "")), template)
-        else:
-            hub.look(name)
-    except BadInput as error:
-        raise BadInput(f"base.pretrained: {error}") from error
+    name, own = params["base"].get("pretrained"), params["base"].get("chat_template")
+    folder, text, special = None, None, chat.MADE
+    where = f"base.pretrained: {name}: its chat template"
+    if name is not None:
+        try:
+            models.check_name(root, name)
+            if (root / Path(name).expanduser()).is_dir() or hub.cached(name):
+                folder = models.resolve(root, Pointer(name, ""))
+                models.validate_folder(folder, own is None)
+            else:
+                hub.look(name)
+        except BadInput as error:
+            raise BadInput(f"base.pretrained: {error}") from error
+    if folder is not None:
+        tokenizer = models.parts(folder).tokenizer
+        text, special = chat.of_folder(tokenizer), chat.tokens(tokenizer)
+    if isinstance(own, str):
+        text, where = rendering.chat_template(own), f"base.chat_template: tasks/chat_templates/{own}.jinja"
+        chat.check(text, special, where, "correct it")
+    if text is not None and isinstance(prepare := params.get("prepare"), Mapping):
+        chat.check_system(text, special, prepare.get("options") or {}, where)
+    return folder

@@ -7,8 +7,6 @@ be, a gate that nobody measures, a pool that is too small for what the iteration
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from tasks.core import families
@@ -138,6 +136,12 @@ def base(params: Mapping[str, Any]) -> Iterator[str]:
     given = params["base"]
     if given["pretrained"] is not None:
         return
+    if params["prepare"]["options"].get("labelled") == 0:
+        yield (
+            "base.pretrained: given null, and prepare.options.labelled is 0, so there is no seed corpus to train "
+            "a base model on; name a pretrained model, or give the labels of some rows"
+        )
+        return
     yield from _warmup("base.sft", given["sft"])
     parts, mixture = _corpus(params), given["sft"]["mixture"]
     for part, rows in mixture.items():
@@ -194,31 +198,6 @@ def _keeps(entry: Mapping[str, Any]) -> bool:
 def _shape(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     lora = entry["lora"]
     return lora and {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
-
-
-def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Iterator[str]:
-    """What training asks of this machine and is not there: a GPU and bitsandbytes, a file for accelerate."""
-    entries = {} if params["base"]["pretrained"] else {"base.sft": params["base"]["sft"]}
-    for key in keys:
-        entries |= {f"train.{name}": entry for name, entry in section(params, "train", key).items()}
-    for place, entry in entries.items():
-        if (file := entry["accelerate"]) is not None and not (root / file).is_file():
-            yield (
-                f"{place}.accelerate: given {file!r}: there is no such file; `accelerate config --config_file {file}` "
-                "makes one"
-            )
-        if entry["lora"] and entry["lora"]["load_in_4bit"]:
-            lacking = _lacking_for_4_bits()
-            if lacking:
-                yield f"{place}.lora.load_in_4bit: given true, but {lacking}; set it to false (LoRA on the whole base)"
-
-
-def _lacking_for_4_bits() -> str | None:
-    if find_spec("bitsandbytes") is None:
-        return "bitsandbytes is not installed (`pip install bitsandbytes`, on a machine with a GPU)"
-    import torch
-
-    return None if torch.cuda.is_available() else "there is no CUDA GPU here, which bitsandbytes needs"
 
 
 def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:

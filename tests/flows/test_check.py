@@ -11,6 +11,7 @@ import pytest
 from flows import check, layout, recipe
 from tasks.core import engines
 from tasks.core.errors import BadInput
+from tests.support import model_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,9 +164,7 @@ def prompts(number: int, first: str = '{"prompt": "How many legs has a cat?"}') 
 def test_the_users_prompts(repository: Path, text: str | None, expected: str | None) -> None:
     params = recipe.compose("lmsi", "text")
     params["base"]["pretrained"] = "model"
-    (repository / "model").mkdir()
-    for file in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
-        (repository / "model" / file).write_text('{"model_type": "qwen3"}')
+    model_files(repository / "model")
     (repository / "params.yaml").write_text(layout.render(params))
     if text is not None:
         (repository / "prompts.jsonl").write_text(text)
@@ -212,9 +211,7 @@ def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.Mo
 def test_a_model_without_a_chat_template(repository: Path) -> None:
     params = recipe.compose("lmsi", "text")
     params["base"]["pretrained"] = "model"
-    (repository / "model").mkdir()
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
-        (repository / "model" / file).write_text('{"model_type": "qwen3"}')
+    model_files(repository / "model", "chat_template.jinja")
     (repository / "prompts.jsonl").write_text(prompts(900))
     (repository / "params.yaml").write_text(layout.render(params))
     with pytest.raises(BadInput, match=r"has no chat template; set base\.chat_template \(`plain`"):

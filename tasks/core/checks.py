@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from tasks.core import engines, families, fitting, trainable
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
+from tasks.core.engines import server_renders
 from tasks.core.errors import BadInput, unknown_name
 from tasks.core.params import (
     BASE,
@@ -34,6 +35,8 @@ from tasks.core.params import (
 from tasks.core.serving import SECTIONS, Serving, endpoint_problems
 
 MISSING_LM_EVAL = "evaluate.benchmarks: lm-eval is not installed; `pip install --constraint constraints.txt --editable '.[lm-eval]'` adds it"
+SCORED = f"is scored by log-probabilities of given text, and {fitting.NO_SCORES}, or leave it out"
+SCORED_KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")  # output_type of a task of lm-eval
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
 Result = TypeVar("Result")
 
@@ -229,15 +232,20 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
             )
         else:
             given = families.with_source(family, prepare["options"], source)
-            pool = _try(problems, families.check_inputs, family, given, root)
+            refused: list[str] = []
+            pool = _try(refused, families.check_inputs, family, given, root)
+            problems.extend(_below(root, refused))
             if not problems and pool is not None:
                 problems.extend(fitting.supply(params, keys, pool))
     evaluate = params.get("evaluate")
     if isinstance(evaluate, Mapping) and not any("evaluat" in problem for problem in problems):
-        problems.extend(_benchmark_problems(params, root, [BASE, *keys]))
+        sound = "engine" in params and not any(problem.startswith("engine") for problem in problems)
+        chat = sound and server_renders(params["engine"])
+        problems.extend(_benchmark_problems(params, root, [BASE, *keys], chat))
     base = params.get("base")
     folder = None
-    if isinstance(base, Mapping) and isinstance(base.get("pretrained"), str | None) and base.get("pretrained") != "":
+    pretrained = base.get("pretrained") if isinstance(base, Mapping) else False
+    if isinstance(base, Mapping) and (pretrained is None or (isinstance(pretrained, str) and pretrained.strip())):
         found: list[str] = []
         folder = _try(found, _check_model, root, params)
         problems.extend(_below(root, found))
@@ -261,8 +269,9 @@ def _of_hub(source: str) -> str:
     )
 
 
-def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> Iterator[str]:
-    """The folder that evaluate depends on is there, the same for all iterations, and lm-eval is where it is wanted."""
+def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str], chat: bool) -> Iterator[str]:
+    """The folder that evaluate depends on is there, the same for all iterations, lm-eval is where it is wanted, and no task
+    wants scores of a server that takes messages (`chat`)."""
     files = params["evaluate"]["benchmark_files"]
     if not (root / files).is_dir():
         yield (
@@ -278,6 +287,23 @@ def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[st
             )
     if any(own["benchmarks"] for own in sections.values()) and importlib.util.find_spec("lm_eval") is None:
         yield MISSING_LM_EVAL
+    if chat:
+        scored = _scored_tasks(root / files)
+        for own in sections.values():
+            for name, benchmark in (own["benchmarks"] or {}).items():
+                for task in scored.intersection(benchmark["tasks"]):
+                    yield f"evaluate.benchmarks.{name}: task {task} {SCORED}"
+
+
+def _scored_tasks(folder: Path) -> set[str]:
+    """The tasks in the user's files that say that they are scored; lm-eval itself is only asked in stage evaluate."""
+    found = set()
+    for path in folder.rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        kind, task = (re.search(rf"^{key}:\s*['\"]?([\w.-]+)", text, re.MULTILINE) for key in ("output_type", "task"))
+        if kind and task and kind[1] in SCORED_KINDS:
+            found.add(task[1])
+    return found
 
 
 def _check_model(root: Path, params: Mapping[str, Any]) -> Path | None:

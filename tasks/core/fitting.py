@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from tasks.core import families
-from tasks.core.engines import ENDPOINTS
+from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.errors import unknown_name
 from tasks.core.params import BASE, FILE, options, section
 
@@ -23,6 +23,10 @@ SCORES_ONLY = (  # critics without verdicts on a candidate
     *COMPARING,
 )
 READS_SCORES = ("judge_pointwise_logprobs", "judge_pairwise_logprobs", "judge_checklist_logprobs", "intrinsic_score")
+NO_SCORES = (  # of a server that renders messages itself
+    "engine.endpoint.protocol is chat, which has no way to ask for them; use the protocol completions (vLLM and SGLang tell "
+    "them there)"
+)
 
 
 def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -100,6 +104,12 @@ def unusable(stage: str, given: Mapping[str, Any], params: Mapping[str, Any]) ->
     for name, entry in critics.items():
         place = f"evaluate.critics.{name}" if stage == "evaluate" else f"critique.{name}"
         yield from _scores(place, _block(name, entry), entry, params["engine"])
+    for name, benchmark in (given["benchmarks"] or {}).items() if stage == "evaluate" else ():
+        if server_renders(params["engine"]) and not benchmark["chat_template"]:
+            yield (
+                f"evaluate.benchmarks.{name}.chat_template: given false, so questions are plain text, and "
+                "engine.endpoint.protocol is chat, which takes messages alone; set it to true, or use the protocol completions"
+            )
     for place, block in entries.items():
         if stage == "evaluate" and block in COMPARING:
             yield f"{place}: block {block} compares answers and judges none by itself; evaluate with another critic"
@@ -116,11 +126,9 @@ def _scores(place: str, block: str, entry: Mapping[str, Any], engine: Mapping[st
             f"{place}.statistic: given {entry['statistic']}, which takes the probabilities of the whole vocabulary, and no "
             "server tells them; use engine.name: transformers or vllm, or statistic: logprob"
         )
-    elif engine["endpoint"]["protocol"] == "chat":
+    elif server_renders(engine):
         yield (
-            f"{place}: block {block} reads log-probabilities of given text, and engine.endpoint.protocol is chat, which has "
-            "no way to ask for them; use the protocol completions (vLLM and SGLang tell them there), or a block that ends in "
-            "_structured"
+            f"{place}: block {block} reads log-probabilities of given text, and {NO_SCORES}, or a block that ends in _structured"
         )
 
 

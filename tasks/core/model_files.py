@@ -61,9 +61,7 @@ def weights(folder: Path) -> list[Path]:
         raise BadInput(f"{folder} has neither {WEIGHTS} nor {INDEX}, which says what is in which file; fetch it too")
     if missing := [name for name in named if not (folder / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadInput(
-            f"{folder} lacks {missing[0]}{more} of the {len(named)} files that {INDEX} names; fetch what is missing"
-        )
+        raise BadInput(f"{folder} lacks {missing[0]}{more}: {INDEX} names {len(named)} file(s); fetch what is missing")
     return [folder / name for name in named]
 
 

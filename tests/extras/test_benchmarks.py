@@ -132,6 +132,18 @@ def test_stop_strings_and_repeated_samples(folder: Path) -> None:
     assert figures["benchmark_facts_exact_match"] == sum(expected) / 2
 
 
+def test_scores_are_not_asked_of_a_server_that_tells_none(folder: Path) -> None:
+    for task, refused in (("facts", False), ("facts_choice", True)):
+        chosen = {"own": benchmarks.Benchmark(**{**PLAIN, "tasks": [task]})}
+        if not refused:
+            assert benchmarks.load(chosen, folder, "tasks/benchmarks", scores=False)
+            continue
+        with pytest.raises(
+            BadInput, match=r"benchmarks\.own: task facts_choice is scored by log-probabilities of given text"
+        ):
+            benchmarks.load(chosen, folder, "tasks/benchmarks", scores=False)
+
+
 def test_a_request_without_a_reply_is_no_wrong_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ask(folder, Scripted(reply))
     monkeypatch.setattr(model, "generate", lambda asked, sampling, what: [[no_reply("timeout")] for _ in asked])

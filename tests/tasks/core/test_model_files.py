@@ -54,7 +54,9 @@ def test_weights_in_several_files(folder: Path) -> None:
     whole = (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors").read_bytes()
     assert refusal(folder).startswith("m has neither model.safetensors nor model.safetensors.index.json")
     (folder / "model.safetensors.index.json").write_text(INDEX)
-    assert refusal(folder).startswith("m lacks model-00001-of-00002.safetensors of the 2 files that model.saf")
+    assert refusal(folder).startswith(
+        "m lacks model-00001-of-00002.safetensors: model.safetensors.index.json names 2 file(s); "
+    )
     (folder / "model-00001-of-00002.safetensors").write_bytes(whole[:-1])
     assert refusal(folder).startswith("m/model-00001-of-00002.safetensors is no whole safetensors file")
     (folder / "model-00001-of-00002.safetensors").write_bytes(whole)

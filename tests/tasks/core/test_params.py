@@ -533,3 +533,46 @@ def test_near_copies_are_looked_for_in_free_text_only() -> None:
     assert "synthesize.self_instruct.near_copy: given 0.7, but prompts of family countdown are no free text" in refusal(
         params
     )
+
+
+def test_benchmarks_that_a_chat_server_cannot_be_asked(params: dict[str, Any], tmp_path: Path) -> None:
+    put(params, "engine.name", "openai")
+    put(params, "engine.endpoint.protocol", "chat")
+    asked = {
+        "tasks": ["facts", "facts_choice"],
+        "fewshot": None,
+        "limit": None,
+        "chat_template": False,
+        "max_new_tokens": 8,
+    }
+    put(params, "evaluate.benchmarks", {"own": asked})
+    told = refusal(params)
+    assert told.startswith(
+        "evaluate.benchmarks.own.chat_template: given false, so questions are plain text, and engine."
+    )
+    assert len(told.splitlines()) == 1
+    asked["chat_template"] = True
+    parameters.check(params)
+    shutil.copytree(ROOT / "tasks/benchmarks", tmp_path / "tasks/benchmarks")
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, tmp_path)
+    scored = [line for line in str(caught.value).splitlines() if "scored" in line]
+    assert len(scored) == 1
+    assert scored[0].startswith(
+        "evaluate.benchmarks.own: task facts_choice is scored by log-probabilities of given text, and engine.endpoint."
+        "protocol is chat, which has no way to ask for them; use the protocol completions"
+    )
+    put(params, "engine.endpoint.protocol", "completions")
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, tmp_path)
+    assert "scored" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_a_model_without_a_name(params: dict[str, Any], tmp_path: Path, given: str) -> None:
+    params["base"]["pretrained"] = given
+    told = f"base.pretrained: given {given!r}; name a folder or a hub name (owner/name), or null to make a model here"
+    assert refusal(params) == told
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, tmp_path)
+    assert [line for line in str(caught.value).splitlines() if line.startswith("base")] == [told]

@@ -234,7 +234,7 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
             given = families.with_source(family, prepare["options"], source)
             refused: list[str] = []
             pool = _try(refused, families.check_inputs, family, given, root)
-            problems.extend(_below(root, refused))
+            _add_below(root, refused, problems)
             if not problems and pool is not None:
                 problems.extend(fitting.supply(params, keys, pool))
     evaluate = params.get("evaluate")
@@ -248,15 +248,15 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
     if isinstance(base, Mapping) and (pretrained is None or (isinstance(pretrained, str) and pretrained.strip())):
         found: list[str] = []
         folder = _try(found, _check_model, root, params)
-        problems.extend(_below(root, found))
+        _add_below(root, found, problems)
     if not problems:
         problems.extend(trainable.machine(params, keys, root))
         problems.extend(trainable.targets(params, keys, folder))
 
 
-def _below(root: Path, problems: Sequence[str]) -> list[str]:
-    """The problems with paths below `root` as they are written there."""
-    return [problem.replace(f"{root}/", "") for problem in problems]
+def _add_below(root: Path, found: Sequence[str], problems: list[str]) -> None:
+    """Adds what is not told already, with paths below `root` as they are written there."""
+    problems.extend(problem.replace(f"{root}/", "") for problem in found if problem not in problems)
 
 
 def _of_hub(source: str) -> str:

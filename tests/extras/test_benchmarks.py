@@ -12,7 +12,7 @@ from tasks.blocks import benchmarks
 from tasks.core import models, rendering
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Pointer
-from tasks.core.engine import Sampling, no_reply
+from tasks.core.engine import Sampling, Statistic, no_reply
 from tasks.core.errors import BadInput, StageFailed
 from tests.support import ENGINE, Scripted
 
@@ -28,7 +28,9 @@ ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 6
 class Examinee(Scripted):
     """Adds right, subtracts to 0, and finds the right choice where it adds."""
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
+    ) -> list[list[float]]:
         self.asked += len(prompts)
         return [
             [-1.0 if told.strip() == self.reply(asked, 0) else -2.0, -7.0]

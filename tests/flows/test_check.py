@@ -268,6 +268,10 @@ def test_a_model_that_a_late_stage_would_refuse(repository: Path, monkeypatch: p
         "base.chat_template: tasks/chat_templates/own.jinja refuses a conversation of one question and its reply (never); "
         "correct it"
     )
+    (templates / "own.jinja").write_text("{% if %}")
+    assert "own.jinja, line 1: is no Jinja template" in refused(repository, params)
+    params["base"]["chat_template"] = "plain"
+    monkeypatch.undo()
     (folder / "model.safetensors").write_bytes(b"xx")
     assert refused(repository, params) == (
         "base.pretrained: m/model.safetensors is no whole safetensors file (header too small): cut off while it was copied? "

@@ -68,8 +68,10 @@ def _loaded(root: Path, name: str, config: str | None, revision: str | None) -> 
     """The dataset's splits, and what tells this version from others."""
     import datasets
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+    from huggingface_hub.utils import logging as hub_logging
 
     datasets.utils.logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # it tells of every further try
     local = root / Path(name).expanduser()
     try:
         if local.is_dir() and revision is not None:

@@ -27,7 +27,7 @@ import polars as pl
 from pydantic import Field, JsonValue
 
 from tasks.blocks import training
-from tasks.core import architectures, digests, families, hub, models, rendering, tables
+from tasks.core import architectures, chat, digests, families, hub, models, rendering, tables
 from tasks.core.blocks import Options, validate
 from tasks.core.context import Context, Pointer
 from tasks.core.errors import BadInput, EmptyDataset
@@ -55,6 +55,10 @@ class BaseOptions(Options):
 def parse(section: Mapping[str, Any]) -> BaseOptions:
     """The section, checked. Raises `BadInput`; `UnknownName` for an unknown architecture or key of it."""
     options: BaseOptions = validate(BaseOptions, section, "base")
+    if options.pretrained is not None and not options.pretrained.strip():
+        raise BadInput(
+            f"base.pretrained: given {options.pretrained!r}; name a folder or a hub name (owner/name), or null to make a model here"
+        )
     if options.pretrained is None:
         architectures.check(options.architecture, "base.architecture")
     rendering.check_options(options.chat_template_options)
@@ -105,6 +109,10 @@ def _pretrained(context: Context, folder: str) -> Pointer:
         hub.fetch(name)
     source = models.resolve(context.root, Pointer(name, ""))
     models.validate_folder(source, template is None)
+    if template is None:
+        tokenizer = models.parts(source).tokenizer
+        made = models.read_json(context.read(families.FILE)).get("options", {})
+        chat.check_system(chat.of_folder(tokenizer) or "", chat.tokens(tokenizer), made, f"{name}: its chat template")
     pointer = Pointer(name, models.digest(source, context.scratch / digests.KNOWN))
     if template is None and not context.options.chat_template_options:
         models.write_pointer(context.write(f"{folder}/{models.POINTER}").parent, pointer)

@@ -29,6 +29,7 @@ from tasks.core.asking import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
 from tasks.core.context import Context, Pointer
 from tasks.core.demand import Counts, Demand
+from tasks.core.engines import server_renders
 from tasks.core.errors import unknown_name
 from tasks.core.family import Family
 from tasks.core.seeds import derive
@@ -101,7 +102,8 @@ def run(context: Context) -> None:
     standard = []
     if options.benchmarks:
         context.read(options.benchmark_files)
-        standard = benchmarks.load(options.benchmarks, context.root, options.benchmark_files)
+        scores = not server_renders(context.engine)
+        standard = benchmarks.load(options.benchmarks, context.root, options.benchmark_files, scores)
     results = {}
     for part in ("heldout", "probe"):
         prompts = tables.read(context.read(f"data/tasks/{part}.parquet"), tables.PROMPTS)

@@ -191,6 +191,26 @@ def digest_of(root: Path) -> str:
     return digests.of_path(root)
 
 
+def model_files(folder: Path, *without: str, **tensors: list[int]) -> Path:
+    """A model folder whose files are whole, but for those in `without`; `tensors`: shapes of its (empty) weights."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    entries = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in tensors.items()}
+    header = json.dumps(entries).encode()
+    contents = {
+        "config.json": b'{"model_type": "qwen3"}',
+        "model.safetensors": len(header).to_bytes(8, "little") + header,
+        "tokenizer.json": Tokenizer(WordLevel({"?": 0}, unk_token="?")).to_str().encode(),
+        "chat_template.jinja": b"{% for message in messages %}{{ message.content }}{% endfor %}",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        if name not in without:
+            (folder / name).write_bytes(content)
+    return folder
+
+
 def text_options(**changes: Any) -> dict[str, Any]:
     """`prepare.options` of the text family over fields `q` and `a` of `p.jsonl`, else as its recipes have them."""
     from flows import recipe

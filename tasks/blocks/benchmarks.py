@@ -42,16 +42,16 @@ class Benchmark(Options):
     max_new_tokens: int = Field(ge=1)  # of a reply, where the task does not say
 
 
-def load(chosen: Mapping[str, Benchmark], root: Path, files: str) -> "list[TaskSet]":
-    """The tasks with their data. `files`: the folder with the user's tasks, relative to `root`. Raises `BadInput` for
-    whatever cannot be measured, before anything is asked."""
+def load(chosen: Mapping[str, Benchmark], root: Path, files: str, scores: bool = True) -> "list[TaskSet]":
+    """The tasks with their data. `files`: the folder with the user's tasks, relative to `root`; `scores`: whether the
+    engine tells log-probabilities of given text. Raises `BadInput` for whatever cannot be measured, before anything is asked."""
     try:
         from tasks.blocks import harness
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "lm_eval":
             raise
         raise BadInput(MISSING_LM_EVAL) from error
-    return harness.load(chosen, root, root / files)
+    return harness.load(chosen, root, root / files, scores)
 
 
 def measure(sets: "list[TaskSet]", model: Asker, seed: int) -> dict[str, float | None]:

@@ -32,6 +32,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from tasks.blocks.benchmarks import Benchmark
 from tasks.core.asking import Asker
+from tasks.core.checks import SCORED, SCORED_KINDS
 from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed, unknown_name
 from tasks.core.family import Messages
@@ -74,7 +75,7 @@ class TaskSet:
 # --- loading -------------------------------------------------------------------------------------------------
 
 
-def load(chosen: Mapping[str, Benchmark], root: Path, folder: Path) -> list[TaskSet]:
+def load(chosen: Mapping[str, Benchmark], root: Path, folder: Path, scores: bool = True) -> list[TaskSet]:
     """The tasks of every set, few-shot examples and seeds set as lm-eval's command line does. Raises `BadInput`."""
     for path in sorted(folder.rglob("*.yaml")):
         try:
@@ -96,7 +97,7 @@ def load(chosen: Mapping[str, Benchmark], root: Path, folder: Path) -> list[Task
         except Exception as error:  # datasets', the hub's and lm-eval's own
             raise BadInput(f"{where}: its tasks cannot be loaded: {type(error).__name__}: {error}") from error
         for task, made in loaded["tasks"].items():
-            if reason := next(_unsuitable(made, benchmark, root, folder), None):
+            if reason := next(_unsuitable(made, benchmark, root, folder, scores), None):
                 raise BadInput(f"{where}: task {task} {reason}")
             shots = made.get_config("num_fewshot")
             if shots is None or (benchmark.fewshot is not None and shots != 0):
@@ -111,10 +112,12 @@ def _near(name: str, known: Sequence[str]) -> list[str]:
     return [other for other in known if other.startswith(name[:3])][:20] or list(known)[:20]
 
 
-def _unsuitable(task: Any, benchmark: Benchmark, root: Path, folder: Path) -> Iterator[str]:
+def _unsuitable(task: Any, benchmark: Benchmark, root: Path, folder: Path, scores: bool) -> Iterator[str]:
     """Why a task cannot be measured here."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         yield "measures perplexity over rolling windows, for which the engine has no request"
+    if not scores and task.OUTPUT_TYPE in SCORED_KINDS:
+        yield SCORED
     if getattr(task, "MULTIMODAL", False):
         yield "shows images or sounds; only text can be asked"
     if getattr(task, "UNSAFE_CODE", False):

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tasks.core import model_files
 from tasks.core.errors import BadInput, UnknownName, unknown_name
 
 FROM_TOKENIZER = {"vocab_size", "pad_token_id", "eos_token_id", "bos_token_id"}
@@ -95,6 +96,19 @@ def _causal() -> list[str]:
     source = (_transformers() / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
     table = source.partition("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")[2].partition("\n)")[0]
     return re.findall(r'\("([\w.-]+)",', table)
+
+
+@cache
+def layers(model_type: str) -> frozenset[str]:
+    """Names of the layers with a matrix of weights in models of this type, as their source shows them; none where it does
+    not show all of them."""
+    folder = model_type.replace("-", "_")
+    source = _transformers() / "models" / folder / f"modeling_{folder}.py"
+    text = source.read_text(encoding="utf-8") if source.is_file() else ""
+    if re.search(r"^from \.\.\w+\.modeling_", text, re.MULTILINE):
+        return frozenset()
+    found = re.findall(r"self\.(\w+) = (?:nn\.)?(?:\w*Linear|Conv[12][dD]|Embedding)\(", text)
+    return frozenset(found) - model_files.HEADS
 
 
 @cache

@@ -36,7 +36,7 @@ import polars as pl
 from tasks.core import digests, rows
 from tasks.core.context import Pointer, Progress
 from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Statistic, Taking
-from tasks.core.engines import ENDPOINTS
+from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.family import Messages
 from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
@@ -183,7 +183,7 @@ class Asker:
         stands; for a server that renders messages itself, the messages as JSON."""
         from tasks.core import models, rendering
 
-        if _server_renders(self.engine_options):
+        if server_renders(self.engine_options):
             if any(isinstance(asked, str) for asked in messages):
                 raise BadInput(
                     "engine.endpoint.protocol: a chat server takes messages and no plain text; use the protocol completions, "
@@ -301,10 +301,6 @@ class Asker:
         return pl.DataFrame({"logprobs": scores}, schema={"logprobs": pl.List(pl.Float64)}), spent
 
 
-def _server_renders(engine_options: Mapping[str, Any]) -> bool:
-    return engine_options["name"] in ENDPOINTS and engine_options["endpoint"]["protocol"] == "chat"
-
-
 def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str], list[range]]:
     """Different prompts by the lowest of their numbers, else in the order given, and where each number's prompts stand."""
     lowest: dict[str, int] = {}
@@ -354,7 +350,7 @@ class Opener:
         from tasks.core import models
 
         if pointer.digest not in self._askers:
-            remote = _server_renders(self.engine_options)  # then nothing of the folder is needed here
+            remote = server_renders(self.engine_options)  # then nothing of the folder is needed here
             folder = self.root / pointer.path if remote else models.resolve(self.root, pointer)
             self._askers[pointer.digest] = Asker(pointer, folder, self.engine_options, self.scratch, self)
         asker = self._askers.pop(pointer.digest)

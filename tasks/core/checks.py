@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.core import engines, families, fitting
+from tasks.core import engines, families, fitting, trainable
 from tasks.core.blocks import validate
 from tasks.core.context import Pointer
+from tasks.core.engines import server_renders
 from tasks.core.errors import BadInput, unknown_name
 from tasks.core.params import (
     BASE,
@@ -34,6 +35,8 @@ from tasks.core.params import (
 from tasks.core.serving import SECTIONS, Serving, endpoint_problems
 
 MISSING_LM_EVAL = "evaluate.benchmarks: lm-eval is not installed; `pip install --constraint constraints.txt --editable '.[lm-eval]'` adds it"
+SCORED = f"is scored by log-probabilities of given text, and {fitting.NO_SCORES}, or leave it out"
+SCORED_KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")  # output_type of a task of lm-eval
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
 Result = TypeVar("Result")
 
@@ -59,11 +62,6 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
         if stage in params:
             _check_stage(problems, params, stage, keys)
     if not problems:
-        if params["base"]["pretrained"] is None and params["prepare"]["options"].get("labelled") == 0:
-            problems.append(
-                "base.pretrained: given null, and prepare.options.labelled is 0, so there is no seed corpus to train "
-                "a base model on; name a pretrained model, or give the labels of some rows"
-            )
         problems.extend(fitting.base(params))
         problems.extend(fitting.unusable("evaluate", section(params, "evaluate", BASE), params))
         for key in keys:
@@ -233,18 +231,31 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
             )
         else:
             given = families.with_source(family, prepare["options"], source)
-            pool = _try(problems, families.check_inputs, family, given, root)
+            refused: list[str] = []
+            pool = _try(refused, families.check_inputs, family, given, root)
+            _add_below(root, refused, problems)
             if not problems and pool is not None:
                 problems.extend(fitting.supply(params, keys, pool))
     evaluate = params.get("evaluate")
     if isinstance(evaluate, Mapping) and not any("evaluat" in problem for problem in problems):
-        problems.extend(_benchmark_problems(params, root, [BASE, *keys]))
+        sound = "engine" in params and not any(problem.startswith("engine") for problem in problems)
+        chat = sound and server_renders(params["engine"])
+        problems.extend(_benchmark_problems(params, root, [BASE, *keys], chat))
     base = params.get("base")
-    pretrained = base.get("pretrained") if isinstance(base, Mapping) else None
-    if isinstance(base, Mapping) and isinstance(pretrained, str):
-        _try(problems, _check_model, root, pretrained, base.get("chat_template") is None)
+    folder = None
+    pretrained = base.get("pretrained") if isinstance(base, Mapping) else False
+    if isinstance(base, Mapping) and (pretrained is None or (isinstance(pretrained, str) and pretrained.strip())):
+        found: list[str] = []
+        folder = _try(found, _check_model, root, params)
+        _add_below(root, found, problems)
     if not problems:
-        problems.extend(fitting.machine(params, keys, root))
+        problems.extend(trainable.machine(params, keys, root))
+        problems.extend(trainable.targets(params, keys, folder))
+
+
+def _add_below(root: Path, found: Sequence[str], problems: list[str]) -> None:
+    """Adds what is not told already, with paths below `root` as they are written there."""
+    problems.extend(problem.replace(f"{root}/", "") for problem in found if problem not in problems)
 
 
 def _of_hub(source: str) -> str:
@@ -257,8 +268,9 @@ def _of_hub(source: str) -> str:
     )
 
 
-def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> Iterator[str]:
-    """The folder that evaluate depends on is there, the same for all iterations, and lm-eval is where it is wanted."""
+def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str], chat: bool) -> Iterator[str]:
+    """The folder that evaluate depends on is there, the same for all iterations, lm-eval is where it is wanted, and no task
+    wants scores of a server that takes messages (`chat`)."""
     files = params["evaluate"]["benchmark_files"]
     if not (root / files).is_dir():
         yield (
@@ -274,16 +286,49 @@ def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[st
             )
     if any(own["benchmarks"] for own in sections.values()) and importlib.util.find_spec("lm_eval") is None:
         yield MISSING_LM_EVAL
+    if chat:
+        scored = _scored_tasks(root / files)
+        for own in sections.values():
+            for name, benchmark in (own["benchmarks"] or {}).items():
+                for task in scored.intersection(benchmark["tasks"]):
+                    yield f"evaluate.benchmarks.{name}: task {task} {SCORED}"
 
 
-def _check_model(root: Path, name: str, template: bool) -> None:
-    """A model on disk is checked as it stands; for one that is not, the hub is asked whether it can be fetched."""
-    from tasks.core import hub, models
+def _scored_tasks(folder: Path) -> set[str]:
+    """The tasks in the user's files that say that they are scored; lm-eval itself is only asked in stage evaluate."""
+    found = set()
+    for path in folder.rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        kind, task = (re.search(rf"^{key}:\s*['\"]?([\w.-]+)", text, re.MULTILINE) for key in ("output_type", "task"))
+        if kind and task and kind[1] in SCORED_KINDS:
+            found.add(task[1])
+    return found
 
-    try:
-        if (root / Path(name).expanduser()).is_dir() or hub.cached(name) or not hub.NAME.fullmatch(name):
-            models.validate_folder(models.resolve(root, Pointer(name, "")), template)
-        else:
-            hub.look(name)
-    except BadInput as error:
-        raise BadInput(f"base.pretrained: {error}") from error
+
+def _check_model(root: Path, params: Mapping[str, Any]) -> Path | None:
+    """The pretrained model's folder; None where a model is made here, or is still to be fetched. A model on disk is checked
+    as it stands; for one that is not, the hub is asked whether it can be fetched. Either way the chat template is tried."""
+    from tasks.core import chat, hub, models, rendering
+
+    name, own = params["base"].get("pretrained"), params["base"].get("chat_template")
+    folder, text, special = None, None, chat.MADE
+    where = f"base.pretrained: {name}: its chat template"
+    if name is not None:
+        try:
+            models.check_name(root, name)
+            if (root / Path(name).expanduser()).is_dir() or hub.cached(name):
+                folder = models.resolve(root, Pointer(name, ""))
+                models.validate_folder(folder, own is None)
+            else:
+                hub.look(name)
+        except BadInput as error:
+            raise BadInput(f"base.pretrained: {error}") from error
+    if folder is not None:
+        tokenizer = models.parts(folder).tokenizer
+        text, special = chat.of_folder(tokenizer), chat.tokens(tokenizer)
+    if isinstance(own, str):
+        text, where = rendering.chat_template(own), f"base.chat_template: tasks/chat_templates/{own}.jinja"
+        chat.check(text, special, where, "correct it")
+    if text is not None and isinstance(prepare := params.get("prepare"), Mapping):
+        chat.check_system(text, special, prepare.get("options") or {}, where)
+    return folder

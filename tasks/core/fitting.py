@@ -7,12 +7,10 @@ be, a gate that nobody measures, a pool that is too small for what the iteration
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from tasks.core import families
-from tasks.core.engines import ENDPOINTS
+from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.errors import unknown_name
 from tasks.core.params import BASE, FILE, options, section
 
@@ -25,6 +23,10 @@ SCORES_ONLY = (  # critics without verdicts on a candidate
     *COMPARING,
 )
 READS_SCORES = ("judge_pointwise_logprobs", "judge_pairwise_logprobs", "judge_checklist_logprobs", "intrinsic_score")
+NO_SCORES = (  # of a server that renders messages itself
+    "engine.endpoint.protocol is chat, which has no way to ask for them; use the protocol completions (vLLM and SGLang tell "
+    "them there)"
+)
 
 
 def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -104,6 +106,12 @@ def unusable(stage: str, given: Mapping[str, Any], params: Mapping[str, Any]) ->
     for name, entry in critics.items():
         place = f"evaluate.critics.{name}" if stage == "evaluate" else f"critique.{name}"
         yield from _scores(place, _block(name, entry), entry, params["engine"])
+    for name, benchmark in (given["benchmarks"] or {}).items() if stage == "evaluate" else ():
+        if server_renders(params["engine"]) and not benchmark["chat_template"]:
+            yield (
+                f"evaluate.benchmarks.{name}.chat_template: given false, so questions are plain text, and "
+                "engine.endpoint.protocol is chat, which takes messages alone; set it to true, or use the protocol completions"
+            )
     for place, block in entries.items():
         if stage == "evaluate" and block in COMPARING:
             yield f"{place}: block {block} compares answers and judges none by itself; evaluate with another critic"
@@ -120,11 +128,9 @@ def _scores(place: str, block: str, entry: Mapping[str, Any], engine: Mapping[st
             f"{place}.statistic: given {entry['statistic']}, which takes the probabilities of the whole vocabulary, and no "
             "server tells them; use engine.name: transformers or vllm, or statistic: logprob"
         )
-    elif engine["endpoint"]["protocol"] == "chat":
+    elif server_renders(engine):
         yield (
-            f"{place}: block {block} reads log-probabilities of given text, and engine.endpoint.protocol is chat, which has "
-            "no way to ask for them; use the protocol completions (vLLM and SGLang tell them there), or a block that ends in "
-            "_structured"
+            f"{place}: block {block} reads log-probabilities of given text, and {NO_SCORES}, or a block that ends in _structured"
         )
 
 
@@ -139,6 +145,12 @@ def base(params: Mapping[str, Any]) -> Iterator[str]:
     """Whether base trains on what the corpus has, and for long enough."""
     given = params["base"]
     if given["pretrained"] is not None:
+        return
+    if params["prepare"]["options"].get("labelled") == 0:
+        yield (
+            "base.pretrained: given null, and prepare.options.labelled is 0, so there is no seed corpus to train "
+            "a base model on; name a pretrained model, or give the labels of some rows"
+        )
         return
     yield from _warmup("base.sft", given["sft"])
     parts, mixture = _corpus(params), given["sft"]["mixture"]
@@ -196,31 +208,6 @@ def _keeps(entry: Mapping[str, Any]) -> bool:
 def _shape(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     lora = entry["lora"]
     return lora and {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
-
-
-def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Iterator[str]:
-    """What training asks of this machine and is not there: a GPU and bitsandbytes, a file for accelerate."""
-    entries = {} if params["base"]["pretrained"] else {"base.sft": params["base"]["sft"]}
-    for key in keys:
-        entries |= {f"train.{name}": entry for name, entry in section(params, "train", key).items()}
-    for place, entry in entries.items():
-        if (file := entry["accelerate"]) is not None and not (root / file).is_file():
-            yield (
-                f"{place}.accelerate: given {file!r}: there is no such file; `accelerate config --config_file {file}` "
-                "makes one"
-            )
-        if entry["lora"] and entry["lora"]["load_in_4bit"]:
-            lacking = _lacking_for_4_bits()
-            if lacking:
-                yield f"{place}.lora.load_in_4bit: given true, but {lacking}; set it to false (LoRA on the whole base)"
-
-
-def _lacking_for_4_bits() -> str | None:
-    if find_spec("bitsandbytes") is None:
-        return "bitsandbytes is not installed (`pip install bitsandbytes`, on a machine with a GPU)"
-    import torch
-
-    return None if torch.cuda.is_available() else "there is no CUDA GPU here, which bitsandbytes needs"
 
 
 def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:

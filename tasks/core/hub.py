@@ -6,12 +6,12 @@ to. Only safetensors, JSON, templates and vocabularies are fetched: no pickles, 
 own: `HF_TOKEN` or `hf auth login`, `HF_ENDPOINT`, and `HF_HUB_OFFLINE=1`, with which the network is left alone.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from tasks.core import model_files
 from tasks.core.errors import BadInput, first_line
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -37,10 +37,10 @@ def cached(name: str) -> Path | None:
 def is_whole(folder: Path) -> bool:
     """Whether weights are there, and all the files of which an index says that they belong to them."""
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return any(folder.glob("*.safetensors"))
-    return all((folder / name).is_file() for name in index.get("weight_map", {}).values())
+        named = model_files.shards(folder)
+    except BadInput:
+        named = []
+    return all((folder / name).is_file() for name in named) if named else any(folder.glob("*.safetensors"))
 
 
 def look(name: str) -> None:

@@ -14,14 +14,14 @@ base, and `verify` makes sure that the base is still that one.
 Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.core import architectures, digests, hub, memory, rendering
+from tasks.core import architectures, digests, hub, memory, model_files, rendering
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact
+from tasks.core.model_files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NO_TEMPLATE = (
@@ -118,10 +118,15 @@ def stored_tokenizer(folder: Path) -> Any:
     """The model's tokenizer as its files have it. Raises `BadInput` if it cannot be loaded."""
     from transformers import AutoTokenizer
 
+    place = parts(folder).tokenizer
+    if not (place / model_files.TOKENIZER).is_file():  # transformers makes an empty one for some architectures
+        model_files.check_tokenizer(place)
     try:
-        return AutoTokenizer.from_pretrained(parts(folder).tokenizer, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library tokenizers raises no other kind
+        model_files.check_tokenizer(place)
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {why}") from error
 
 
 # --- parts and pointers ----------------------------------------------------------------------------
@@ -209,6 +214,18 @@ def verify(folder: Path, pointer: Pointer, known: Path | None = None) -> None:
         )
 
 
+def check_name(root: Path, name: str) -> None:
+    """Raises `BadInput` unless `name` is a folder, relative to `root` or absolute, or could be a name of the hub."""
+    path = root / Path(name).expanduser()
+    if path.is_dir() or (hub.NAME.fullmatch(name) and not path.is_file()):
+        return
+    if path.is_file():
+        raise BadInput(f"given {name!r}; it is a file: name the model's folder")
+    if "/" in name:
+        raise BadInput(f"given {name!r}: there is no such folder; name a model's folder, or a hub name (owner/name)")
+    raise BadInput(f"given {name!r}; it is no folder, and a hub name is owner/name (openai-community/gpt2)")
+
+
 def resolve(root: Path, pointer: Pointer) -> Path:
     """The folder that holds the model. `pointer.path`: relative to `root`, absolute, or a hub name that the
     local Hugging Face cache holds. Raises `MissingArtifact`, and `BadInput` for a pointer that leads nowhere."""
@@ -262,7 +279,7 @@ def write_pointer(folder: Path, pointer: Pointer, name: str = POINTER) -> None:
 
 def validate_folder(path: Path, template: bool = True) -> None:
     """Raises `BadInput` unless `path` is a model folder: configuration, safetensors, a tokenizer with a chat
-    template (without one where `template` is False), or a part of a model whose base is one. Reads JSON only."""
+    template (without one where `template` is False), or a part of a model whose base is one. Of weights only headers are read."""
     if not path.is_dir():
         raise BadInput(f"{path} is no model folder: there is no such folder")
     found = parts(path)
@@ -272,21 +289,21 @@ def validate_folder(path: Path, template: bool = True) -> None:
     if not isinstance(config.get("model_type"), str):
         raise BadInput(f"{found.weights} is no model folder: it has no config.json with a model_type")
     architectures.check_model_type(config["model_type"], str(found.weights / "config.json"))
-    if not any(found.weights.glob("*.safetensors")):
-        raise BadInput(
-            f"{found.weights} is no model folder: it has no *.safetensors; other weight formats are not loaded"
-        )
-    if not any((found.tokenizer / name).is_file() for name in TOKENIZER_FILES):
-        raise BadInput(f"{path} has no tokenizer: neither tokenizer.json nor tokenizer_config.json is there")
-    if template and not has_template(found.tokenizer):
+    for file in model_files.weights(found.weights):
+        model_files.header(file)
+    model_files.check_tokenizer(found.tokenizer)
+    if template:
+        _validate_template(path, found.tokenizer)
+
+
+def _validate_template(path: Path, tokenizer: Path) -> None:
+    from tasks.core import chat
+
+    text = chat.of_folder(tokenizer)
+    if text is None:
         raise BadInput(NO_TEMPLATE.format(path))
-
-
-def has_template(folder: Path) -> bool:
-    """Whether the tokenizer files in `folder` have a chat template."""
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    advice = "fetch the model again, or set base.chat_template (`plain`, or one of your own)"
+    chat.check(text, chat.tokens(tokenizer), f"{path}: its chat template", advice)
 
 
 def _validate_adapter(folder: Path) -> None:
@@ -295,21 +312,9 @@ def _validate_adapter(folder: Path) -> None:
         raise BadInput(f"{folder / ADAPTER}: given peft_type {kind!r}; only LORA adapters are loaded")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise BadInput(f"{folder} is no adapter: it has no {ADAPTER_WEIGHTS}; other weight formats are not loaded")
+    model_files.header(folder / ADAPTER_WEIGHTS)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's `config.json`, {} where it has none."""
     return read_json(parts(folder).weights / "config.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where the file is not there. Raises `BadInput` for anything else."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} holds no JSON object")
-    return value

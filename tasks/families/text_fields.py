@@ -8,6 +8,7 @@ from tasks.core.errors import BadInput
 from tasks.families import text_files
 from tasks.families.text_options import Options
 
+WHERE = "prepare.options"
 NAMES = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 
 
@@ -27,9 +28,12 @@ class Reader:
 
     def __init__(self, options: Options, path: Path) -> None:
         self.options, self.path = options, path
-        named = (options.prompt_field, options.messages_field, options.answer_field, options.system_field)
-        fields = [*named, options.id_field, options.split.field]
-        self.fields = list(dict.fromkeys(name for name in fields if name is not None))
+        self.fields: dict[str, str] = {}  # name -> the option that names it
+        for option in ("prompt_field", "messages_field", "answer_field", "system_field", "id_field"):
+            if (name := getattr(options, option)) is not None:
+                self.fields.setdefault(name, f"{WHERE}.{option}")
+        if options.split.field is not None:
+            self.fields.setdefault(options.split.field, f"{WHERE}.split.field")
         self._types: dict[str, tuple[str, str]] = {}
 
     def rows(self, file: Path) -> Iterator[Row]:
@@ -62,7 +66,7 @@ class Reader:
         """The prompts of a benchmark's file; those without text are left out."""
         assert self.options.decontaminate is not None
         field = self.options.decontaminate.benchmarks[name].field
-        for number, record in text_files.records(file, [field]):
+        for number, record in text_files.records(file, {field: f"{WHERE}.decontaminate.benchmarks.{name}.field"}):
             text = self._text(file, number, field, record[field], (str,), f"{name}: {field}")
             if text and text.strip():
                 yield Row(text_files.relative(file, self.path), number, None, text, None, None)

@@ -13,7 +13,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -65,15 +65,16 @@ def relative(file: Path, path: Path) -> str:
     return file.name if file == path else file.relative_to(path).as_posix()
 
 
-def records(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
-    """The file's records with their numbers; of Parquet `fields` only. Raises `BadInput`, also for a missing field."""
+def records(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
+    """The file's records with their numbers; of Parquet `fields` only. `fields`: by name, the option that names each.
+    Raises `BadInput`, also for a missing field."""
     read = READERS[_format(file) or ""]
     count = 0
     try:
         for number, record in read(file, fields):
             for field in fields:
                 if field not in record:
-                    raise no_field(file, f"row {number}", field, record)
+                    raise _no_field(f"row {number} of {file}", field, fields[field], record, count > 0)
             count += 1
             yield number, record
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -84,11 +85,14 @@ def records(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
         raise BadInput(f"{file}: has no rows; it needs fields {', '.join(fields)}, or leave the file out")
 
 
-def no_field(file: Path, where: str, field: str, known: Iterable[str]) -> BadInput:
-    """The error for a field that is not there, with the nearest that is."""
+def _no_field(where: str, field: str, option: str, known: Iterable[str], elsewhere: bool = False) -> BadInput:
+    """The error for a field that is not there, with the nearest that is. `elsewhere`: other rows have it."""
     names = sorted(str(name) for name in known)
-    its, hint = ", ".join(names) or "none", did_you_mean(field, names)
-    return BadInput(f"{file}: {where} has no field '{field}'; its fields are {its}{hint}")
+    there, near = ", ".join(names) or "none", did_you_mean(field, names)
+    advice = f"{near} (its fields: {there})" if near else f"; name one of: {there}"
+    if elsewhere:
+        advice = f"; correct that row, whose fields are {there}"
+    return BadInput(f"{option}: given '{field}', but {where} has no such field{advice}")
 
 
 def _format(path: Path) -> str | None:
@@ -112,6 +116,13 @@ def _object(file: Path, number: int, record: Any) -> Record:
     return record
 
 
+def _no_json(file: Path, what: str, error: Exception, start: bytes, advice: str) -> BadInput:
+    if isinstance(error, UnicodeDecodeError):
+        why = f"{error.reason} at byte {error.start}"
+        return BadInput(f"{file}: {what}is no JSON in UTF-8 ({why}){_encoding(start) or '; save it as UTF-8'}")
+    return BadInput(f"{file}: {what}is no JSON in UTF-8 ({error}); {advice}, as `json.dumps` does")
+
+
 def _encoding(start: bytes) -> str:
     return "; it looks like UTF-16: `iconv -f UTF-16 -t UTF-8` converts it" if start.startswith(UTF16) else ""
 
@@ -124,7 +135,7 @@ def _too_long(file: Path, number: int) -> BadInput:
 
 
 # --- formats ---------------------------------------------------------------------------------------------
-def _lines(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
+def _lines(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
     with _open(file) as opened:
         number = 0
         while line := opened.readline(LONGEST + 1):
@@ -136,11 +147,11 @@ def _lines(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
             try:
                 record = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                raise BadInput(f"{file}: row {number} is no JSON in UTF-8 ({error}){_encoding(line)}") from error
+                raise _no_json(file, f"row {number} ", error, line, "write one object in each line") from error
             yield number, _object(file, number, record)
 
 
-def _list(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
+def _list(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
     """A list of objects: those of its first piece, then, if they are wanted, all others; a file that begins with an
     object is taken for JSON lines."""
     with _open(file) as opened:
@@ -162,7 +173,7 @@ def _list(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
     try:
         elements = json.loads(whole.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: is no JSON in UTF-8 ({error}){_encoding(whole[:2])}") from error
+        raise _no_json(file, "", error, whole[:2], "write one list of objects") from error
     for place, record in enumerate(elements[number:], start=number + 1):
         yield place, _object(file, place, record)
 
@@ -181,7 +192,7 @@ def _elements(head: str) -> Iterator[Any]:
         yield record
 
 
-def _parquet(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
+def _parquet(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -189,17 +200,20 @@ def _parquet(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
         with pq.ParquetFile(file) as opened:
             for field in fields:
                 if field not in opened.schema_arrow.names:
-                    raise no_field(file, "the table", field, opened.schema_arrow.names)
+                    raise _no_field(f"the table {file}", field, fields[field], opened.schema_arrow.names)
             number = 0
             for batch in opened.iter_batches(batch_size=4096, columns=list(fields)):
                 for record in batch.to_pylist():
                     number += 1
                     yield number, record
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{file}: is no readable Parquet file ({error})") from error
+        why = str(error).rstrip(".").partition(". ")[0]
+        raise BadInput(
+            f"{file}: is no readable Parquet file ({why}); write or fetch it again, or give the file the ending of its format"
+        ) from error
 
 
-def _table(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
+def _table(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
     """CSV (RFC 4180), or TSV by the file's name: a header, then as many values in every row; all values are text."""
     number = 0
     csv.field_size_limit(LONGEST)
@@ -231,7 +245,7 @@ def _table(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
             ) from error
 
 
-READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[int, Record]]]] = {
+READERS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[tuple[int, Record]]]] = {
     ".jsonl": _lines,
     ".ndjson": _lines,
     ".json": _list,

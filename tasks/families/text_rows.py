@@ -25,13 +25,12 @@ from typing import NamedTuple
 from tasks.core import digests, overlap
 from tasks.core.errors import BadInput
 from tasks.families import text_files
-from tasks.families.text_fields import Reader, Row
+from tasks.families.text_fields import WHERE, Reader, Row
 from tasks.families.text_options import Options
 
 LONGEST_PROMPT = 100_000  # characters
 SAMPLED, SAMPLED_FILES = 100, 50  # rows of a file, and files of a folder, that are looked at before any work
 SMALL = 8 * 2**20  # bytes of data that are read as a whole before any work
-WHERE = "prepare.options"
 Extract = Callable[[str], str | None]  # the answer in a text
 
 

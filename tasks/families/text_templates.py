@@ -18,6 +18,7 @@ characters. So it can neither end the quotation nor begin a new turn, and a mess
 A template stands alone (no include, no import, no inheritance) and gives the same text every time.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -114,13 +115,49 @@ def _problems(folder: Path, name: str, use: Use) -> Iterator[str]:
         tree = environment.parse(source, name, str(path))
         environment.compile(source, name, str(path))
     except jinja2.TemplateSyntaxError as error:
-        yield f"{path}, line {error.lineno}: {error.message}"
+        yield f"{path}, line {error.lineno}: {_advised(error.message or '', environment)}"
         return
     lines: dict[str, int] = {}
     for node in tree.find_all(nodes.Name):
         lines.setdefault(node.name, node.lineno)
     found = list(_of_names(path, tree, use, lines))
-    yield from found or _of_rendering(path, environment.from_string(tree), use, lines)
+    yield from found or _of_rendering(path, environment.from_string(tree), use, lines | _bare_lines(tree))
+
+
+def _advised(message: str, environment: jinja2.Environment) -> str:
+    """Jinja's message, with what to do about a filter that there is not."""
+    named = re.fullmatch(r"No filter named '(.*)'\.", message)
+    if named is None:
+        return message
+    near = difflib.get_close_matches(named[1], list(environment.filters), n=1)
+    return message[:-1] + (f"; did you mean '{near[0]}'?" if near else "; use `fenced`, or one of Jinja's own")
+
+
+def _bare_lines(tree: nodes.Template) -> dict[str, int]:
+    """Where each variable, or what a loop or an assignment takes from it, is first printed without `fenced`."""
+    holds: dict[str, set[str]] = {}  # name in the template -> variables that it may hold
+    loops = [(loop.target, loop.iter) for loop in tree.find_all(nodes.For)]
+    for target, value in [*loops, *((given.target, given.node) for given in tree.find_all(nodes.Assign))]:
+        variables = {variable for name in _named(value) for variable in holds.get(name.name, {name.name})}
+        for name in _named(target):
+            holds.setdefault(name.name, set()).update(variables)
+    found: dict[str, int] = {}
+    todo = [printed for output in tree.find_all(nodes.Output) for printed in output.nodes]
+    for name in (name for printed in todo for name in _named(printed)):
+        for variable in holds.get(name.name, {name.name}):
+            found.setdefault(variable, name.lineno)
+    return found
+
+
+def _named(node: nodes.Node) -> Iterator[nodes.Name]:
+    """The names whose text the expression may print."""
+    if isinstance(node, nodes.Name):
+        yield node
+    if isinstance(node, nodes.Test | nodes.Compare):
+        return
+    if not (isinstance(node, nodes.Filter) and node.name in ("fenced", "length", "count")):
+        for child in node.iter_child_nodes():
+            yield from _named(child)
 
 
 def _of_names(path: Path, tree: nodes.Template, use: Use, lines: Mapping[str, int]) -> Iterator[str]:
@@ -146,7 +183,7 @@ def _of_rendering(path: Path, template: jinja2.Template, use: Use, lines: Mappin
         try:
             text = template.render(**values)
         except _FAILURES as error:
-            yield f"{path}, line {_line_of(error)}: {error}"
+            yield f"{path}, line {_line_of(error)}: {error}; change what the template does there, or leave it out"
             return
         rest = text
         for variable in (*use.quoted, *use.plain):

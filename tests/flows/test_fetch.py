@@ -1,6 +1,7 @@
 """Fetching a dataset: a local one without the hub, and what is said of those that cannot be had."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -79,6 +80,21 @@ def test_what_the_hub_refuses(tmp_path, monkeypatch, error, said):
         fetch.fetch(tmp_path, "hf://datasets/a/b", None, [], "x", None)
     assert said in str(caught.value)
     assert str(caught.value).startswith("a/b: ")
+
+
+def test_the_hub_is_tried_again_without_a_word(tmp_path, monkeypatch):
+    import datasets
+
+    said = []
+
+    def refuse(*arguments: object, **options: object) -> None:
+        said.append(logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING))
+        raise ConnectionError("Couldn't reach 'a/b' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    with pytest.raises(BadInput, match="is no folder here, and the Hugging Face hub is out of reach"):
+        fetch.fetch(tmp_path, "a/b", None, [], None, None)
+    assert said == [False]
 
 
 def test_refused_before_anything_is_written(folder, monkeypatch):

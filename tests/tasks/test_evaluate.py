@@ -17,6 +17,7 @@ from tasks.core.context import Context
 from tasks.core.engine import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
 from tasks.core.family import Messages, Question, Verdict
+from tests.support import ENGINE
 from tests.tiny import user
 
 SECTION: dict[str, Any] = {
@@ -122,7 +123,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simp
         monkeypatch.setattr("tasks.core.models.digest", lambda folder, known: "d")
         options = evaluate.parse({**SECTION, **changes})
         context = Context(
-            "evaluate", "i01", {"previous": "i00"}, options, 7, False, {}, root, staging, root, lambda _: model
+            "evaluate", "i01", {"previous": "i00"}, options, 7, False, ENGINE, root, staging, root, lambda _: model
         )
         evaluate.run(context)
         folder = staging / "data/i01/evaluation"
@@ -223,14 +224,14 @@ def test_benchmarks_join_the_held_out_figures_and_stay_out_of_the_loop(
 ) -> None:
     loaded: list[Any] = []
 
-    def load(chosen: dict[str, Any], root: Path, files: str) -> list[Any]:
-        loaded.append((chosen["own"].limit, root, files))
+    def load(chosen: dict[str, Any], root: Path, files: str, scores: bool) -> list[Any]:
+        loaded.append((chosen["own"].limit, root, files, scores))
         return [SimpleNamespace(name="own", results=lambda model, seed: {"sums": {"acc,none": 0.25}})]
 
     monkeypatch.setattr(benchmarks, "load", load)
     (tmp_path / "run/mine").mkdir(parents=True)
     result = stage(benchmarks={"own": BENCHMARK}, benchmark_files="mine")
-    assert loaded == [(2, tmp_path / "run", "mine")]
+    assert loaded == [(2, tmp_path / "run", "mine", True)]
     assert result.metrics["benchmark_sums_acc"] == result.report["benchmark_sums_acc"] == 0.25
     assert "mine" in result.context.reads
     assert "benchmark" not in json.dumps(result.probe)

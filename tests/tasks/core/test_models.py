@@ -209,6 +209,9 @@ def test_adapters_that_others_made(folder, tmp_path):
     with pytest.raises(BadInput, match=r"has no adapter_model\.safetensors"):
         models.validate_folder(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    with pytest.raises(BadInput, match=r"adapter_model\.safetensors is no whole safetensors file \(header too small\)"):
+        models.validate_folder(adapter)
+    (adapter / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     models.validate_folder(adapter)
     assert models.parts(adapter) == (folder, adapter, folder)
     base = models.base_pointer(tmp_path, Pointer("adapter", models.digest(adapter)))

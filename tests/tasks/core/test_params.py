@@ -10,10 +10,11 @@ import pytest
 
 from flows import layout, recipe
 from flows.declared import declared
-from tasks.core import fitting
 from tasks.core import params as parameters
+from tasks.core import trainable
 from tasks.core.errors import BadInput, UnknownName
 from tasks.families import text as text_family
+from tests.support import model_files
 
 ROOT = Path(__file__).parents[3]
 BENCHMARK = {"tasks": ["facts"], "fewshot": 0, "limit": 8, "chat_template": True, "max_new_tokens": 8}
@@ -60,16 +61,66 @@ def test_an_adapter_keeps_its_shape_from_one_iteration_to_the_next(params: dict[
 
 def test_what_this_machine_lacks_for_training(params: dict[str, Any], tmp_path: Path) -> None:
     keys = ["i01", "i02"]
-    assert list(fitting.machine(params, keys, tmp_path)) == []
+    assert list(trainable.machine(params, keys, tmp_path)) == []
     put(params, "train.sft.accelerate", "eight_gpus.yaml")
-    (told,) = {line for line in fitting.machine(params, keys, tmp_path) if line.startswith("train")}
+    (told,) = {line for line in trainable.machine(params, keys, tmp_path) if line.startswith("train")}
     assert told.startswith("train.sft.accelerate: given 'eight_gpus.yaml': there is no such file; `accelerate config")
-    (tmp_path / "eight_gpus.yaml").touch()
-    assert list(fitting.machine(params, keys, tmp_path)) == []
+    (tmp_path / "eight_gpus.yaml").write_text("distributed_type: MULTI_GPU\n")
+    assert list(trainable.machine(params, keys, tmp_path)) == []
     put(params, "train.sft.lora", {**LORA, "load_in_4bit": True})
-    (told,) = fitting.machine(params, keys, tmp_path)
+    (told,) = trainable.machine(params, keys, tmp_path)
     assert told.startswith("train.sft.lora.load_in_4bit: given true, but ")
     assert "bitsandbytes" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nonsense: [", "gpus.yaml, line 1: is not YAML"),
+        ("- 1", "gpus.yaml: is no mapping of settings; `accelerate config --config_file gpus.yaml` makes one"),
+        ("num_processes: 2", "gpus.yaml: distributed_type is missing"),
+        ("distributed_type: FSDPP", "gpus.yaml: distributed_type is 'FSDPP'; allowed: NO, MULTI_CPU, MULTI_GPU, "),
+        ("distributed_type: NO", "gpus.yaml: distributed_type is NO, which YAML reads as false; write 'NO'"),
+        ("distributed_type: DEEPSPEED", "gpus.yaml: distributed_type is DEEPSPEED, and deepspeed is not installed"),
+        ("distributed_type: FSDP\nnum_proceses: 2", "gpus.yaml: unknown key 'num_proceses'; did you mean 'num_proc"),
+        ("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}", None),
+        ("distributed_type: 'NO'", None),
+    ],
+)
+def test_a_file_that_accelerate_would_refuse(
+    params: dict[str, Any], tmp_path: Path, text: str, expected: str | None
+) -> None:
+    put(params, "train.sft.accelerate", "gpus.yaml")
+    (tmp_path / "gpus.yaml").write_text(text)
+    told = {line for line in trainable.machine(params, ["i01"], tmp_path) if line.startswith("train")}
+    assert len(told) == (expected is not None)
+    assert all(line.startswith(f"train.sft.accelerate: {expected}") for line in told)
+
+
+def test_what_accelerate_allows_is_what_its_source_was_read_to_say() -> None:
+    from accelerate import DistributedType
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    assert trainable.allowed() == [kind.value for kind in DistributedType]
+    assert set(trainable.known()) == set(ClusterConfig.__dataclass_fields__)
+
+
+def test_targets_of_lora_are_layers_of_the_model(params: dict[str, Any], tmp_path: Path) -> None:
+    put(params, "train.sft.lora", {**LORA, "targets": ["q_prj"]})
+    (told,) = trainable.targets(params, ["i01", "i02"], None)
+    assert told.startswith(
+        "train.sft.lora.targets (layers of this model): unknown layer 'q_prj'; did you mean 'q_proj'? (known: "
+    )
+    put(params, "train.sft.lora", {**LORA, "targets": ["q_proj", "self_attn.v_proj", "all-linear"]})
+    (told,) = trainable.targets(params, ["i01", "i02"], None)
+    assert "unknown layer 'all-linear'" in told
+    params["base"]["pretrained"] = "m"
+    assert list(trainable.targets(params, ["i01"], None)) == []  # still to be fetched
+    own = {"h.0.special.weight": [2, 2], "h.0.ln.weight": [2], "lm_head.weight": [2, 2]}
+    folder = model_files(tmp_path / "m", **own)
+    put(params, "train.sft.lora", {**LORA, "targets": ["special", "h.0.special", "ln", "q_proj"]})
+    (told,) = trainable.targets(params, ["i01"], folder)
+    assert told.endswith("unknown layer 'ln' (known: special)")
 
 
 def test_the_committed_file_passes_every_check() -> None:
@@ -227,16 +278,18 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
     (tmp_path / "tasks/families").mkdir(parents=True)
     (tmp_path / "tasks/families/countdown_corpus.py").touch()
     (tmp_path / "tasks/benchmarks").mkdir()
-    for file, text, expected in [
-        (None, "", r"base\.pretrained: model \./models/mine is not there"),
-        ("README.md", "", "mine is no model folder: it has no config.json"),
-        ("config.json", '{"model_type": "qwen3"}', r"mine is no model folder: it has no \*.safetensors"),
-        ("model.safetensors", "", "mine has no tokenizer"),
-        ("tokenizer.json", "{}", "its tokenizer has no chat template"),
+    whole = model_files(tmp_path / "whole")
+    for file, expected in [
+        (None, r"base\.pretrained: given '\./models/mine': there is no such folder; name a model's folder"),
+        ("README.md", "mine is no model folder: it has no config.json"),
+        ("config.json", r"mine is no model folder: it has no \*.safetensors"),
+        ("model.safetensors", "mine has no tokenizer"),
+        ("tokenizer.json", "its tokenizer has no chat template"),
     ]:
         if file:
             (tmp_path / "models" / "mine").mkdir(parents=True, exist_ok=True)
-            (tmp_path / "models" / "mine" / file).write_text(text)
+            content = (whole / file).read_bytes() if (whole / file).is_file() else b""
+            (tmp_path / "models" / "mine" / file).write_bytes(content)
         with pytest.raises(BadInput, match=expected):
             parameters.check(params, tmp_path)
     (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("")
@@ -482,3 +535,46 @@ def test_near_copies_are_looked_for_in_free_text_only() -> None:
     assert "synthesize.self_instruct.near_copy: given 0.7, but prompts of family countdown are no free text" in refusal(
         params
     )
+
+
+def test_benchmarks_that_a_chat_server_cannot_be_asked(params: dict[str, Any], tmp_path: Path) -> None:
+    put(params, "engine.name", "openai")
+    put(params, "engine.endpoint.protocol", "chat")
+    asked = {
+        "tasks": ["facts", "facts_choice"],
+        "fewshot": None,
+        "limit": None,
+        "chat_template": False,
+        "max_new_tokens": 8,
+    }
+    put(params, "evaluate.benchmarks", {"own": asked})
+    told = refusal(params)
+    assert told.startswith(
+        "evaluate.benchmarks.own.chat_template: given false, so questions are plain text, and engine."
+    )
+    assert len(told.splitlines()) == 1
+    asked["chat_template"] = True
+    parameters.check(params)
+    shutil.copytree(ROOT / "tasks/benchmarks", tmp_path / "tasks/benchmarks")
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, tmp_path)
+    scored = [line for line in str(caught.value).splitlines() if "scored" in line]
+    assert len(scored) == 1
+    assert scored[0].startswith(
+        "evaluate.benchmarks.own: task facts_choice is scored by log-probabilities of given text, and engine.endpoint."
+        "protocol is chat, which has no way to ask for them; use the protocol completions"
+    )
+    put(params, "engine.endpoint.protocol", "completions")
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, tmp_path)
+    assert "scored" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_a_model_without_a_name(params: dict[str, Any], tmp_path: Path, given: str) -> None:
+    params["base"]["pretrained"] = given
+    told = f"base.pretrained: given {given!r}; name a folder or a hub name (owner/name), or null to make a model here"
+    assert refusal(params) == told
+    with pytest.raises(BadInput) as caught:
+        parameters.check(params, tmp_path)
+    assert [line for line in str(caught.value).splitlines() if line.startswith("base")] == [told]

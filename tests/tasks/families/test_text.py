@@ -170,9 +170,12 @@ def bad(rows_or_bytes):
         (b"[1]\n", "row 1 is a list"),
         (
             bad([*ROWS[:2], {"prompt": "a", "answer": "1"}]),
-            r"row 3 has no field 'question'; its fields are answer, prompt",
+            r"prompt_field: given 'question', but row 3 of .* no such field; correct that row, whose fields are answer, prompt",
         ),
-        (bad([{"question": "a"}]), "row 1 has no field 'answer'"),
+        (
+            bad([{"question": "a"}]),
+            r"answer_field: given 'answer', but row 1 of .* has no such field; name one of: question",
+        ),
         (bad([{"question": 7, "answer": "1"}]), "'question' is of type int"),
         (bad([{"question": "a", "answer": None}]), r"'answer' is empty \(null\)"),
         (bad([{"question": "a", "answer": "none"}]), "row 1: no answer in 'answer'"),

@@ -68,13 +68,13 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
 def test_a_json_list_longer_than_what_is_looked_at_first(tmp_path, monkeypatch):
     path = as_file(tmp_path, "a.json")
     monkeypatch.setattr(text_files, "PIECE", 300)
-    assert [record["id"] for _, record in text_files.records(path, ["id"])] == [row["id"] for row in ROWS]
+    assert [record["id"] for _, record in text_files.records(path, {"id": "id_field"})] == [row["id"] for row in ROWS]
     whole = path.read_text()
     path.write_text(whole[:-30])
     seen = []
     with pytest.raises(BadInput, match="is no JSON"):
-        seen.extend(number for number, _ in text_files.records(path, ["id"]))
-    assert next(text_files.records(path, ["id"])) == (1, ROWS[0])
+        seen.extend(number for number, _ in text_files.records(path, {"id": "id_field"}))
+    assert next(text_files.records(path, {"id": "id_field"})) == (1, ROWS[0])
 
 
 def test_a_folder_is_all_its_data_files_in_the_order_of_their_names(tmp_path):
@@ -223,16 +223,22 @@ def test_nothing_left_says_what_was_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"questoin": "a", "a": "1"}\n', "row 1 has no field 'q'; its fields are a, questoin"),
-        ("a.jsonl", b'{"Q": "a", "a": "1"}\n', "no field 'q'"),
+        ("a.jsonl", b'{"questoin": "a", "a": "1"}\n', "a.jsonl has no such field; name one of: a, questoin"),
+        ("a.jsonl", b'{"Q": "a", "a": "1"}\n', "prepare.options.prompt_field: given 'q', but row 1 of "),
+        ("a.jsonl", b'{"q": "1", "aa": "1"}\n', "a.jsonl has no such field; did you mean 'aa'? (its fields: aa, q)"),
         ("a.jsonl", b'{"q": "a", "a": "1"}\n{"q": "b", "a": 2}\n', "row 2: field 'a' is a number, but text in row 1"),
-        ("a.jsonl", b'{"q": "a", "a": "1"}\n{"q": "b", \n', "row 2 is no JSON in UTF-8"),
+        ("a.jsonl", b'{"q": "a", "a": "1"}\n{"q": "b", \n', "; write one object in each line, as `json.dumps` does"),
+        (
+            "a.jsonl",
+            b'{"q": "\xfc", "a": "1"}\n',
+            "row 1 is no JSON in UTF-8 (invalid start byte at byte 7); save it as UTF-8",
+        ),
         ("a.jsonl", '{"q": "a"}\n'.encode("utf-16"), "looks like UTF-16"),
         ("a.jsonl", b'{"q": "' + b"x" * 17 * 2**20 + b'"}\n', "row 1 is longer than 16 MiB"),
         ("a.jsonl.gz", b"no gzip", "is no whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b'{"q": "a", "a": "1"}\n' * 99, mtime=0)[:-9], "is no whole gzip file"),
         ("a.json", b'[{"q": "a", "a": "1"}, 7]', "row 2 is a int"),
-        ("a.json", b'[{"q": "a", "a": "1"},', "is no JSON in UTF-8"),
+        ("a.json", b'[{"q": "a", "a": "1"},', "; write one list of objects, as `json.dumps` does"),
         ("a.json", b"[]", "has no rows"),
         ("a.csv", b"", "has no rows"),
         ("a.csv", b"q,a\n", "has no rows"),
@@ -241,8 +247,8 @@ def test_nothing_left_says_what_was_dropped(tmp_path):
         ("a.csv", b'q,a\n"1"x,2\n', "row 1 is no CSV"),
         ("a.csv", "q,a\nZürich,2\n".encode("latin-1"), "is no UTF-8"),
         ("a.csv", "q,a\nb,2\n".encode("utf-16"), "looks like UTF-16"),
-        ("a.csv", b"prompt,answer\n1,2\n", "row 1 has no field 'q'; its fields are answer, prompt"),
-        ("a.parquet", b"PAR1 or not", "is no readable Parquet file"),
+        ("a.csv", b"prompt,answer\n1,2\n", "a.csv has no such field; name one of: answer, prompt"),
+        ("a.parquet", b"PAR1 or not", "; write or fetch it again, or give the file the ending of its format"),
         ("a.txt", b"q", "'.txt' is no format of prompts"),
     ],
 )
@@ -263,7 +269,7 @@ def test_bad_folders_and_tables(tmp_path):
     with pytest.raises(BadInput, match=r"it has only notes\.md"):
         select(tmp_path)
     pl.DataFrame({"question": ["a"]}).write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(BadInput, match="the table has no field 'q'; its fields are question"):
+    with pytest.raises(BadInput, match=r"but the table .*a\.parquet has no such field; name one of: question"):
         select(tmp_path / "a.parquet")
     with pytest.raises(BadInput, match=r"did you mean 'a\.parquet'"):
         select(tmp_path, split=NO_SPLIT | {"file": "a.parqet"})
@@ -311,7 +317,7 @@ def test_large_files_are_looked_at_and_not_read_before_any_work(tmp_path, monkey
     assert read == {"a.jsonl": text_rows.SAMPLED}
     with pytest.raises(BadInput, match="row 201 is no JSON"):
         select(path)
-    with pytest.raises(BadInput, match="has no field 'question'"):
+    with pytest.raises(BadInput, match=r"prompt_field: given 'question', but row 1 of .* no such field"):
         families.check_inputs("text", LOOSE | {"path": "a.jsonl", "prompt_field": "question"}, tmp_path)
 
 

@@ -11,7 +11,7 @@ figures carry their own names.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,8 @@ def project(root: Path, params: Mapping[str, Any], tree: "Tree", name: str) -> s
     for key in keys:
         mine = [e for e in found if e.iteration == key]
         _iteration_figures(tree, root, key, parents[key], evolution, mine, backed, files)
-    _spending(tree, costs.account(root, params, files), known, parents)
+    whole = {key for key in keys if _is_whole(key, [e for e in found if e.iteration == key])}
+    _spending(tree, costs.account(root, params, files), known, parents, whole)
     for parent in parents.values():
         _settle(tree, parent)
     return evolution.id
@@ -111,8 +112,7 @@ def _iteration_figures(
     groups = {"probe": probe.get("metrics") or {}, "guard": probe.get("guards") or {}}
     policy = _artifact(root, mine, f"{folder}/policy.json", files)
     extra: dict[str, float] = {}
-    expected = ("prepare", "base", "evaluate") if key == parameters.BASE else parameters.LOOP
-    if {e.stage for e in mine} >= set(expected):
+    if _is_whole(key, mine):
         records = [backed[e.name] for e in mine]
         if all(records):
             extra["seconds"] = sum(float(r.get("seconds") or 0.0) for r in records if r)
@@ -138,12 +138,22 @@ def _iteration_figures(
     tree.log(evolution, metrics=points, tags=marks)
 
 
+def _is_whole(key: str, mine: Iterable[Execution]) -> bool:
+    """Whether every stage of the iteration is in dvc.lock."""
+    expected = ("prepare", "base", "evaluate") if key == parameters.BASE else parameters.LOOP
+    return {execution.stage for execution in mine} >= set(expected)
+
+
 def _spending(
-    tree: "Tree", account: costs.Account, known: Iterable[Record], parents: Mapping[str | None, "Run"]
+    tree: "Tree",
+    account: costs.Account,
+    known: Iterable[Record],
+    parents: Mapping[str | None, "Run"],
+    whole: Container[str],
 ) -> None:
     """What executions used (`flows.costs`): `paid/...` on every stage run, `paid/...`, `needed/...` and the share of a
-    row on iterations, a point of the same for each iteration and `total/...` on the evolution. Written again when
-    prices change or an execution is added."""
+    row on iterations, a point of the same for each iteration that is `whole` and `total/...` on the evolution. Written
+    again when prices change or an execution is added."""
     for record in known:
         run = tree.find({"level": "stage", "record": str(record["id"])})
         if run and record.get("status") != "running":
@@ -158,7 +168,7 @@ def _spending(
             continue
         step, mark = parameters.number(key), digests.of_value(values)
         _renew(tree, run, values, step)
-        if evolution.tags.get(f"{HIDDEN}spent.{key}") != mark:
+        if key in whole and evolution.tags.get(f"{HIDDEN}spent.{key}") != mark:
             points = [(name, value, step) for name, value in values.items()]
             tree.log(evolution, metrics=points, tags={f"{HIDDEN}spent.{key}": mark})
 

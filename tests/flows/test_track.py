@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from flows import declared, history, server, state, track
 from tasks.core import digests, params
@@ -312,6 +313,24 @@ def test_what_was_used_is_on_every_level_adds_up_and_follows_the_prices(reposito
     assert evolution.data.metrics["total/paid/cost"] == 4.5
     assert runs(repository, level="iteration", iteration="i01")[0].data.metrics["paid/cost"] == 1.5
     assert track.sync(repository, full=True).updated == 0
+
+
+def test_the_curve_of_what_was_used_has_one_point_for_each_iteration_that_is_whole(repository: Path) -> None:
+    edit(repository, seed=5)  # another evolution
+    write_lock(repository)
+    whole = (repository / "dvc.lock").read_text()
+    lock = yaml.safe_load(whole)
+    del lock["stages"]["promote@i02"]
+    write_yaml(repository / "dvc.lock", lock)
+    used = {"requests": 9, "requests_made": 7, "requests_distinct": 7, "engine_tokens": 70, "engine_seconds": 1.5}
+    record(repository, "sample@i02", figures=used)
+    track.sync(repository)
+    (evolution,) = (run for run in runs(repository, level="evolution") if run.data.params["seed"] == "5")
+    assert 1 in dict(history_of(repository, evolution, "needed/made"))
+    assert 2 not in dict(history_of(repository, evolution, "needed/made"))
+    (repository / "dvc.lock").write_text(whole)
+    track.sync(repository)
+    assert [value for step, value in history_of(repository, evolution, "needed/made") if step == 2] == [7]
 
 
 def test_a_changed_entry_makes_a_new_run_and_the_old_one_stays(repository: Path) -> None:

@@ -38,7 +38,8 @@ from tasks.core.context import Context, Pointer
 from tasks.core.errors import AutodidactError, BadInput, StageFailed, Unwritable
 
 if TYPE_CHECKING:
-    from tasks.core.asking import Asker, Opener
+    from tasks.core.asking import Asker
+    from tasks.core.opening import Opener
 
 CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
 FIGURES_SHOWN = 3
@@ -156,7 +157,7 @@ class Runner:
 
     def _open_model(self, pointer: Pointer) -> "Asker":
         if self._opener is None:
-            from tasks.core.asking import Opener
+            from tasks.core.opening import Opener
 
             scratch = state.scratch_dir(self.root)
             serving, engine, runner = self.params["serving"], self.params["engine"], self.params["runner"]

@@ -32,14 +32,19 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(folder: Path, kind: str, **changes: Any) -> Path:
-    """A random model of the kind, with a tokenizer of one token a word."""
-    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+def write_tokenizer(folder: Path, words: Sequence[str]) -> None:
+    """A tokenizer of one token a word, without a chat template; `<eos>`, `<pad>` and `<unk>` are among the words."""
+    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", padding_side="left"
     )
     tokenizer.save_pretrained(folder)
+
+
+def build(folder: Path, kind: str, **changes: Any) -> Path:
+    """A random model of the kind, with a tokenizer of one token a word."""
+    write_tokenizer(folder, WORDS)
     torch.manual_seed(3)
     config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind], **changes})
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -12,11 +12,12 @@ from ruamel.yaml import YAML
 from tasks.blocks import selection
 from tasks.blocks.selecting import Selection
 from tasks.core import digests, tables
-from tasks.core.asking import Asker, Opener
+from tasks.core.asking import Asker
 from tasks.core.blocks import bind
 from tasks.core.context import Context, Pointer
 from tasks.core.engine import Completion, Sampling, Statistic, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+from tasks.core.opening import Opener
 from tests.tiny import user
 
 

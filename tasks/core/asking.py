@@ -1,6 +1,6 @@
 """How blocks ask a model: chat template, then content-keyed shards, then the engine.
 
-`Opener` turns a pointer into an `Asker`; the same opener kept over several stages loads each model once.
+`tasks.core.opening` turns a pointer into an `Asker`.
 The engine is loaded when the first shard without a stored reply is computed, so a stage whose replies
 are all stored needs no model. Replies are stored raw: parsing them anew asks for nothing again.
 
@@ -11,35 +11,35 @@ A shard's key covers the rendered prompts (and so templates, system prompts and 
 model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and
 batch size, and the sampling options with seed and sample numbers.
 
-A shard may be computed by another process: an asker is pickled as what is needed to open its model, and unpickled as
-the asker of that process, which loads the model once and keeps it.
-
 Engines behind endpoints are asked row by row, with a log in place of shards: see `tasks.core.rows`.
 """
 
 import contextlib
 import gc
 import json
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from tasks.core import digests, rows
-from tasks.core.context import Pointer, Progress
-from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Statistic, Taking
+from tasks.core.context import Pointer
+from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Statistic
 from tasks.core.engines import ENDPOINTS, server_renders
-from tasks.core.errors import BadInput, OutOfMemory, StageFailed
+from tasks.core.errors import BadInput, OutOfMemory
 from tasks.core.family import Messages
-from tasks.core.shards import MapShards, Shard, Spent, cut, run_here
+from tasks.core.shards import Shard, Spent, cut
+from tasks.core.usage import Usage
+
+if TYPE_CHECKING:
+    from tasks.core.opening import Opener
 
 FORMAT = 1  # of the stored replies; raise it when their meaning changes
 PACKAGES = {  # whose versions a reply depends on; of several names for one package that which is installed
@@ -49,51 +49,8 @@ PACKAGES = {  # whose versions a reply depends on; of several names for one pack
 
 
 @dataclass
-class Usage:
-    """What was asked since the last `take_usage`: requests (replies wanted), made (computed now, not stored before),
-    tokens of the computed ones, and seconds the engine was busy. `distinct` and its tokens: the requests without
-    repetition, stored or not, that is what would have been made with nothing stored. Of an endpoint also how often a
-    request was tried again, and how many were given up."""
-
-    requests: int = 0
-    made: int = 0
-    prompt_tokens: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    distinct: int = 0
-    distinct_prompt_tokens: int = 0
-    distinct_tokens: int = 0
-    retries: int = 0
-    quarantined: int = 0
-    endpoint: bool = False
-
-    def add(self, spent: Spent) -> None:
-        """Counts what a shard took."""
-        for name, amount in spent.items():
-            setattr(self, name, getattr(self, name) + amount)
-
-    def figures(self) -> dict[str, float]:
-        """Names and values for `Context.spend`; empty where nothing was asked."""
-        if not (self.requests or self.made):
-            return {}
-        return {
-            "requests": self.requests,
-            "requests_made": self.made,
-            "requests_distinct": self.distinct,
-            "engine_prompt_tokens": self.prompt_tokens,
-            "engine_tokens": self.tokens,
-            "engine_seconds": round(self.seconds, 3),
-            "distinct_prompt_tokens": self.distinct_prompt_tokens,
-            "distinct_tokens": self.distinct_tokens,
-        } | ({"requests_retried": self.retries, "requests_quarantined": self.quarantined} if self.endpoint else {})
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-@dataclass
 class Asker:
-    """One model, ready to be asked. Made by `Opener`."""
+    """One model, ready to be asked. Made by `tasks.core.opening.Opener`."""
 
     pointer: Pointer
     folder: Path
@@ -121,8 +78,9 @@ class Asker:
         self, messages: Sequence[Messages | str], sampling: Sampling, what: str, about: Sequence[int] | None = None
     ) -> list[list[Completion]]:
         """`sampling.n` replies for each conversation (or text, see `render`), in order. Equal conversations are asked
-        once and share their replies. `what` names the work in progress bars. `about`: the draw of the candidate that each conversation
-        is about, so that judging more samples of a prompt leaves the shards of the first ones as they are."""
+        once and share their replies. `what` names the work in progress bars. `about`: the draw of the candidate that
+        each conversation is about, so that judging more samples of a prompt leaves the shards of the first ones as they
+        are."""
         prompts = self.render(messages)
         if self.row_by_row:
             return rows.generate(self, prompts, sampling, what)
@@ -186,8 +144,8 @@ class Asker:
         if server_renders(self.engine_options):
             if any(isinstance(asked, str) for asked in messages):
                 raise BadInput(
-                    "engine.endpoint.protocol: a chat server takes messages and no plain text; use the protocol completions, "
-                    "or a chat template (evaluate.benchmarks: chat_template: true)"
+                    "engine.endpoint.protocol: a chat server takes messages and no plain text; use the protocol "
+                    "completions, or a chat template (evaluate.benchmarks: chat_template: true)"
                 )
             return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
         if self._tokenizer is None:
@@ -217,8 +175,8 @@ class Asker:
             self._engine = None
 
     def engine(self) -> Engine:
-        """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names, `OutOfMemory` if it
-        does not fit even alone."""
+        """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names, `OutOfMemory` if
+        it does not fit even alone."""
         if self._engine is None:
             from tasks.core import models
 
@@ -265,6 +223,8 @@ class Asker:
         return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from tasks.core.opening import asker_here
+
         opener = self.opener
         how = (opener.root, dict(opener.engine_options), opener.scratch, dict(opener.serving))
         return asker_here, (*how, self.pointer, self.identity())
@@ -302,7 +262,7 @@ class Asker:
 
 
 def _grouped(prompts: Sequence[str], numbers: Sequence[int]) -> tuple[list[str], list[range]]:
-    """Different prompts by the lowest of their numbers, else in the order given, and where each number's prompts stand."""
+    """Different prompts by the lowest of their numbers, else in the order given; where each number's prompts stand."""
     lowest: dict[str, int] = {}
     for prompt, number in zip(prompts, numbers, strict=True):
         lowest[prompt] = min(number, lowest.get(prompt, number))
@@ -329,100 +289,3 @@ REPLIES = pl.Schema(
         "finish_reason": pl.String,
     }
 )
-
-
-@dataclass
-class Opener:
-    """Opens models by pointer. Keeps at most `keep` engines loaded, fewer where memory does not suffice; the least recently
-    opened leaves first."""
-
-    root: Path
-    engine_options: Mapping[str, Any]
-    scratch: Path
-    map_shards: MapShards = run_here
-    progress: Progress = lambda what, done, total: None
-    keep: int = 2
-    serving: Mapping[str, Any] = field(default_factory=dict)  # the section, by engine
-    _askers: dict[str, Asker] = field(default_factory=dict)
-    _resting: list[Taking] = field(default_factory=list)  # engines that hold no memory until they take a model
-
-    def __call__(self, pointer: Pointer) -> Asker:
-        from tasks.core import models
-
-        if pointer.digest not in self._askers:
-            remote = server_renders(self.engine_options)  # then nothing of the folder is needed here
-            folder = self.root / pointer.path if remote else models.resolve(self.root, pointer)
-            self._askers[pointer.digest] = Asker(pointer, folder, self.engine_options, self.scratch, self)
-        asker = self._askers.pop(pointer.digest)
-        self._askers[pointer.digest] = asker
-        return asker
-
-    def make_room(self, wanted: Asker) -> Engine | None:
-        """Closes engines so that one more fits. Or gives one that has taken the wanted model in place of its own."""
-        for asker in self.loaded(wanted):
-            if isinstance(engine := asker._engine, Taking):
-                asker._engine = None
-                self._resting.append(engine)
-        while self._resting:
-            engine = self._resting.pop()
-            with contextlib.ExitStack() as unless_taken:
-                unless_taken.callback(engine.close)
-                if engine.take(wanted.folder):
-                    unless_taken.pop_all()
-                    return engine
-        loaded = self.loaded(wanted)
-        for asker in loaded[: max(0, len(loaded) + 1 - self.keep)]:
-            asker.close()
-        return None
-
-    def loaded(self, wanted: Asker) -> list[Asker]:
-        """Those beside the wanted one whose engines are loaded, the least recently opened first."""
-        return [asker for asker in self._askers.values() if asker._engine is not None and asker is not wanted]
-
-    def take_usage(self) -> Usage:
-        """What all its models used since the last call."""
-        return sum((asker.take_usage() for asker in self._askers.values()), Usage())
-
-    def release(self) -> None:
-        """Gives all engines' memory back; those that can rest go on from there when a model is asked again."""
-        for asker in self._askers.values():
-            engine = asker._engine
-            if isinstance(engine, Taking) and engine.rest():
-                asker._engine = None
-                self._resting.append(engine)
-            else:
-                asker.close()
-
-    def close(self) -> None:
-        for asker in self._askers.values():
-            asker.close()
-        while self._resting:
-            self._resting.pop().close()
-
-
-_openers: dict[str, Opener] = {}  # of a process that computes shards for another one
-
-
-def asker_here(
-    root: Path,
-    engine_options: Mapping[str, Any],
-    scratch: Path,
-    serving: Mapping[str, Any],
-    pointer: Pointer,
-    identity: Mapping[str, Any],
-) -> Asker:
-    """The asker of this process for a model that another process asks. Raises `StageFailed` where the replies would
-    not be those that the other process stores them as."""
-    how = digests.of_value([str(root), engine_options, str(scratch), serving])
-    if how not in _openers:
-        for other in _openers.values():
-            other.close()
-        _openers.clear()
-        _openers[how] = Opener(root, engine_options, scratch, serving=serving)
-    asker = _openers[how](pointer)
-    if (found := asker.identity()) != identity:
-        raise StageFailed(
-            f"the worker on {platform.node()} would reply as {found}, but {dict(identity)} is asked for; give all "
-            "machines the same versions of the packages"
-        )
-    return asker

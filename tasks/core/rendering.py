@@ -63,7 +63,6 @@ def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
 
     bad = [word for word in words if word.split() != [word] or word in (PAD, EOS, UNK)]
     if bad:
@@ -71,14 +70,7 @@ def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
     unique = list(dict.fromkeys([PAD, EOS, UNK, *words]))
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(unique)}, unk_token=UNK))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        clean_up_tokenization_spaces=False,
-        chat_template=WORD_TEMPLATE,
-    )
+    return _fast(tokenizer, PAD, EOS, WORD_TEMPLATE, unk_token=UNK)
 
 
 def bpe_tokenizer(texts: Iterator[str] | Sequence[str], size: int) -> "PreTrainedTokenizerFast":
@@ -87,7 +79,6 @@ def bpe_tokenizer(texts: Iterator[str] | Sequence[str], size: int) -> "PreTraine
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from tokenizers.trainers import BpeTrainer
-    from transformers import PreTrainedTokenizerFast
 
     pad, end = "<|pad|>", "<|end|>"
     roles = [f"<|{role}|>" for role in ROLES]
@@ -101,13 +92,20 @@ def bpe_tokenizer(texts: Iterator[str] | Sequence[str], size: int) -> "PreTraine
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _fast(tokenizer, pad, end, ROLE_TEMPLATE, additional_special_tokens=roles)
+
+
+def _fast(raw: Any, pad: str, end: str, template: str, **special: Any) -> "PreTrainedTokenizerFast":
+    """The tokenizer of transformers around one of tokenizers; decoding leaves spaces as they are."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=raw,
         pad_token=pad,
         eos_token=end,
-        additional_special_tokens=roles,
         clean_up_tokenization_spaces=False,
-        chat_template=ROLE_TEMPLATE,
+        chat_template=template,
+        **special,
     )
 
 

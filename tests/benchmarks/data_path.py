@@ -24,9 +24,9 @@ from typing import Any
 
 from tasks import critique, filter, refine, sample
 from tasks.core import families, models, rendering, tables
-from tasks.core.asking import Opener
 from tasks.core.context import Pointer
 from tasks.core.engine import Completion, Sampling
+from tasks.core.opening import Opener
 from tests.support import ENGINE, context, policy
 
 DRAWS, DIGITS, FIXED = 8, 12, 80

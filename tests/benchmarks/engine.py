@@ -34,11 +34,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch, as in flows/sta
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.core import engines
 from tasks.core.engine import Sampling
+from tests.engines import write_tokenizer
 
 WORDS = ["<eos>", "<pad>", "<unk>", "ask", ":", *map(str, range(1, 86))]
 LONGEST = 60
@@ -47,12 +47,7 @@ BATCHES = (128, 256, 512, 1024, 2048, 4096)
 
 def build(folder: Path) -> None:
     """The counting model: the head maps token k's embedding to token k-1, the layers add little to it."""
-    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", padding_side="left"
-    )
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(folder, WORDS)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "qwen3", vocab_size=len(WORDS), hidden_size=96, intermediate_size=256, num_hidden_layers=3,

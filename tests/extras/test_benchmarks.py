@@ -10,10 +10,11 @@ import pytest
 
 from tasks.blocks import benchmarks
 from tasks.core import models, rendering
-from tasks.core.asking import Asker, Opener
+from tasks.core.asking import Asker
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling, Statistic, no_reply
 from tasks.core.errors import BadInput, StageFailed
+from tasks.core.opening import Opener
 from tests.support import ENGINE, Scripted
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install -c constraints.txt -e '.[lm-eval]'")

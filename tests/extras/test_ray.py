@@ -19,10 +19,10 @@ import pytest
 import yaml
 
 from flows import cluster, server, shards, state
-from tasks.core.asking import Opener
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
 from tasks.core.errors import StageFailed
+from tasks.core.opening import Opener
 from tasks.core.shards import run_here
 from tests.e2e.workspace import REPOSITORY, digests, edit, environment, run, workspace
 from tests.extras.slow import Slow, Watched, noted

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tasks.core import engines
-from tasks.core.asking import Opener
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
+from tasks.core.opening import Opener
 from tasks.core.serving import DEFAULTS
 from tests.engines import PROMPTS, SINGLE, choosing
 from tests.extras.models import tiny

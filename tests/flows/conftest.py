@@ -46,7 +46,7 @@ def seed(params, stage, key):
     return zlib.crc32(f"{params['seed']} {stage} {key}".encode())
 '''
 
-ASKING_MODULE = '''
+OPENING_MODULE = '''
 """A toy model: three shards for each question, each stored in a file."""
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +197,7 @@ def make(root: Path) -> Toy:
         "tasks/__init__.py": "",
         "tasks/core/__init__.py": "",
         "tasks/core/params.py": PARAMS_MODULE,
-        "tasks/core/asking.py": ASKING_MODULE,
+        "tasks/core/opening.py": OPENING_MODULE,
         "tasks/start.py": START_MODULE,
         "tasks/grow.py": GROW_MODULE,
         "flows/recipe.py": '"""No recipes."""\ndef names():\n    return ["toy"]\n',

@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from tasks.core import asking, engines
-from tasks.core.asking import Opener, Usage, installed
+from tasks.core.asking import installed
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
+from tasks.core.opening import Opener
+from tasks.core.usage import Usage
 from tests.support import ENGINE, Scripted, asker, digest_of, user
 
 QUESTIONS = [user(f"add {i} {i}") for i in range(50)]

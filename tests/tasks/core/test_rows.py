@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tasks.core.asking import Asker, Opener
+from tasks.core.asking import Asker
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, StageFailed
+from tasks.core.opening import Opener
 from tasks.core.request_log import FILE
 from tasks.core.serving import DEFAULTS
 from tests.endpoint import Endpoint, completion

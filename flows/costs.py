@@ -109,7 +109,7 @@ class Account:
     @property
     def priced(self) -> bool:
         """Whether anything has a price."""
-        return any(value for value in self.prices.model_dump().values() if not isinstance(value, str))
+        return self.prices.any
 
     def sum(self, which: str, iteration: str | None = None) -> Spent:
         """`which`: paid or needed; of one iteration or, without one, of the whole run."""

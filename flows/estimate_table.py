@@ -37,7 +37,7 @@ def table(made: Estimate) -> "Table":
     from rich import box
     from rich.table import Table
 
-    priced = _priced(made)
+    priced = made.prices.any
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
     columns = [
         "iteration", "stage", "requests\nat most", "prompt\ntokens", "completion\ntokens, at most", "expected\nrequests",
@@ -132,7 +132,7 @@ def remarks(made: Estimate) -> list[str]:
         lines.append(f"the probe did not get to its end: {found.problem}{more}")
     elif not found.speeds:
         lines.append("engine time is unknown: nothing was measured (a server elsewhere is not asked)")
-    if not _priced(made):
+    if not made.prices.any:
         lines.append("no prices: set the section `prices` of params.yaml, which reruns nothing")
     if found.bytes is not None and found.parameters is not None:
         kept = sum(1 for need in made.wanted if need.model_bytes)
@@ -151,11 +151,6 @@ def _hours(needs: Sequence[Need]) -> tuple[float, float] | None:
     if len(known) < len(spans):
         return None
     return sum(least for least, _ in known) / 3600, sum(most for _, most in known) / 3600
-
-
-def _priced(made: Estimate) -> bool:
-    """Whether anything has a price."""
-    return any(value for value in made.prices.model_dump().values() if not isinstance(value, str))
 
 
 def _lengths(found: Measured) -> str:

@@ -19,7 +19,6 @@ import math
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import clock, exits, state
+from tasks.core import model_files
 from tasks.core.engine import Completion, Sampling
 from tasks.core.errors import BadInput
 
@@ -256,13 +256,8 @@ def size(folder: Path) -> int:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Every tensor's shape by its name, from the headers of the folder's safetensors."""
-    found: dict[str, list[int]] = {}
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        found |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
-    return found
+    headers = [model_files.header(path) for path in folder.glob("*.safetensors")]
+    return {name: tensor["shape"] for header in headers for name, tensor in header.items()}
 
 
 def sizes(folder: Path, lora: Mapping[str, Any] | None) -> Found:

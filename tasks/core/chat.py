@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tasks.core.errors import BadInput
 from tasks.core.model_files import read_json
 
+TODAY = datetime(2024, 7, 26)  # what Llama's own templates print where they are given no date
 FILE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"
 MADE = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}  # of a tokenizer that is made here
@@ -64,12 +65,17 @@ def tokens(folder: Path) -> dict[str, Any]:
 def check(text: str, special: Mapping[str, Any], where: str, advice: str) -> None:
     """Raises `BadInput` unless the template is Jinja and takes a question and its reply. `where` names it in messages,
     `advice` says what to do instead."""
-    try:
-        _template(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise BadInput(f"{where}, line {error.lineno}: is no Jinja template: {error.message}; {advice}") from error
+    parse(text, where, advice)
     if why := refusal(text, special, []):
         raise BadInput(f"{where} refuses a conversation of one question and its reply ({why}); {advice}")
+
+
+def parse(text: str, where: str, advice: str = "correct it") -> nodes.Template:
+    """The template's syntax tree. Raises `BadInput` for what is no Jinja; `where` and `advice` as in `check`."""
+    try:
+        return _environment().parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise BadInput(f"{where}, line {error.lineno}: is no Jinja template: {error.message}; {advice}") from error
 
 
 def check_system(text: str, special: Mapping[str, Any], options: Mapping[str, Any], where: str) -> None:
@@ -87,20 +93,20 @@ def refusal(text: str, special: Mapping[str, Any], before: Sequence[Mapping[str,
     for several, opening in (([*before, *QUESTION], True), ([*before, *QUESTION, *REPLY], False)):
         given = {"messages": several, "tools": None, "documents": None, "add_generation_prompt": opening}
         try:
-            _template(text).render(**special, **given)
+            _environment().from_string(text).render(**special, **given)
         except FAILURES as error:
             return str(error)
     return None
 
 
-def _template(text: str) -> jinja2.Template:
+def _environment() -> jinja2.Environment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(text)
+    environment.globals["strftime_now"] = TODAY.strftime
+    return environment
 
 
 def _raise(message: str) -> None:

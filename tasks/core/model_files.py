@@ -1,8 +1,8 @@
 """The files of a model folder, read without torch and transformers: whether weights and tokenizer are whole.
 
 A safetensors file is 8 bytes (the length of its header, little endian), the header (JSON: name -> dtype, shape and
-data_offsets, bytes after the header) and the data. Only headers are read. Every complaint is a `BadInput` that says which file,
-what is wrong with it and what to do.
+data_offsets, bytes after the header) and the data. Only headers are read. Every complaint is a `BadInput` that says
+which file, what is wrong with it and what to do.
 """
 
 import json
@@ -16,11 +16,8 @@ from tasks.core.errors import BadInput
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-VOCABULARIES = (
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-)  # of which transformers makes a tokenizer without more packages
+# Of which transformers makes a tokenizer without more packages.
+VOCABULARIES = ("vocab.json", "vocab.txt", "tekken.json")
 POINTER_OF_LFS = b"version https://git-lfs"
 HEADS = {"lm_head", "score", "classifier", "qa_outputs", "summary"}  # which take no adapter
 

@@ -4,16 +4,16 @@ Two tokenizers can be made. Word level: the family's vocabulary, one token per w
 every message is followed by a space, an assistant's message by the end token. Byte-level BPE: trained on
 the corpus; messages are marked by role tokens. `render` is the only way from messages to text, and it
 breaks up every special token that stands in a message's content: text cannot end a turn or open one. For a template
-that prints the date it is always `TODAY`: a prompt that changed at midnight would find none of its stored replies.
+that prints the date it is always `chat.TODAY`: a prompt that changed at midnight would find none of its stored replies.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.core import chat
 from tasks.core.errors import BadInput, StageFailed, unknown_name
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ Messages = Sequence[Mapping[str, str]]
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
-TODAY = datetime(2024, 7, 26)  # what Llama's own templates print where they are given no date
 OPTIONS = "base.chat_template_options"
 GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now")  # to a template
 NO_SYSTEM = (
@@ -120,7 +119,7 @@ def chat_template(name: str) -> str:
         where = "base.chat_template (files in tasks/chat_templates, without .jinja; copy yours there)"
         raise unknown_name("chat template", name, files, where)
     text = files[name].read_text(encoding="utf-8")
-    _parsed(text, str(files[name]))
+    chat.parse(text, str(files[name]))
     return text
 
 
@@ -130,7 +129,7 @@ def with_options(template: str, options: Mapping[str, Any]) -> str:
     is no template."""
     from jinja2 import meta
 
-    read = sorted(meta.find_undeclared_variables(_parsed(template, "the chat template")) - set(GIVEN))
+    read = sorted(meta.find_undeclared_variables(chat.parse(template, "the chat template")) - set(GIVEN))
     for name in options:
         if name not in read:
             raise unknown_name("variable", name, read, f"{OPTIONS} (what the chat template reads)")
@@ -145,17 +144,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise BadInput(f"{OPTIONS}: given {name!r}; a variable's name has letters, digits and _")
         if name in GIVEN or name.endswith("_token"):
             raise BadInput(f"{OPTIONS}.{name}: every template is given that anyway; set variables of its own only")
-
-
-def _parsed(template: str, where: str) -> Any:
-    """As transformers reads it: with loop controls, and marks for what the assistant says."""
-    import jinja2
-
-    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
-    try:
-        return jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise BadInput(f"{where}, line {error.lineno}: is no Jinja template: {error.message}") from error
 
 
 def _literal(value: Any) -> str:
@@ -206,7 +194,7 @@ def render_many(tokenizer: Any, conversations: Sequence[Messages], reply: bool =
     try:
         return list(
             tokenizer.apply_chat_template(
-                safe, tokenize=False, add_generation_prompt=reply, strftime_now=TODAY.strftime
+                safe, tokenize=False, add_generation_prompt=reply, strftime_now=chat.TODAY.strftime
             )
         )
     except Exception as error:  # jinja's own errors and whatever a template raises

@@ -64,6 +64,11 @@ class Prices(Options):
     engine_hours: float = Field(ge=0)  # an hour of the machine while the engine is busy
     training_hours: float = Field(ge=0)  # an hour of the machine in train and base
 
+    @property
+    def any(self) -> bool:
+        """Whether anything has a price."""
+        return any(value for value in self.model_dump().values() if not isinstance(value, str))
+
 
 DEFAULTS = {
     "serving": Serving(

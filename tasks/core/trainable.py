@@ -1,6 +1,7 @@
-"""Whether training can work on this machine and on this model: a GPU, packages, the file for accelerate, layers for LoRA.
+"""Whether training can work on this machine and this model: a GPU, packages, accelerate's file, layers for LoRA.
 
-Every function gives problems, a line each. What accelerate allows is read from its source, because importing it imports torch.
+Every function gives problems, a line each. What accelerate allows is read from its source, because importing it
+imports torch.
 """
 
 import ast

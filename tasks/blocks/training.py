@@ -41,7 +41,7 @@ Mixture = dict[str, Annotated[int, Field(ge=0)]]
 
 class LoraOptions(Options):
     """Low-rank adapters (Hu et al. 2021) on the linear layers named in `targets`. `adapter`: keep writes the adapter
-    alone, merge a whole model; `load_in_4bit`: on a base in 4 bits (QLoRA), on a GPU."""
+    alone, merge a whole model; `load_in_4bit`: on a base in 4 bits (QLoRA)."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)

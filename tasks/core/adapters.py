@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.core import models
+from tasks.core import models, trainable
 from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, StageFailed
 
@@ -18,7 +18,6 @@ def initial(folder: Path, options: Any) -> Any:
     """The model that training starts from: below LoRA the base without its adapter, maybe in bfloat16 or 4 bits."""
     import torch
     from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
 
     if not options.lora:
         return models.load(folder, torch.float32)
@@ -26,14 +25,13 @@ def initial(folder: Path, options: Any) -> Any:
     weights = models.parts(folder).weights
     if not options.lora.load_in_4bit:
         return models.load(weights, dtype)
-    if not (torch.cuda.is_available() and is_bitsandbytes_available()):
-        raise BadInput(
-            "lora.load_in_4bit: it needs a CUDA GPU and bitsandbytes, and one of them is missing; set it to false"
-        )
+    if why := trainable.lacking("bitsandbytes"):
+        raise BadInput(f"lora.load_in_4bit: {why}")
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     four = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    return models.load(weights, dtype, quantization_config=four, device_map={"": torch.cuda.current_device()})
+    return models.load(weights, dtype, quantization_config=four, device_map={"": device})
 
 
 def configuration(options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whether training can work on this machine and this model: a GPU, packages, accelerate's file, layers for LoRA.
+"""Whether training can work on this machine and this model: packages, accelerate's file, layers for LoRA.
 
 Every function gives problems, a line each. What accelerate allows is read from its source, because importing it
 imports torch.
@@ -16,6 +16,7 @@ from tasks.core import architectures, model_files, models
 from tasks.core.errors import unknown_name
 from tasks.core.params import section
 
+EXTRAS = {"bitsandbytes": "qlora", "deepspeed": "deepspeed"}  # optional packages, and the extra that has them
 OLD_KEYS = {"fp16", "dynamo_backend"}  # of a file for accelerate, which still reads them
 
 
@@ -28,22 +29,19 @@ def _trainings(params: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]
 
 
 def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Iterator[str]:
-    """What training asks of this machine and is not there: a GPU and bitsandbytes, a file for accelerate."""
+    """What training asks of this machine and is not there: bitsandbytes, a file for accelerate."""
     for place, entry in _trainings(params, keys).items():
         if (file := entry["accelerate"]) is not None:
             yield from (f"{place}.accelerate: {problem}" for problem in _launching(root, file))
-        if entry["lora"] and entry["lora"]["load_in_4bit"]:
-            lacking = _lacking_for_4_bits()
-            if lacking:
-                yield f"{place}.lora.load_in_4bit: given true, but {lacking}; set it to false (LoRA on the whole base)"
+        if entry["lora"] and entry["lora"]["load_in_4bit"] and (why := lacking("bitsandbytes")):
+            yield f"{place}.lora.load_in_4bit: given true, but {why}; false is LoRA on the base as it is"
 
 
-def _lacking_for_4_bits() -> str | None:
-    if find_spec("bitsandbytes") is None:
-        return "bitsandbytes is not installed (`pip install bitsandbytes`, on a machine with a GPU)"
-    import torch
-
-    return None if torch.cuda.is_available() else "there is no CUDA GPU here, which bitsandbytes needs"
+def lacking(package: str) -> str | None:
+    """That an optional package is not installed, and what installs it; None where it is."""
+    if find_spec(package) is not None:
+        return None
+    return f"{package} is not installed; `pip install --constraint constraints.txt '.[{EXTRAS[package]}]'` adds it"
 
 
 def _launching(root: Path, file: str) -> Iterator[str]:
@@ -75,8 +73,8 @@ def _launching(root: Path, file: str) -> Iterator[str]:
         yield f"{file}: distributed_type is NO, which YAML reads as false; write 'NO' with quotation marks"
     elif kinds and kind not in kinds:
         yield f"{file}: distributed_type is {kind!r}; allowed: {', '.join(kinds)}"
-    elif kind == "DEEPSPEED" and find_spec("deepspeed") is None:
-        yield f"{file}: distributed_type is DEEPSPEED, and deepspeed is not installed; `pip install deepspeed` adds it"
+    elif kind == "DEEPSPEED" and (why := lacking("deepspeed")):
+        yield f"{file}: distributed_type is DEEPSPEED, and {why}"
 
 
 def known() -> list[str]:

@@ -338,6 +338,10 @@ def trainer_for(
             trainer = WeightedDPOTrainer(kind=options.loss, nll=options.nll, **given)
     except ValueError as error:  # peft and TRL refuse targets and settings that do not fit the model
         raise StageFailed(f"{kind} cannot train this model: {error}") from error
+    if options.lora:  # in float32, whatever holds the base: TRL makes it bfloat16 on one in 4 bits
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -368,6 +372,7 @@ def _write(model: Any, state: Any, initial: Path, tokenizer: Any, folder: Path) 
     if state is None:
         models.save(model.to("cpu", dtype), tokenizer, folder)
         return
-    state = {name: tensor.to("cpu", dtype) for name, tensor in state.items()}
+    tied = getattr(model, "all_tied_weights_keys", {})  # DeepSpeed gives them twice
+    state = {name: tensor.to("cpu", dtype) for name, tensor in state.items() if name not in tied}
     model.config.dtype = dtype
     models.save(model, tokenizer, folder, state)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,3 +161,12 @@ def lock(folder: Path) -> dict[str, Any]:
 def digests(folder: Path) -> dict[str, str]:
     """The md5 of every artifact, by path."""
     return {out["path"]: out["md5"] for stage in lock(folder).values() for out in stage.get("outs", [])}
+
+
+def forget(folder: Path, names: Sequence[str]) -> None:
+    """Makes DVC forget that it has run these stages."""
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    for name in names:
+        del lock["stages"][name]
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
+    shutil.rmtree(folder.parent / "cache/runs")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ from tasks.core.engine import Sampling
 from tasks.core.errors import StageFailed
 from tasks.core.opening import Opener
 from tasks.core.shards import run_here
-from tests.e2e.workspace import REPOSITORY, digests, edit, environment, run, workspace
+from tests.e2e.workspace import REPOSITORY, digests, edit, environment, forget, run, workspace
 from tests.extras.slow import Slow, Watched, noted
 
 # Ray is not imported here: it reads a cluster's token from the environment when it is.
@@ -193,15 +193,6 @@ def cluster_of(folder: Path) -> dict[int, psutil.Process]:
     info = state.read_json(folder / ".autodidact/prefect/server.json") or {}
     heads = [psutil.Process(kept["pid"]) for kept in info.get("kept", {}).values() if psutil.pid_exists(kept["pid"])]
     return {process.pid: process for head in heads for process in [head, *head.children(recursive=True)]}
-
-
-def forget(folder: Path, names: Sequence[str]) -> None:
-    """Makes DVC forget that it has run these stages."""
-    lock = yaml.safe_load((folder / "dvc.lock").read_text())
-    for name in names:
-        del lock["stages"][name]
-    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
-    shutil.rmtree(folder.parent / "cache/runs")
 
 
 def figures(folder: Path, name: str) -> dict[str, float]:

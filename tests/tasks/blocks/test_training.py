@@ -3,90 +3,52 @@
 import contextlib
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import engines, losses, models, process, rendering, tables, trainers
+from tasks.core import engines, losses, models, process, trainers
 from tasks.core.engine import Sampling
 from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
 from tests import tiny
+from tests.trainings import (
+    ACCELERATE,
+    ARCHITECTURE,
+    DPO,
+    KEPT,
+    LORA,
+    SFT,
+    TOKENIZER,
+    build,
+    files,
+    losses_of,
+    pair_rows,
+    run,
+    sft_rows,
+    weights,
+)
 
 torch.set_num_threads(1)
-
-TOKENIZER = rendering.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
-ARCHITECTURE = {**tiny.ARCHITECTURE, "max_position_embeddings": 32}
-SHORT = {"steps": 12, "warmup_steps": 2, "checkpoint_steps": 5}
-SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}
-DPO = {**tiny.DPO, **SHORT, "batch_size": 3, "nll": 0.2, "replay": {"skill": 2}, "replay_coefficient": 0.5}
-LORA = {**tiny.LORA, "dropout": 0.1, "adapter": "merge"}
-KEPT = {**LORA, "adapter": "keep"}
-
-
-def sft_rows(count=20, **changes):
-    drawn = random.Random(0)
-    texts = [" ".join(str(drawn.randrange(10)) for _ in range(1 + i % 5)) for i in range(count)]
-    number = pl.int_range(pl.len())
-    own = (number % 2).cast(bool)
-    table = tiny.sft_rows([(f"copy {digits} :", digits) for digits in texts]).with_columns(
-        part=pl.when(own).then(pl.lit("own")).otherwise(pl.lit("skill")),
-        weight=1.0 + number % 3,
-        iteration=pl.when(own).then(pl.lit("i01")),
-    )
-    return tables.frame([{**row, **changes} for row in table.iter_rows(named=True)], tables.SFT)
-
-
-def pair_rows(count=7, **changes):
-    table = tiny.pair_rows([(f"copy {i} {i} :", f"{i} {i}", str(9 - i)) for i in range(count)])
-    smoothing = 0.1 * (pl.int_range(pl.len()) % 2)
-    rows = table.with_columns(smoothing=smoothing).iter_rows(named=True)
-    return tables.frame([{**row, **changes} for row in rows], tables.PAIRS)
 
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("initial") / "model"
-    models.build(ARCHITECTURE, TOKENIZER, 0, folder)
-    return folder
+    return build(tmp_path_factory.mktemp("initial") / "model")
 
 
 @pytest.fixture
 def train(initial, tmp_path):
-    def run(options, name="out", kill_at=None, seed=0, **changes):
-        def progress(what, done, total):
-            if kill_at is not None and what in ("sft", "dpo") and done == kill_at:
-                raise KeyboardInterrupt
-
-        given = {"sft": sft_rows(), "pairs": pair_rows(), "initial": initial, "reference": initial, **changes}
-        job = training.Job(output=tmp_path / name, scratch=tmp_path / "scratch", seed=seed, progress=progress, **given)
-        block = training.sft if "mixture" in options else training.dpo
-        cls = training.SftOptions if "mixture" in options else training.DpoOptions
-        block(job, cls(**options))
-        return job
-
-    return run
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def losses_of(job):
-    return [point["loss"] for point in job.curves]
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return partial(run, tmp_path, initial=initial)
 
 
 @pytest.mark.parametrize("options", [SFT, DPO, {**DPO, "loss": "ipo", "replay": {}}])
@@ -183,6 +145,8 @@ def test_a_process_of_its_own_that_runs_out_of_memory_goes_on_to_the_same_bytes(
 
 FALLING = """
 import os, resource, signal, sys
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 import torch
 from tasks.core import process
@@ -304,8 +268,9 @@ def test_an_adapter_on_a_base_in_bfloat16(train):
     assert {tensor.dtype for tensor in load_file(low.output / "adapter_model.safetensors").values()} == {torch.float32}
 
 
-def test_four_bits_need_a_gpu(train, tmp_path):
-    with pytest.raises(BadInput, match="needs a CUDA GPU and bitsandbytes"):
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="tests/extras/test_trainings.py has what it is for")
+def test_four_bits_need_bitsandbytes(train, tmp_path):
+    with pytest.raises(BadInput, match="load_in_4bit: bitsandbytes is not installed; `pip install"):
         train({**SFT, "lora": {**KEPT, "load_in_4bit": True}})
     assert not (tmp_path / "out").exists()
 
@@ -319,18 +284,6 @@ def test_a_process_of_its_own_gives_the_same_bytes(train):
     assert there.curves == here.curves
     assert released
     assert not list((there.scratch / "training").iterdir())
-
-
-ACCELERATE = """
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-num_machines: 1
-machine_rank: 0
-num_processes: 2
-main_process_port: 0
-mixed_precision: 'no'
-use_cpu: true
-"""
 
 
 def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, capfd):

@@ -1,10 +1,12 @@
 """Trainings of a tiny model, for tests: its data and options, what comes out, and a file for accelerate."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -84,6 +86,25 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def assert_learns_what_one_process_does(
+    train: Callable[..., training.Job], options: dict[str, Any], file: Path
+) -> None:
+    """Several processes, killed between two checkpoints and started again, against one that is left alone. `train`:
+    `run`, its place and initial model given; `file`: for accelerate."""
+    asked = {**options, "accelerate": str(file)}
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, "several", kill_at=8)
+    several, one = train(asked, "several"), train(options, "one")
+    assert several.spent["training_tokens"] < one.spent["training_tokens"]  # steps 6 to 12 only
+    assert losses_of(several) == pytest.approx(losses_of(one), rel=1e-3)
+    assert set(files(several.output)) == set(files(one.output))
+    name = "adapter_model.safetensors" if options["lora"] else "model.safetensors"
+    there, here = (load_file(job.output / name) for job in (several, one))
+    assert there.keys() == here.keys()
+    assert all(torch.allclose(there[name], tensor, atol=2e-3) for name, tensor in here.items())
+
+
+# Two processes on this machine's CPUs.
 ACCELERATE = """
 compute_environment: LOCAL_MACHINE
 distributed_type: MULTI_GPU

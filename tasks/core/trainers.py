@@ -47,6 +47,11 @@ from tasks.core.context import Pointer
 from tasks.core.errors import StageFailed
 from tasks.core.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
 
+# One of several processes on CPUs has the device "cpu:0", on which torch.load puts checkpoints and which it does not know.
+torch.serialization.register_package(
+    100, lambda stored: None, lambda stored, place: stored if place.startswith("cpu:") else None
+)
+
 # --- batches ---------------------------------------------------------------------------------------
 
 

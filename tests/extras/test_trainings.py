@@ -11,7 +11,19 @@ from safetensors.torch import load_file
 
 from tasks.blocks import training
 from tasks.core import adapters, trainable
-from tests.trainings import ACCELERATE, DPO, KEPT, LORA, SFT, build, files, losses_of, run, weights
+from tests.trainings import (
+    ACCELERATE,
+    DPO,
+    KEPT,
+    LORA,
+    SFT,
+    assert_learns_what_one_process_does,
+    build,
+    files,
+    losses_of,
+    run,
+    weights,
+)
 
 CALM = {**KEPT, "dropout": 0.0}
 FOUR = {**CALM, "load_in_4bit": True}
@@ -113,19 +125,6 @@ deepspeed_config:
 def test_two_processes_of_deepspeed_learn_what_one_does(
     train: Any, tmp_path: Path, stage: int, options: dict[str, Any]
 ) -> None:
-    """Also when they are killed between two checkpoints, of which each process has its part."""
     (tmp_path / "zero.yaml").write_text(DEEPSPEED.replace("STAGE", str(stage)))
     assert list(trainable._launching(tmp_path, "zero.yaml")) == []
-    asked = {**options, "accelerate": str(tmp_path / "zero.yaml")}
-    with pytest.raises(KeyboardInterrupt):
-        train(asked, "two", kill_at=8)
-    parts = {path.name for path in (tmp_path / "scratch").rglob("*_optim_states.pt")}
-    assert len(parts) == 2, parts
-    two, one = train(asked, "two"), train(options, "one")
-    assert two.spent["training_tokens"] < one.spent["training_tokens"]
-    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
-    assert set(files(two.output)) == set(files(one.output))
-    name = "adapter_model.safetensors" if options.get("lora") else "model.safetensors"
-    there, here = (load_file(job.output / name) for job in (two, one))
-    assert there.keys() == here.keys()
-    assert all(torch.allclose(there[name], tensor, atol=2e-3) for name, tensor in here.items())
+    assert_learns_what_one_process_does(train, options, tmp_path / "zero.yaml")

@@ -29,6 +29,7 @@ from tests.trainings import (
     LORA,
     SFT,
     TOKENIZER,
+    assert_learns_what_one_process_does,
     build,
     files,
     losses_of,
@@ -288,11 +289,8 @@ def test_a_process_of_its_own_gives_the_same_bytes(train):
 
 def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, capfd):
     (tmp_path / "two.yaml").write_text(ACCELERATE)
-    two = train({**SFT, "accelerate": str(tmp_path / "two.yaml")}, "two")
+    assert_learns_what_one_process_does(train, SFT, tmp_path / "two.yaml")
     assert f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.process" in capfd.readouterr().out
-    one = train(SFT, "one")
-    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
-    assert set(files(two.output)) == set(files(one.output))
 
 
 FSDP = (
@@ -312,12 +310,7 @@ def test_an_adapter_on_a_model_that_two_processes_share_among_them(train, tmp_pa
     """FSDP2, whose state has to be gathered before the adapter is written."""
     (tmp_path / "fsdp.yaml").write_text(FSDP)
     calm = {**SFT, "lora": {**KEPT, "dropout": 0.0}}  # dropout is drawn for the rows that a process has
-    two, one = train({**calm, "accelerate": str(tmp_path / "fsdp.yaml")}, "two"), train(calm, "one")
-    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
-    assert set(files(two.output)) == set(files(one.output))
-    there, here = (load_file(job.output / "adapter_model.safetensors") for job in (two, one))
-    assert there.keys() == here.keys()
-    assert all(torch.allclose(there[name], tensor, atol=2e-3) for name, tensor in here.items())
+    assert_learns_what_one_process_does(train, calm, tmp_path / "fsdp.yaml")
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="processes on CPUs exchange through gloo")

@@ -1,11 +1,13 @@
 """vLLM's OpenAI-compatible server, really run on loopback, and what the `openai` protocol gives there."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +15,13 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tasks.core import engines
+from tasks.core import engines, models, rendering
 from tasks.core.context import Pointer
 from tasks.core.engine import Sampling
+from tasks.core.engines import openai
 from tasks.core.opening import Opener
 from tasks.core.serving import DEFAULTS
+from tests import templates
 from tests.engines import PROMPTS, SINGLE, choosing
 from tests.extras.models import tiny
 from tests.support import ENGINE
@@ -33,22 +37,21 @@ class Server(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    place = tmp_path_factory.mktemp("server")
-    folder = tiny(place / "model")
+@contextmanager
+def serving(folder: Path, log: Path, *more: str) -> Iterator[Server]:
+    """vLLM's server of the model in `folder` while it is needed; `more` of its options."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"),
         *("--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64"),
+        *more,
     ]
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2",
         "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
     }  # fmt: skip
-    log = place / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
     try:
@@ -61,6 +64,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Of a model without a chat template."""
+    place = tmp_path_factory.mktemp("server")
+    with serving(tiny(place / "model"), place / "log.txt") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def chat_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Of a model with a chat template, and with every byte among its tokens."""
+    place = tmp_path_factory.mktemp("chat")
+    tokenizer = templates.trained(templates.KINDS["qwen"])
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    folder = tiny(place / "model", vocab_size=len(tokenizer), max_position_embeddings=512, **ids)
+    tokenizer.save_pretrained(folder)
+    structured = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
+    with serving(folder, place / "log.txt", "--structured-outputs-config", structured) as started:
+        yield started
 
 
 def _healthy(port: int) -> bool:
@@ -100,10 +124,11 @@ def test_greedy_replies_are_those_of_the_transformers_engine(server: Server) -> 
 
 
 def asker(server: Server, scratch: Path, **engine: Any) -> Any:
+    """Asks with prompts as they are given, without a chat template."""
     reached = {**DEFAULTS["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
     opener = Opener(server.folder.parent, {**ENGINE, **engine}, scratch, serving={"openai": reached})
     made = opener(Pointer(str(server.folder), "d" * 32))
-    made._tokenizer = object()  # this model has no chat template; prompts are given as they are
+    made._tokenizer = object()
     return made
 
 
@@ -130,3 +155,36 @@ def test_the_openai_engine_asks_it_as_it_is_asked_in_a_stage(server: Server, tmp
     assert [one.text for (one,) in found] == [one.text for (one,) in expected]
     assert {one.finish_reason for (one,) in found} == {"stop"}
     assert there.take_usage().quarantined == 0
+
+
+def test_the_chat_protocol_renders_as_the_transformers_engine_does(chat_server: Server) -> None:
+    """The server is posted messages, and knows where a reply ends."""
+    questions = [[question(text)] for text in ("How many?", "2 + 3 = ?", "Ann has 4 nuts and eats 1.")]
+    there = chatting(chat_server)
+    greedy = Sampling(1, 0.0, 1.0, 24, 0)
+    here = engines.load("transformers", chat_server.folder, "float32", 2, 64)
+    rendered = rendering.render_many(models.load_tokenizer(chat_server.folder), questions)
+    found = there.generate([json.dumps(messages) for messages in questions], greedy)
+    for (one,), (other,) in zip(found, here.generate(rendered, greedy), strict=True):
+        assert (one.text, one.tokens, one.finish_reason) == (other.text, other.tokens, other.finish_reason)
+        assert one.prompt_tokens == other.prompt_tokens
+        assert one.logprob == pytest.approx(other.logprob, abs=5e-3)
+
+
+def test_the_chat_protocol_asks_for_one_of_the_choices(chat_server: Server) -> None:
+    """By a JSON schema. (Without blanks in it: a model that knows nothing uses up its tokens with them.)"""
+    chosen = Sampling(16, 1.0, 1.0, 8, 0, ("yes", "no", "cannot tell"))
+    (replies,) = chatting(chat_server).generate([json.dumps([question("Is it right?")])], chosen)
+    assert {reply.finish_reason for reply in replies} == {"stop"}
+    assert {reply.text for reply in replies} == set(chosen.choices)
+
+
+def question(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def chatting(server: Server) -> Any:
+    """The engine that posts messages to a server."""
+    reached = {**DEFAULTS["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
+    endpoint = {**ENGINE["endpoint"], "protocol": "chat", "extra": {"top_k": -1, "min_p": 0.0}}
+    return openai.connect(str(server.folder), server.folder, endpoint, reached)

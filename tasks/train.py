@@ -51,20 +51,19 @@ def run(context: Context) -> None:
     absolute = Pointer(str(models.parts(start).weights.resolve()), base.digest)  # for what lies outside the repository
     folder = context.write(context.data("candidate/lineage.json")).parent
     rows: dict[str, dict[str, int]] = {}
-    between = (
-        context.scratch
-        / "training"
-        / "between"
-        / digests.of_value([digests.of_path(dataset), initial.digest, reference.digest, context.seed])
-    )
-    for number, bound in enumerate(context.options):
-        last = number == len(context.options) - 1
+    source = digests.of_value([digests.of_path(dataset), initial.digest, reference.digest, context.seed])
+    between = context.scratch / "training" / "between" / source
+    so_far: list[Any] = [training.VERSION]
+    for bound in context.options:
+        last = bound is context.options[-1]
+        so_far.append([bound.name, bound.block.__name__, bound.options.model_dump()])
+        kept = between / digests.of_value(so_far)
         job = training.Job(
             initial=start,
             reference=anchor,
             sft=sft,
             pairs=pairs,
-            output=folder if last else between / str(number),
+            output=folder if last else kept,
             base=base if last else absolute,
             section=f"train.{bound.name}",
             apart=context.apart,
@@ -74,7 +73,10 @@ def run(context: Context) -> None:
             progress=context.progress,
             curves=context.curves,
         )
-        bound(job)
+        if last:
+            bound(job)
+        else:
+            _once(bound, job)
         context.log(**job.figures)
         context.spend(**job.spent)
         rows[bound.name] = job.rows
@@ -91,6 +93,24 @@ def run(context: Context) -> None:
     (folder / "lineage.json").write_text(json.dumps(lineage, sort_keys=True, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(between, ignore_errors=True)
     context.tags.update(initial=initial.digest, reference=reference.digest)
+
+
+def _once(bound: Bound, job: training.Job) -> None:
+    """Trains what a later block starts from, or takes it up where that block failed the last time."""
+    note = job.output.with_suffix(".json")
+    if note.is_file():
+        told = json.loads(note.read_text(encoding="utf-8"))
+        job.curves.extend(told["curves"])
+        job.figures.update(told["figures"])
+        job.rows.update(told["rows"])
+        print(f"{bound.name} was trained before, and is taken up", flush=True)
+        return
+    before = len(job.curves)
+    bound(job)
+    part = note.with_suffix(".part")
+    told = {"curves": job.curves[before:], "figures": job.figures, "rows": job.rows}
+    part.write_text(json.dumps(told), encoding="utf-8")
+    part.replace(note)
 
 
 def _open(context: Context, pointer: Pointer) -> Path:

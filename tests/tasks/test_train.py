@@ -303,6 +303,47 @@ def test_sft_runs_before_dpo_and_dpo_starts_from_it(trained, tmp_path):
     assert not list((trained.scratch / "training").glob("*/*"))
 
 
+def test_what_was_trained_before_a_block_failed_is_taken_up(trained, tmp_path, monkeypatch):
+    """With other options of the block that failed; not with others of its own."""
+    fitted, real = [], trainers.fit
+
+    def fit(kind, *given):
+        fitted.append(kind)
+        if kind == "dpo" and failing:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(kind, *given)
+
+    def run(name, dpo=DPO, **sft):
+        section = {"sft": {**TRAIN["sft"], **sft}, "dpo": dpo}
+        context = replace(trained, options=train.parse(section), staging=tmp_path / name, figures={}, curves=[])
+        fitted.clear()
+        train.run(context)
+        return context
+
+    monkeypatch.setattr(trainers, "fit", fit)
+    failing = True
+    for name, changes, asked in (
+        ("first", {}, ["sft", "dpo"]),
+        ("second", {"dpo": {**DPO, "pass_tokens": 64}}, ["dpo"]),
+        ("third", {"learning_rate": 0.02}, ["sft", "dpo"]),
+    ):
+        with pytest.raises(OutOfMemory):
+            run(name, **changes)
+        assert fitted == asked
+    failing = False
+    on = run("on")
+    assert fitted == ["dpo"]
+    assert not list((trained.scratch / "training").glob("*/*"))
+    anew = run("anew")
+    assert fitted == ["sft", "dpo"]
+    assert on.curves == anew.curves
+    assert {k: v for k, v in on.figures.items() if "second" not in k and k != "training_tokens"} == {
+        k: v for k, v in anew.figures.items() if "second" not in k and k != "training_tokens"
+    }
+    for name in ("model.safetensors", "lineage.json"):
+        assert len({(tmp_path / run / "data/i01/candidate" / name).read_bytes() for run in ("on", "anew")}) == 1
+
+
 def test_without_blocks_the_candidate_is_the_initial_model(trained):
     train.run(replace(trained, options=train.parse({})))
     assert {path.name for path in candidate(trained).iterdir()} == {"pointer.json", "lineage.json"}

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import exits, history
+from flows import exits, history, tables
 from flows.history import Files, Record
 from tasks.core import params as parameters
 from tasks.core.blocks import validate
@@ -238,13 +238,8 @@ def as_json(found: Account) -> dict[str, Any]:
 
 def table(found: Account) -> "Table":
     """A line for each stage that was run, a sum for each iteration and for the run."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
     columns = [*COLUMNS, *([f"cost\n{found.prices.currency}"] if found.priced else []), ""]
-    for column in columns:
-        made.add_column(column, justify="left" if column in ("iteration", "stage", "") else "right", no_wrap=True)
+    made = tables.empty(columns, left=("iteration", "stage", ""))
     keys = list(dict.fromkeys(line.iteration for line in found.lines))
     for key in keys:
         mine = [line for line in found.lines if line.iteration == key and line.state != "missing"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flows import probe
+from flows import probe, tables
 from flows.estimate import Estimate, Measured, Need, name_of
 from tasks.core.serving import Prices
 
@@ -34,17 +34,13 @@ def as_json(made: Estimate) -> dict[str, Any]:
 
 def table(made: Estimate) -> "Table":
     """A line for each stage that takes something, a sum of each iteration and of the run."""
-    from rich import box
-    from rich.table import Table
-
     priced = made.prices.any
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
     columns = [
         "iteration", "stage", "requests\nat most", "prompt\ntokens", "completion\ntokens, at most", "expected\nrequests",
         "engine\ntime", "training\ntokens", "training\ntime", "disk",
     ]  # fmt: skip
-    for column in [*columns, *([f"cost at\nmost, {made.prices.currency}"] if priced else [])]:
-        shown.add_column(column, justify="left" if column in ("iteration", "stage") else "right", no_wrap=True)
+    columns += [f"cost at\nmost, {made.prices.currency}"] if priced else []
+    shown = tables.empty(columns, left=("iteration", "stage"))
     keys = list(dict.fromkeys(need.iteration for need in made.wanted))
     for key in keys:
         mine = [need for need in made.wanted if need.iteration == key]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import costs, exits, history, state
+from flows import costs, exits, history, state, tables
 from tasks.blocks.benchmarks import PREFIX, scores
 from tasks.blocks.metrics import Z95
 from tasks.core import params as parameters
@@ -81,16 +81,11 @@ def paid(root: Path) -> tuple[str, list[str]] | None:
 
 def table(root: Path) -> "Table":
     """The rows as a rich table."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
     headings, lines = columns(benchmarks(root)), rows(root)
     if extra := paid(root):
         headings = [*headings, extra[0]]
         lines = [(*cells, cell) for cells, cell in zip(lines, extra[1], strict=True)]
-    for column in headings:
-        made.add_column(column, justify="left" if column in ("iteration", "promoted") else "right", no_wrap=True)
+    made = tables.empty(headings, left=("iteration", "promoted"))
     for cells in lines:
         made.add_row(*cells)
     return made

@@ -168,16 +168,7 @@ def aggregate(critiques: pl.DataFrame, critic: str) -> pl.DataFrame:
     own = critiques.filter(pl.col("critic") == critic)
     if own["other_id"].null_count() < own.height:
         return judges.win_rates(own)
-    rows = own.sort("candidate_id", "draw")
-    parsed = pl.col("parsed")
-    yes = (parsed & pl.col("verdict").fill_null(False)).sum()
-    no = (parsed & ~pl.col("verdict").fill_null(True)).sum()
-    return rows.group_by("candidate_id", maintain_order=True).agg(
-        verdict=pl.when(yes > no).then(True).when(no > yes).then(False).otherwise(None),
-        score=pl.col("score").filter(parsed).mean(),
-        text=pl.col("text").filter(parsed).first(),
-        why=pl.col("why").drop_nulls().first(),
-    )
+    return judges.by_draws(own.sort("candidate_id", "draw"), "candidate_id")
 
 
 def counted(critiques: pl.DataFrame, critic: str) -> dict[str, int]:

@@ -265,12 +265,19 @@ def outcomes(critiques: pl.DataFrame) -> pl.DataFrame:
     null where none does), `score` (mean of the parsed draws, null where none parsed), `text`, `why` (of the first draw that
     did not parse). Sorted by both ids."""
     rows = critiques.filter(pl.col("other_id").is_not_null()).sort("candidate_id", "other_id", "draw")
-    yes = (pl.col("parsed") & pl.col("verdict").fill_null(False)).sum()
-    no = (pl.col("parsed") & ~pl.col("verdict").fill_null(True)).sum()
-    return rows.group_by("candidate_id", "other_id", maintain_order=True).agg(
-        better=pl.when(yes > no).then(True).when(no > yes).then(False).otherwise(None),
-        score=pl.col("score").filter(pl.col("parsed")).mean(),
-        text=pl.col("text").filter(pl.col("parsed")).first(),
+    return by_draws(rows, "candidate_id", "other_id").rename({"verdict": "better"})
+
+
+def by_draws(rows: pl.DataFrame, *what: str) -> pl.DataFrame:
+    """The draws of an opinion on `what` put together: `verdict` (of most that parsed, null on a tie or where none did),
+    `score` (their mean), `text` (of the first), `why` (of the first that did not parse). In the order of `rows`."""
+    parsed = pl.col("parsed")
+    yes = (parsed & pl.col("verdict").fill_null(False)).sum()
+    no = (parsed & ~pl.col("verdict").fill_null(True)).sum()
+    return rows.group_by(*what, maintain_order=True).agg(
+        verdict=pl.when(yes > no).then(True).when(no > yes).then(False).otherwise(None),
+        score=pl.col("score").filter(parsed).mean(),
+        text=pl.col("text").filter(parsed).first(),
         why=pl.col("why").drop_nulls().first(),
     )
 

@@ -29,6 +29,11 @@ FREE_TEXT_BLOCKS = (  # ask for what only `FreeText` families have
 )
 
 
+def user(content: str) -> Messages:
+    """A conversation of one message, the user's."""
+    return [{"role": "user", "content": content}]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What one critique says. `parsed` False: nothing may be read from it, and `why` says why."""

@@ -40,6 +40,7 @@ from tasks.core.family import (
     SeedData,
     Verdict,
     by_fingerprint,
+    user,
 )  # fmt: skip
 
 OPERATORS = ("+", "-", "*")
@@ -122,10 +123,6 @@ def usage_text(available: Sequence[object], a: object, b: object) -> str:
 
 
 INVENT = "invent :"
-
-
-def user(content: str) -> Messages:
-    return [{"role": "user", "content": content}]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from itertools import combinations_with_replacement, permutations
 
 from tasks.core import digests
 from tasks.core.errors import BadInput
-from tasks.core.family import SeedData, Verdict
+from tasks.core.family import SeedData, Verdict, user
 from tasks.families.countdown import (
     INVENT,
     NONE_LEFT,
@@ -34,7 +34,6 @@ from tasks.families.countdown import (
     solve_text,
     steps_text,
     usage_text,
-    user,
 )
 from tasks.families.countdown_steps import KINDS, Numbers, Steps, solutions, value
 

@@ -31,6 +31,7 @@ from tasks.core.family import (
     SeedData,
     Verdict,
     by_fingerprint,
+    user,
 )  # fmt: skip
 
 NO_CRITIC = "strings has no critique skill"
@@ -62,7 +63,7 @@ class Options(blocks.Options):
 
 
 def solve_messages(digits: str) -> Messages:
-    return [{"role": "user", "content": f"+ {digits} ="}]
+    return user(f"+ {digits} =")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import polars as pl
 
 from tasks.core import overlap
 from tasks.core.errors import BadInput
-from tasks.core.family import Choice, Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint
+from tasks.core.family import Choice, Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint, user
 from tasks.core.plain_text import simple
 from tasks.families import text_replies, text_rows, text_templates
 from tasks.families.text_fields import Row
@@ -134,7 +134,7 @@ class Text:
     def _prompt(self, question: str, system: str | None = None) -> Messages:
         given = system or self.options.system
         before = [{"role": "system", "content": given}] if given else []
-        return before + _user(self._render("answer.j2", question=question.strip()))
+        return before + user(self._render("answer.j2", question=question.strip()))
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
@@ -185,7 +185,7 @@ class Text:
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
         if not response.strip() or not critique.strip():
             return None
-        return _user(self._render("refine.j2", question=self.question(messages), response=response, critique=critique))
+        return user(self._render("refine.j2", question=self.question(messages), response=response, critique=critique))
 
     # --- judges of free text -------------------------------------------------------------------------
     def points_messages(self, messages: Messages, response: str) -> Messages | None:
@@ -218,11 +218,11 @@ class Text:
         """The template about a prompt and responses to it; None where a response has no text."""
         if any(isinstance(value, str) and not value.strip() for value in values.values()):
             return None
-        return _user(self._render(template, question=self.question(messages), **values))
+        return user(self._render(template, question=self.question(messages), **values))
 
     # --- inventing -----------------------------------------------------------------------------------
     def invent_messages(self, examples: Sequence[Messages]) -> Messages:
-        return _user(self._render("invent.j2", examples=[self.question(messages) for messages in examples]))
+        return user(self._render("invent.j2", examples=[self.question(messages) for messages in examples]))
 
     def parse_invented(self, reply: str) -> list[Invented]:
         """The prompts of a reply: one, or the entries of a numbered list; without labels such as `Question:`, bold print
@@ -259,10 +259,6 @@ def _word_hashes(question: str) -> list[int]:
 def _texts(messages: Messages, *responses: str) -> str:
     """Everything of others that a judge has before its eyes."""
     return "\n".join([*(message["content"] for message in messages), *responses])
-
-
-def _user(content: str) -> Messages:
-    return [{"role": "user", "content": content}]
 
 
 # --- numbers ---------------------------------------------------------------------------------------

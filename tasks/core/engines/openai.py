@@ -5,8 +5,8 @@ draw's number, so that a draw depends on nothing else as far as the server keeps
 rendered prompt; `chat` posts the messages, which then are the prompt, as JSON. Both ask for the log-probabilities of the
 reply's tokens. A reply out of a list (`Sampling.choices`) is asked for with `structured_outputs`, which vLLM takes, or in
 `chat` with a JSON schema, which most servers take, whose only field holds the reply; a server that sends another reply
-all the same, because it knows neither, fails the request. Token counts are the server's (`usage`). `score` posts prompt and response as token ids with `echo`, which
-vLLM and SGLang take.
+all the same, because it knows neither, fails the request. Token counts are the server's (`usage`). `score` posts prompt
+and response as token ids with `echo`, which vLLM and SGLang take.
 
 `serving.openai` says how the servers are reached, `engine.endpoint` what is asked. The key is read from the environment
 when something is asked, is sent as a bearer token, and is nowhere else. Faults: tasks/core/engines/calls.py.

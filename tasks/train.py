@@ -98,7 +98,7 @@ def run(context: Context) -> None:
 def _once(bound: Bound, job: training.Job) -> None:
     """Trains what a later block starts from, or takes it up where that block failed the last time."""
     note = job.output.with_suffix(".json")
-    if note.is_file():
+    if note.is_file() and job.output.is_dir():
         told = json.loads(note.read_text(encoding="utf-8"))
         job.curves.extend(told["curves"])
         job.figures.update(told["figures"])

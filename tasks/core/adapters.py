@@ -71,13 +71,14 @@ def _names(config: Mapping[str, Any]) -> Any:
 
 
 def write(model: Any, state: Any, base: Pointer, tokenizer: Any, folder: Path) -> None:
-    """A PEFT adapter with its tokenizer, and `base.json`, which says by path and digest what it belongs to."""
+    """A PEFT adapter in float32 with its tokenizer, and `base.json`, which says by path and digest what it belongs to."""
+    import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     models.write_pointer(folder, base, models.BASE)
     weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
-    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
     save_file(weights, folder / models.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": base.path, "inference_mode": True}

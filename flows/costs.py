@@ -9,7 +9,7 @@ needed    the last execution of every stage alone, with the tokens of stored rep
 
 A stage's figures are `paid` in this evolution, `restored` (its artifacts are those of an execution with other params,
 which paid for them), `unknown` (no record fits the artifacts: DVC restored them, or the state folder was deleted) or
-`missing` (not run). What is unknown is left out of sums, which then read ">=". An execution that was killed leaves a
+`missing` (not run). What is unknown is left out of sums; those of seconds and cost then read ">=". An execution that was killed leaves a
 record without figures, so it counts as an execution and what it used is unknown.
 
 engine seconds  while the engine was computing; its share of the executions' seconds is `busy`

@@ -1,5 +1,5 @@
 """A promoted model as a folder for others:
-`python -m flows.export [ITERATION] TARGET [--push REPO] [--datasets] [--merge]`.
+`python -m flows.export [ITERATION] TARGET [--push REPO] [--public] [--datasets] [--merge] [--base NAME]`.
 
 TARGET becomes a plain Hugging Face model folder (weights, configuration, tokenizer) with a generated model card.
 Without ITERATION it is the newest iteration's policy; with one, the policy after that iteration, which may be an

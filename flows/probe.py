@@ -3,6 +3,7 @@
 A process of its own, so that it can be stopped at any time and leaves no memory behind: `measure` starts it, reads what
 it found so far, and ends it when its time is over. Its findings, one JSON object a line, in this order:
 
+    {"gpus": n}
     {"bytes": n, "parameters": n, "adapter_bytes": n or null}     of the model; of a LoRA adapter for it, where train has one
     {"prompts": {kind: tokens}, "rows": {part: tokens}, "replies": {part: tokens}, "longest": {part: tokens}}   means, longest
     {"first": s}                                       what the first call of a process takes more than the next

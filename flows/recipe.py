@@ -1,4 +1,4 @@
-"""Recipes: `python -m flows.recipe list [--json] | show NAME | use NAME [--iterations N] [--seed S] | extend N`.
+"""Recipes: `python -m flows.recipe list [--json] | show NAME | use NAME [--family F] [--iterations N] [--seed S] | extend N`.
 
 A recipe (`flows/recipes/NAME.yaml`) is a published method: title, paper, summary, what it needs, whether
 the loop may see labels, the task family it is shown on, the number of iterations, and the sections of
@@ -8,9 +8,10 @@ block the options that suit the family, so that methods differ only where they m
 
 `use NAME` writes all of params.yaml from the two: the same recipe always gives the same bytes. `seed`, `engine` and
 what changes no result (`serving`, `runner`, `prices`) stay as they are in the present file, and so do the sections that
-the family calls the user's own (`keeps`), as long as the family stays. Sizes (`flows/recipes/sizes/NAME.yaml`, so far
-`mini`) are no methods: `use mini` lowers numbers of whatever recipe is in place, and using the recipe again restores
-them. A refused call writes nothing.
+the family calls the user's own (`keeps`), as long as the family stays; of `engine` the sizes of batches and shards follow
+from a new one. Sizes (`flows/recipes/sizes/NAME.yaml`, so far `mini`) are no methods: `use mini` sets numbers for a quick
+look in whatever recipe is in place, and using the recipe again restores them, but for those in sections that are kept. A
+refused call writes nothing.
 """
 
 import json

@@ -10,8 +10,8 @@ Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts),
 `iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, and `guards`.
 Only `probe.json` may be read inside the loop. Figures are null where the family has no truth. `benchmarks` adds the
 figures of standard benchmarks to the held-out ones (`tasks.blocks.benchmarks`).
-Reruns for another candidate, other sets, this section, its override in the iteration's row, the folder
-`benchmark_files`, seed or engine.
+Reruns for another candidate, other sets, this section, its override in the iteration's row of
+`evaluations`, the folder `benchmark_files`, seed or engine.
 """
 
 import json

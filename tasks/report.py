@@ -5,8 +5,8 @@ Writes  data/report/iterations.csv   iteration, then every figure in the order o
         data/report/report.md        the same, the figures as lines and the iterations as columns
         data/report/accuracy.svg     greedy accuracy with its 95 % interval, over iterations
 
-Shares are in 0..1 in the CSV and in the figures' own units everywhere. Reruns when an evaluation or this
-module changes. The bytes depend on the figures and on matplotlib's version only: no times, fixed SVG ids.
+Shares are in 0..1 in the CSV and in the figures' own units everywhere. Reruns when an evaluation, a row of
+`evaluations`, its section or this module changes. The bytes depend on the figures and on matplotlib's version only: no times, fixed SVG ids.
 """
 
 import csv

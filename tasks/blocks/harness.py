@@ -1,7 +1,7 @@
 """lm-eval (EleutherAI's lm-evaluation-harness) as a client of the engine. The only module that imports it.
 
 lm-eval has models of its own; they are not used, so that a benchmark's requests are sharded, stored and counted like
-all others, run on the engine that params.yaml names, and cost nothing when only the figures or another task changed.
+all others, run on the engine that params.yaml names, and cost nothing when only the figures or another set changed.
 lm-eval chooses questions and examples, writes the requests, and scores the replies.
 
 Differences to lm-eval's own `hf` model: prompt and continuation are tokenised apart, as the model is asked to reply,

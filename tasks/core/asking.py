@@ -5,7 +5,7 @@ The engine is loaded when the first shard without a stored reply is computed, so
 are all stored needs no model. Replies are stored raw: parsing them anew asks for nothing again.
 
 Requests are cut into shards in the order in which they are given, the order of the prompts: prompts that are added at
-the end are new shards, and all judgements of one prompt's answers fall into few.
+the end are new shards (and may change the last one), and all judgements of one prompt's answers fall into few.
 
 A shard's key covers the rendered prompts (and so templates, system prompts and chat template), the
 model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and

@@ -2,8 +2,7 @@
 
 Each line has the place, what was given, what is allowed, and the nearest valid name. Sections are checked
 by the `parse` of their stage, as they stand and once more with every override; then whether they fit one
-another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules, and torch only where
-training in 4 bits needs a GPU to be there.
+another (`tasks.core.fitting`), and the user's files and model. Imports the stages' modules, never torch.
 """
 
 import importlib.util
@@ -69,7 +68,8 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
     if root is not None:
         _try(problems, _check_installed, params)
         _check_files(problems, params, root, keys)
-    return list(dict.fromkeys(line for problem in problems for line in problem.splitlines()))
+    told = list(dict.fromkeys(line for problem in problems for line in problem.splitlines()))
+    return told if root is None else [line.replace(f"{root.resolve()}/", "") for line in told]
 
 
 def _try(problems: list[str], function: Callable[..., Result], *arguments: Any) -> Result | None:

@@ -33,6 +33,7 @@ WITH_BLOCKS = ("synthesize", "sample", "critique", "refine", "filter", "train") 
 MODELS = ("previous", "initial", "reference", "judge")
 TOP = ("recipe", "seed", "labels", "engine", *SECTIONS, *STAGES, "iterations", "evaluations")
 BASE = "i00"
+SECRET = re.compile(r"(?i).*(api_?key|authori[sz]ation|password|secret|bearer|(access|auth)_?token).*")
 KEY = re.compile(r"i\d{2,4}")
 
 
@@ -177,6 +178,11 @@ def engine(params: Mapping[str, Any]) -> Engine:
             raise BadInput(
                 f"engine.endpoint.extra.{name}: is set elsewhere in {FILE} or not at all; write null to leave it out"
             )
+    if secret := sorted(name for name in checked.endpoint.extra if SECRET.fullmatch(name)):
+        raise BadInput(
+            f"engine.endpoint.extra.{secret[0]}: looks like a key, and {FILE} is no place for one: export it as the environment "
+            "variable that serving.openai.key_variable names"
+        )
     return checked
 
 

@@ -111,8 +111,8 @@ def endpoint_problems(section: Openai) -> Iterator[str]:
                 f"{where}.base_urls.{index}: holds a name, a password or a query; write the plain address, and put the "
                 f"key into the environment variable that {where}.key_variable names"
             )
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", section.key_variable):
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", section.key_variable):
         yield (
-            f"{where}.key_variable: is no name of an environment variable (letters, digits, _); write the variable's name, "
+            f"{where}.key_variable: is no name of an environment variable (capitals, digits, _); write the variable's name, "
             "never the key itself"
         )

@@ -11,7 +11,8 @@
     shared passage    of what is left, with a held-out, probe or benchmark prompt; `decontaminate`
     labelled, pool    the rest, in the order of the hashes
 
-so that the held-out set depends neither on the order of the rows nor, with `limit_by: sample`, on their number.
+so that the held-out set depends neither on the order of the rows nor, with `limit_by: sample`, on their number, but for
+the choice between near copies.
 Rows that break a rule of the format (broken JSON, a missing field, fields of several types) are always refused.
 """
 

@@ -4,16 +4,16 @@ work.
 | file | used by | variables; those in brackets may be left out |
 |---|---|---|
 | answer.j2 | every prompt to be answered | question (exactly once), [numeric] |
-| critique.j2 | nl_critique, judge_pointwise | question, response, [numeric, brief] |
-| pairwise.j2 | judge_pairwise | question, first, second, [numeric, brief] |
-| checklist.j2 | judge_checklist | question, response, criterion, [numeric, brief] |
+| critique.j2 | nl_critique, judge_pointwise, ..._structured, ..._logprobs | question, response, [numeric, brief] |
+| pairwise.j2 | judge_pairwise, ..._structured, ..._logprobs | question, first, second, [numeric, brief] |
+| checklist.j2 | judge_checklist, ..._structured, ..._logprobs | question, response, criterion, [numeric, brief] |
 | refine.j2 | critique_revise | question, response, critique, [numeric] |
 | invent.j2 | self_instruct | examples (a list, maybe empty), [numeric] |
 
-`numeric`: answers are numbers; `brief`: the reply is to be the verdict alone (blocks that read log-probabilities). What
-a model may have written is printed through the filter `fenced` and in no other way: between fences longer than any run
-of backticks in it, with signs that chat templates give a meaning broken up, and cut in the middle beyond `QUOTED`
-characters. So it can neither end the quotation nor begin a new turn, and a message is bounded in size.
+`numeric`: answers are numbers; `brief`: the reply is to be the verdict alone (blocks that parse nothing). What a model may
+have written is printed through the filter `fenced` and in no other way: between fences longer than any run of backticks
+in it, with signs that chat templates give a meaning broken up, and cut in the middle beyond `QUOTED` characters (but a
+prompt that a model invented is a `question` like others, its signs broken up when it is taken). So it can neither end the quotation nor begin a new turn, and a message is bounded in size.
 
 A template stands alone (no include, no import, no inheritance) and gives the same text every time.
 """

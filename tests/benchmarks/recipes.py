@@ -359,7 +359,7 @@ def main(given: Sequence[str] | None = None) -> None:
     results = sorted((measure(run) for run in runs), key=lambda r: (recipes.index(r.recipe), r.seed))
     shown = [
         "python -m tests.benchmarks.recipes --seeds", *map(str, options.seeds), "--recipes", *options.recipes,
-        "--also", *options.also, *(["--size", options.size] if options.size else []),
+        "--also", *options.also, *(["--size", options.size] if options.size else []), "--workdir", "FOLDER",
     ]  # fmt: skip
     text = page(results, " ".join(shown))
     if options.out:

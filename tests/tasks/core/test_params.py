@@ -135,12 +135,20 @@ def test_one_line_switches_the_engine(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [("base_urls", ["https://me:SECRET@host/v1"]), ("base_urls", ["https://host/v1?key=SECRET"]),
-     ("base_urls", ["SECRET"]), ("key_variable", "sk-SECRET")],
+     ("base_urls", ["SECRET"]), ("key_variable", "sk-SECRET"), ("key_variable", "hf_SECRETaBc0123")],
 )  # fmt: skip
 def test_a_key_in_the_file_is_refused_and_not_repeated(params: dict[str, Any], path: str, value: Any) -> None:
     put(params, f"serving.openai.{path}", value)
     message = refusal(params)
     assert message.startswith(f"serving.openai.{path}")
+    assert "SECRET" not in message
+
+
+@pytest.mark.parametrize("name", ["api_key", "Authorization", "my_access_token"])
+def test_a_key_in_what_goes_into_every_request_is_refused(params: dict[str, Any], name: str) -> None:
+    put(params, "engine.endpoint.extra", {"top_k": -1, name: "SECRET"})
+    message = refusal(params)
+    assert message.startswith(f"engine.endpoint.extra.{name}: looks like a key")
     assert "SECRET" not in message
 
 

@@ -38,18 +38,18 @@ CORPUS = "data/tasks/corpus.parquet"
 class TokenizerOptions(Options):
     """For families without a vocabulary of their own. The 256 bytes and the role tokens are part of the size."""
 
-    vocabulary_size: int = Field(ge=300)
+    vocabulary_size: int = Field(ge=300)  # of families without words of their own; 256 bytes and the roles included
 
 
 class BaseOptions(Options):
     """The `base` section. `architecture`: `model_type` and any key of its transformers configuration."""
 
-    pretrained: str | None
-    chat_template: str | None
-    chat_template_options: dict[str, JsonValue]
-    tokenizer: TokenizerOptions
-    architecture: dict[str, Any]
-    sft: training.SftOptions
+    pretrained: str | None  # a folder or a hub name; null: a model is made and trained here
+    chat_template: str | None  # plain, or a file in tasks/chat_templates; null: the model's own
+    chat_template_options: dict[str, JsonValue]  # values of the template's variables
+    tokenizer: TokenizerOptions  # of a model that is made here
+    architecture: dict[str, Any]  # likewise: model_type and any key of its transformers configuration
+    sft: training.SftOptions  # how that model is trained on the seed corpus
 
 
 def parse(section: Mapping[str, Any]) -> BaseOptions:

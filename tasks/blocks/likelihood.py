@@ -27,7 +27,7 @@ POINTS_REPLIES = 6  # between which a pointwise judge chooses: 0 to 5 points
 
 
 class IntrinsicScore(Options):
-    statistic: Statistic
+    statistic: Statistic  # the last two take the whole vocabulary; entropy counts negatively
 
 
 def intrinsic_score(judging: Judging, options: IntrinsicScore) -> pl.DataFrame:

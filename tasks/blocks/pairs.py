@@ -17,7 +17,7 @@ from tasks.core.blocks import Options
 class PairsBestWorst(Options):
     critic: str
     min_margin: float = Field(gt=0)  # smallest difference in score that counts as a preference
-    per_prompt: int = Field(ge=1)
+    per_prompt: int = Field(ge=1)  # pairs, at most
 
 
 def pairs_best_worst(state: Selection, options: PairsBestWorst) -> Selection:
@@ -30,7 +30,7 @@ def pairs_best_worst(state: Selection, options: PairsBestWorst) -> Selection:
 class PairsVoteMargin(Options):
     critic: str  # a vote critic
     at_least: float = Field(ge=0, le=1)  # gate: vote share of the chosen answer
-    per_prompt: int = Field(ge=1)
+    per_prompt: int = Field(ge=1)  # pairs, at most
 
 
 def pairs_vote_margin(state: Selection, options: PairsVoteMargin) -> Selection:
@@ -49,7 +49,7 @@ def pairs_vote_margin(state: Selection, options: PairsVoteMargin) -> Selection:
 class PairsPreferred(Options):
     critic: str  # a pairwise critic
     min_margin: float = Field(ge=0, le=1)  # smallest |2 score - 1|: 1 where every draw says the same
-    per_prompt: int = Field(ge=1)
+    per_prompt: int = Field(ge=1)  # pairs, at most
 
 
 def pairs_preferred(state: Selection, options: PairsPreferred) -> Selection:

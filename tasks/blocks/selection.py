@@ -25,7 +25,7 @@ class OfCritic(Options):
 
 class AtLeast(Options):
     critic: str
-    at_least: float
+    at_least: float  # the lowest score that is kept
 
 
 # --- select ------------------------------------------------------------------------------------------
@@ -93,8 +93,8 @@ def well_formed(state: Selection, options: Options) -> Selection:
 
 
 class Length(Options):
-    min_tokens: int = Field(ge=0)
-    max_tokens: int = Field(ge=1)
+    min_tokens: int = Field(ge=0)  # fewest
+    max_tokens: int = Field(ge=1)  # most
 
 
 def length(state: Selection, options: Length) -> Selection:
@@ -142,7 +142,7 @@ def deduplicate(state: Selection, options: Options) -> Selection:
 
 
 class Cap(Options):
-    per_prompt: int = Field(ge=1)
+    per_prompt: int = Field(ge=1)  # candidates, at most
 
 
 def cap(state: Selection, options: Cap) -> Selection:

@@ -44,11 +44,11 @@ class LoraOptions(Options):
     alone, merge a whole model; `load_in_4bit`: on a base in 4 bits (QLoRA)."""
 
     rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(ge=0, lt=1)
-    targets: list[str] = Field(min_length=1)
-    adapter: Literal["keep", "merge"]
-    load_in_4bit: bool
+    alpha: float = Field(gt=0)  # the adapter counts alpha / rank times
+    dropout: float = Field(ge=0, lt=1)  # of the adapter's input
+    targets: list[str] = Field(min_length=1)  # names of layers, such as q_proj
+    adapter: Literal["keep", "merge"]  # the adapter alone, or a whole model
+    load_in_4bit: bool  # the base in 4 bits (QLoRA)
 
     @field_validator("targets")
     @classmethod
@@ -61,28 +61,30 @@ class LoraOptions(Options):
 class TrainingOptions(Options):
     """What both blocks share."""
 
-    steps: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    warmup_steps: int = Field(ge=0)
-    schedule: Literal["cosine", "linear", "constant", "wsd"]
-    final_share: float = Field(ge=0, le=1)
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=2, max_length=2)
+    steps: int = Field(ge=1)  # of the optimizer (AdamW)
+    learning_rate: float = Field(gt=0)  # the highest
+    warmup_steps: int = Field(ge=0)  # in which it rises linearly
+    schedule: Literal[
+        "cosine", "linear", "constant", "wsd"
+    ]  # how it falls; wsd: linearly in the last 30 % of the steps
+    final_share: float = Field(ge=0, le=1)  # what is left of it in the end
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=2, max_length=2)  # of AdamW
     weight_decay: float = Field(ge=0)
-    clip: float = Field(gt=0)
-    precision: Literal["float32", "bfloat16"]
-    threads: int = Field(ge=1)
-    checkpoint_steps: int = Field(ge=1)
-    pass_tokens: int = Field(ge=1)
-    gradient_checkpointing: bool
-    accelerate: str | None
-    lora: LoraOptions | None
+    clip: float = Field(gt=0)  # largest norm of a step's gradient
+    precision: Literal["float32", "bfloat16"]  # bfloat16: mixed
+    threads: int = Field(ge=1)  # of a CPU
+    checkpoint_steps: int = Field(ge=1)  # between two checkpoints
+    pass_tokens: int = Field(ge=1)  # tokens that go through the model at once; gradients of a step add up
+    gradient_checkpointing: bool  # activations are computed again instead of kept
+    accelerate: str | None  # file for `accelerate launch`; null: one process
+    lora: LoraOptions | None  # null: all weights are trained
 
 
 class SftOptions(TrainingOptions):
     """`mixture`: rows of each part in every step. A part of 0 rows may be in the data and is not used."""
 
-    mixture: Mixture = Field(min_length=1)
-    packing: bool
+    mixture: Mixture = Field(min_length=1)  # part -> rows in every step
+    packing: bool  # rows end to end
 
     @field_validator("mixture")
     @classmethod
@@ -96,12 +98,12 @@ class DpoOptions(TrainingOptions):
     """`nll`: coefficient of the chosen response's cross-entropy per token; `replay`: SFT rows of each part in
     every step, {} for none, their loss taken `replay_coefficient` times."""
 
-    batch_size: int = Field(ge=1)
-    loss: Literal["sigmoid", "ipo"]
-    beta: float = Field(gt=0)
-    nll: float = Field(ge=0)
-    replay: Mixture
-    replay_coefficient: float = Field(ge=0)
+    batch_size: int = Field(ge=1)  # pairs in every step
+    loss: Literal["sigmoid", "ipo"]  # DPO's, or IPO's
+    beta: float = Field(gt=0)  # how closely the reference model is kept to
+    nll: float = Field(ge=0)  # coefficient of the chosen response's cross-entropy a token
+    replay: Mixture  # part -> SFT rows in every step beside the pairs; {} for none
+    replay_coefficient: float = Field(ge=0)  # of their loss
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Job:
 
 
 def sft(job: Job, options: SftOptions) -> None:
-    """Weighted cross-entropy on the completions of `job.sft`. Raises `EmptyDataset`, and `StageFailed` where
+    """Weighted cross-entropy on the completions of the dataset's SFT rows. Raises `EmptyDataset`, and `StageFailed` where
     mixture and data do not name the same parts."""
     if job.sft.is_empty():
         raise EmptyDataset("sft: the dataset has no rows to train on; dropped.parquet beside it says why")
@@ -143,7 +145,7 @@ def sft(job: Job, options: SftOptions) -> None:
 
 
 def dpo(job: Job, options: DpoOptions) -> None:
-    """Preferences of `job.pairs` against `job.reference`. Raises `EmptyDataset` without pairs."""
+    """Preferences of the dataset's pairs, against the reference model. Raises `EmptyDataset` without pairs."""
     if job.pairs.is_empty():
         raise EmptyDataset("dpo: the dataset has no pairs to train on; dropped.parquet beside it says why")
     sources: list[batches.Batches] = [_pair_batches(job, options)]

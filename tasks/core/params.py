@@ -49,21 +49,21 @@ class Endpoint(Options):
 class Engine(Options):
     """The `engine` section: which engine answers, how it computes, and how requests are cut into shards."""
 
-    name: str
-    precision: Literal["float32", "bfloat16"]
-    threads: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    rows_per_shard: int = Field(ge=1)
-    draws_per_shard: int = Field(ge=1)
+    name: str  # transformers, vllm or openai
+    precision: Literal["float32", "bfloat16"]  # that the model is loaded and computes in
+    threads: int = Field(ge=1)  # of a CPU
+    batch_size: int = Field(ge=1)  # requests computed side by side
+    rows_per_shard: int = Field(ge=1)  # replies that are stored together, about: a shard
+    draws_per_shard: int = Field(ge=1)  # of one prompt in a shard, so that a higher n leaves the old ones alone
     endpoint: Endpoint
 
 
 class Shared(Options):
     """The values that belong to no stage."""
 
-    recipe: str = Field(min_length=1)
-    seed: int = Field(ge=0, lt=2**31)
-    labels: bool
+    recipe: str = Field(min_length=1)  # its name, for people
+    seed: int = Field(ge=0, lt=2**31)  # of data, sampling and training
+    labels: bool  # whether the loop may see the answers
 
 
 # --- reading ---------------------------------------------------------------------------------------------

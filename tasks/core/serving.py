@@ -30,7 +30,7 @@ class Openai(Options):
     base_urls: list[str]  # tried in this order when one fails
     key_variable: str = Field(min_length=1)  # of the environment; no key is sent where it is not set
     concurrency: int = Field(ge=1, le=4096)  # requests in flight
-    requests_per_minute: int | None = Field(ge=1)
+    requests_per_minute: int | None = Field(ge=1)  # retries included; null: as fast as it goes
     timeout: float = Field(gt=0)  # seconds for one request
     retries: int = Field(ge=0, le=20)  # of one request
     backoff: float = Field(ge=0)  # seconds before the first retry, doubled before every further one, with jitter
@@ -48,7 +48,7 @@ class Serving(Options):
 class Runner(Options):
     """The `runner` section: where shards are computed, and where training runs."""
 
-    name: Literal["local", "ray"]
+    name: Literal["local", "ray"]  # where shards are computed: in this process, or on a Ray cluster
     address: str | None  # of an existing Ray cluster; null: one is started on this machine
     workers: int = Field(ge=1)  # processes with an engine of their own (ray)
     gpus: float = Field(ge=0)  # GPUs that each of them has to itself (ray)
@@ -58,7 +58,7 @@ class Runner(Options):
 class Prices(Options):
     """The `prices` section, in any one currency."""
 
-    currency: str = Field(min_length=1)
+    currency: str = Field(min_length=1)  # its name
     prompt_tokens: float = Field(ge=0)  # a million
     completion_tokens: float = Field(ge=0)  # a million
     engine_hours: float = Field(ge=0)  # an hour of the machine while the engine is busy

@@ -57,7 +57,7 @@ class Options(blocks.Options):
     corpus: int = Field(ge=1)  # labelled strings, as many of each length
     max_length: Length  # longest string of the pool
     pool: int = Field(ge=1)  # unlabelled strings of each length above the base lengths
-    evaluated_lengths: list[Length] = Field(min_length=1)
+    evaluated_lengths: list[Length] = Field(min_length=1)  # of the held-out and the probe set
     heldout: int = Field(ge=1)  # held-out strings of each evaluated length
     probe: int = Field(ge=1)  # probe strings of each evaluated length
 

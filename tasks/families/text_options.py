@@ -12,7 +12,7 @@ class Split(blocks.Options):
 
     file: str | None = Field(min_length=1)  # name or pattern (train-*.parquet) among the files of a folder
     field: str | None = Field(min_length=1)  # rows with `value` in this field
-    value: str | None
+    value: str | None  # what stands in it
 
 
 class NearDuplicates(blocks.Options):
@@ -47,15 +47,15 @@ class Options(blocks.Options):
     system_field: str | None = Field(min_length=1)  # a row's own system message
     messages_field: str | None = Field(min_length=1)  # a list of {role, content}; its first user message is the prompt
     id_field: str | None = Field(min_length=1)  # the row's name, kept in origins.parquet
-    split: Split
+    split: Split  # which rows of the source are used; all where its values are null
     limit: int | None = Field(ge=1)  # rows of the split at most; null: all
     limit_by: Literal["first", "sample"]  # the first ones, or those with the smallest hash of the prompt
-    extraction: Literal["numeric", "text"]
+    extraction: Literal["numeric", "text"]  # an answer is a number, or all of the text
     unusable: Literal["refuse", "drop"]  # what to do with a row without a prompt or without an answer
     duplicates: Literal["refuse", "drop"]  # what to do with a prompt that is there twice
     near_duplicates: NearDuplicates | None  # which prompts are dropped as nearly the same; null: none
     decontaminate: Decontaminate | None  # which prompts are dropped for training; null: equal ones only
-    heldout: int = Field(ge=1)
-    probe: int = Field(ge=1)
+    heldout: int = Field(ge=1)  # prompts that are evaluated
+    probe: int = Field(ge=1)  # prompts that only gates use
     labelled: int = Field(ge=0)  # rows whose answers base may train on
     system: str | None = Field(min_length=1)  # system message before every prompt to be answered

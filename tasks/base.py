@@ -109,6 +109,7 @@ def _pretrained(context: Context, folder: str) -> Pointer:
         hub.fetch(name)
     source = models.resolve(context.root, Pointer(name, ""))
     models.validate_folder(source, template is None)
+    models.check_loads(source)
     if template is None:
         tokenizer = models.parts(source).tokenizer
         made = models.read_json(context.read(families.FILE)).get("options", {})

@@ -53,8 +53,9 @@ class LoraOptions(Options):
     @field_validator("targets")
     @classmethod
     def _no_head(cls, targets: list[str]) -> list[str]:
-        if "lm_head" in targets:
-            raise ValueError("lm_head takes no adapter; name layers such as q_proj and v_proj")
+        for name in ("lm_head", "embed_tokens", "wte", "word_embeddings", "embed_in"):  # maybe one matrix, tied
+            if name in {target.rpartition(".")[2] for target in targets}:
+                raise ValueError(f"{name} takes no adapter; name layers such as q_proj and v_proj")
         return targets
 
 

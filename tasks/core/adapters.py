@@ -54,6 +54,7 @@ def take_up(model: Any, adapter: Path, options: Any) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    trainable.check_plain(adapter)
     config = models.read_json(adapter / models.ADAPTER)
     before = {name: config.get(name) for name in ("r", "lora_alpha")} | {"target_modules": _names(config)}
     now = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": sorted(options.targets)}

@@ -14,7 +14,8 @@ base, and `verify` makes sure that the base is still that one.
 Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import it.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,20 +82,74 @@ def load(folder: Path, dtype: Any, **options: Any) -> Any:
 
     logging.disable_progress_bar()
     found = parts(folder)
+    logging.set_verbosity_error()  # what is wrong is said below
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            found.weights, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            found.weights,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
         )
-        if found.adapter is None:
-            return model
-        from peft import PeftModel
-
-        merged: Any = PeftModel.from_pretrained(model, str(found.adapter)).merge_and_unload()
-        return merged.requires_grad_(True)  # peft froze them
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        model, told = loaded
+        _check_whole(found.weights, told)
+        return model if found.adapter is None else _merged(model, found)
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if memory.is_short(error):
             raise
-        raise BadInput(f"{folder} cannot be loaded as a language model: {error}") from error
+        why = " ".join(str(error).split())[:500]
+        raise BadInput(f"{folder} cannot be loaded as a language model: {why}") from error
+
+
+def check_loads(folder: Path) -> None:
+    """Raises `BadInput` unless all weights of the model are there, in the shapes that its config.json says, and an
+    adapter fits them. Reads headers only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that nothing is copied there
+        load(folder, "float32", device_map={"": "meta"})
+
+
+def _check_whole(folder: Path, told: Mapping[str, Any]) -> None:
+    """Refuses what transformers would fill with random numbers, other ones every time."""
+    if wrong := sorted(told["mismatched_keys"]):
+        name, there, expected = wrong[0]
+        raise BadInput(
+            f"{folder}: config.json says that {name} has the shape {list(expected)}, and the weights have {list(there)}"
+            f"{_more(wrong)}; is it the configuration of another model?"
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise BadInput(
+            f"{folder} has no weights for {missing[0]}{_more(missing)}, which a language model of its config.json needs; "
+            "save it with AutoModelForCausalLM, or fetch all of its files"
+        )
+
+
+def _more(several: Sequence[Any]) -> str:
+    return f" (and {len(several) - 1} more)" if len(several) > 1 else ""
+
+
+def _merged(model: Any, found: "Parts") -> Any:
+    """The model with an adapter merged into it. Raises `BadInput` for an adapter of another model."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    assert found.adapter is not None
+    adapted = PeftModel.from_pretrained(model, str(found.adapter))
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    with safe_open(found.adapter / ADAPTER_WEIGHTS, "pt") as file:
+        given = set(file.keys())
+    if missing := sorted(expected - given):
+        raise BadInput(
+            f"{found.adapter} does not fit its base {found.weights}: it has nothing for {missing[0]}{_more(missing)} but "
+            f"{min(given, default='no weights')}; is it the adapter of another model?"
+        )
+    merged: Any = adapted.merge_and_unload()
+    return merged.requires_grad_(True)  # peft froze them
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -21,6 +21,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,15 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, hence invertible modulo 2^64
 def words(text: str) -> list[str]:
     """The words that count: case, punctuation, spacing and look-alike forms make no difference."""
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return re.findall(r"\w+", plain) or plain.split()
+    return _word().findall(plain) or plain.split()
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    r"""Letters and digits, with the marks on them that `\w` leaves out: many scripts write vowels as marks."""
+    codes = (*range(0x300, 0xFE00), *range(0xFE10, 0x1F000))  # without variation selectors, which change looks alone
+    marks = (chr(code) for code in codes if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+    return re.compile(rf"\w[\w{''.join(marks)}]*")
 
 
 class Hashed:

@@ -13,11 +13,18 @@ from typing import Any
 import yaml
 
 from tasks.core import architectures, model_files, models
-from tasks.core.errors import unknown_name
+from tasks.core.errors import BadInput, unknown_name
 from tasks.core.params import section
 
 EXTRAS = {"bitsandbytes": "qlora", "deepspeed": "deepspeed"}  # optional packages, and the extra that has them
 OLD_KEYS = {"fp16", "dynamo_backend"}  # of a file for accelerate, which still reads them
+
+
+PLAIN: dict[str, Any] = {  # what an adapter that is made here has, by keys of PEFT's configuration
+    "bias": "none", "fan_in_fan_out": False, "layers_to_transform": None, "lora_bias": False, "modules_to_save": None,
+    "rank_pattern": {}, "alpha_pattern": {}, "target_parameters": None, "trainable_token_indices": None,
+    "use_dora": False, "use_rslora": False,
+}  # fmt: skip
 
 
 def _trainings(params: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -107,6 +114,17 @@ def _names(source: str, *classes: str) -> list[str]:
     return found
 
 
+def check_plain(adapter: Path) -> None:
+    """Raises `BadInput` for an adapter with more to it than the options of `lora` say, which training would lose."""
+    config = models.read_json(adapter / models.ADAPTER)
+    for key, plain in PLAIN.items():
+        if (given := config.get(key)) not in (plain, None, [], {}):
+            raise BadInput(
+                f"{adapter}: has {key} {given!r}, which training would not keep; merge it into its base first "
+                "(`python -m flows.export`, or PEFT's merge_and_unload), or train all weights (lora: null)"
+            )
+
+
 def targets(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None) -> Iterator[str]:
     """Targets of LoRA that are no layer of the model: of the one in `folder`, or of the one that is made here."""
     wanted = {
@@ -116,6 +134,11 @@ def targets(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None)
     }
     if not wanted or (folder is None and params["base"]["pretrained"]):
         return
+    if folder is not None and (adapter := models.parts(folder).adapter) is not None:
+        try:
+            check_plain(adapter)
+        except BadInput as error:
+            yield f"base.pretrained: {error}"
     if folder is None:
         there, kind = set(), params["base"]["architecture"]["model_type"]
     else:

@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 
@@ -266,14 +267,15 @@ _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _NUMBER = re.compile(
     rf"(?<![\w./])(?P<fraction>-?[0-9]+/[0-9]+)(?![\w/])"
     rf"|(?:(?<![\w)\].])(?P<minus>-))?(?:\$\s?(?P<inner>-)?)?(?<![\w.])(?P<whole>{_DIGITS})?(?P<decimals>\.[0-9]+)?"
+    r"(?:(?<=[0-9])[eE](?P<exponent>[+-]?[0-9]{1,2})(?![\w.]))?"
 )
 _ANSWER = re.compile(r"(?i)(?<!\w)answer(?:\s+is\s*:?|\s*[:=])(?!\s*(?:not|no)\b)([^\n]*)")
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")  # of LaTeX
 
 
 def numbers(text: str) -> list[str]:
-    """Canonical numbers in order: no thousands separators, signs of currency or idle zeros; a fraction as written. Digits
-    of all scripts count."""
+    """Canonical numbers in order: no thousands separators, signs of currency, powers of ten (1.5e3) or idle zeros; a
+    fraction as written. Digits of all scripts count."""
     found = []
     for match in _NUMBER.finditer(simple(text).replace("−", "-").replace("\\$", "$").replace("{,}", ",")):
         if match["fraction"]:
@@ -282,6 +284,9 @@ def numbers(text: str) -> list[str]:
             whole = (match["whole"] or "").replace(",", "").lstrip("0") or "0"
             decimals = (match["decimals"] or ".").rstrip("0")
             value = whole if decimals == "." else whole + decimals
+            if match["exponent"]:
+                value = format(Decimal(f"{value}e{match['exponent']}"), "f")
+                value = value.rstrip("0").rstrip(".") if "." in value else value
             found.append(f"-{value}" if (match["minus"] or match["inner"]) and value != "0" else value)
     return found
 
@@ -302,7 +307,7 @@ def number_in(text: str) -> str | None:
     found = numbers(piece)
     if len(found) == 1 and "\\" not in piece.replace("\\$", "").replace("\\%", ""):
         return found[0]
-    return "".join(piece.split()).rstrip(".") if found else None
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", " ".join(piece.split())).rstrip(".") if found else None
 
 
 def _boxed(text: str) -> str | None:

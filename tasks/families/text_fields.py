@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tasks.core.errors import BadInput
 from tasks.families import text_files
 from tasks.families.text_options import Options
@@ -88,7 +90,7 @@ class Reader:
             raise BadInput(
                 f"{file}: row {number}: field '{field}' is {kind}, but {before} in {where}; make it one type"
             )
-        text = str(value)
+        text = np.format_float_positional(value, trim="-") if isinstance(value, float) else str(value)
         if not text.isascii():
             try:
                 text.encode("utf-8")

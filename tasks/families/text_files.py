@@ -227,6 +227,12 @@ def _table(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]
             for values in rows:
                 if values:
                     number += 1
+                    other = next((sign for sign in ";\t|" if len(header) == 1 and sign in header[0]), None)
+                    if other is not None:
+                        raise BadInput(
+                            f"{file}: its header is one field, {header[0][:80]!r}, which holds {other!r}; separate fields with "
+                            f"{separator!r}"
+                        )
                     if len(values) != len(header):
                         raise BadInput(
                             f"{file}: row {number}, line {rows.line_num}: {len(values)} values under {len(header)} fields; "

@@ -16,6 +16,7 @@ the choice between near copies.
 Rows that break a rule of the format (broken JSON, a missing field, fields of several types) are always refused.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from tasks.families.text_options import Options
 
 LONGEST_PROMPT = 100_000  # characters
 SAMPLED, SAMPLED_FILES = 100, 50  # rows of a file, and files of a folder, that are looked at before any work
+SYMBOL = re.compile(r"[+*/^<>=%#&|~×÷−]|(?<=[\d\s(])-(?=[\d\s(])")  # which make another question of the same words
 SMALL = 8 * 2**20  # bytes of data that are read as a whole before any work
 Extract = Callable[[str], str | None]  # the answer in a text
 
@@ -64,7 +66,12 @@ class Selected:
 
 def fingerprint(question: str) -> str:
     """Of the words alone: case, punctuation, spacing and look-alike forms make no new problem."""
-    return digests.of_value(overlap.words(question))
+    return _fingerprint(question, overlap.words(question))
+
+
+def _fingerprint(question: str, words: list[str]) -> str:
+    symbols = SYMBOL.findall(question)
+    return digests.of_value([words, symbols] if symbols else words)
 
 
 class Sources(NamedTuple):
@@ -230,7 +237,7 @@ def _without_duplicates(
     first: dict[str, Row] = {}
     for row in rows:
         found = overlap.words(row.prompt)
-        known = first.setdefault(digests.of_value(found), row)
+        known = first.setdefault(_fingerprint(row.prompt, found), row)
         if known is row:
             texts.add(found)
             continue

@@ -25,6 +25,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from tasks.core.errors import BadInput
+
 Indices = NDArray[np.int64]
 PREFILL_TOKENS = 16384  # per forward pass: bounds the memory of the activations
 PREFILL_LENGTHS = 4  # different prompt lengths per forward pass: bounds padding and the logits computed
@@ -270,5 +272,10 @@ class Padded:
 
     def _select(self, index: Tensor) -> None:
         self.mask = self.mask[index]
+        if not all(hasattr(layer, "batch_select_indices") for layer in self.cache.layers):
+            raise BadInput(
+                f"a model of type {self.model.config.model_type} keeps a state that the engine transformers cannot divide "
+                "between rows; use engine.name: vllm, or a model with attention alone"
+            )
         if len(index):
             self.cache.batch_select_indices(index)

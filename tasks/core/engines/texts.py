@@ -15,15 +15,23 @@ UNBOUNDED = 1 << 62  # positions of a model that states none
 class Texts:
     """A tokenizer, the tokens that end a reply (the tokenizer's own first), and how many positions the model has."""
 
-    def __init__(self, tokenizer: Any, configured: int | list[int] | None, positions: int | None) -> None:
-        """`configured`: the ends that the generation settings name."""
+    def __init__(
+        self, tokenizer: Any, configured: int | list[int] | None, positions: int | None, known: int | None = None
+    ) -> None:
+        """`configured`: the ends that the generation settings name; `known`: tokens that the model knows."""
         more = configured if isinstance(configured, list) else [configured]
-        self.tokenizer, self.positions = tokenizer, positions or UNBOUNDED
+        self.tokenizer, self.positions, self.known = tokenizer, positions or UNBOUNDED, known or UNBOUNDED
         self.ends = list(dict.fromkeys(int(end) for end in (tokenizer.eos_token_id, *more) if end is not None))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text, none added."""
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        """Tokens of each text, none added. Raises `BadInput` for one that the model does not know."""
+        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        if (largest := max((max(ids) for ids in found if ids), default=0)) >= self.known:
+            raise BadInput(
+                f"the tokenizer writes token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the model knows "
+                f"{self.known} tokens: they do not belong together; give the model its own tokenizer, or more embeddings"
+            )
+        return found
 
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of each prompt. Raises `BadInput` for one that is empty or leaves no room for a reply."""

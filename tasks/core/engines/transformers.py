@@ -76,7 +76,8 @@ class TransformersEngine:
         self.memory: cache.Rows | None = None
         configured = getattr(model.generation_config, "eos_token_id", None)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.texts = Texts(tokenizer, configured, positions)
+        known: Any = model.get_input_embeddings()
+        self.texts = Texts(tokenizer, configured, positions, known.num_embeddings)
         self.ends, self.positions = self.texts.ends, self.texts.positions
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:

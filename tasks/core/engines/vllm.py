@@ -247,7 +247,8 @@ class VllmEngine:
             return call()
         except EngineDeadError as error:
             raise StageFailed(
-                f"vLLM's engine process ended while it worked; what it said is above. It may have been killed: {MEMORY}"
+                "vLLM's engine process ended while it worked; the first error that it printed above says why. Where it "
+                f"printed none, it was killed: {MEMORY}"
             ) from error
         except _errors() as error:
             raise StageFailed(f"vLLM refused a request: {error}") from error

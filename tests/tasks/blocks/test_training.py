@@ -259,6 +259,13 @@ def test_an_adapter_alone_is_what_merging_it_gives(train, initial):
     assert losses_of(train(calm, "on", initial=kept))[0] < 0.99 * losses_of(train(calm, "anew"))[0]
     with pytest.raises(StageFailed, match="begin anew from a whole model"):
         train({**SFT, "lora": {**KEPT, "rank": 3}}, initial=kept)
+    about = json.loads((kept / "adapter_config.json").read_text())
+    (kept / "adapter_config.json").write_text(json.dumps({**about, "use_rslora": True}))
+    with pytest.raises(
+        BadInput, match="has use_rslora True, which training would not keep; merge it into its base first"
+    ):
+        train({**SFT, "lora": KEPT}, initial=kept)
+    (kept / "adapter_config.json").write_text(json.dumps(about))
     whole = train(DPO, "whole", initial=kept, reference=kept).output  # all weights, from the merged model
     assert set(files(whole)) == set(files(initial))
 
@@ -377,6 +384,7 @@ def test_what_cannot_be_trained_on_is_refused(train, tmp_path, options, changes,
         ({"betas": [0.9]}, "at least 2"),
         ({"schedule": "step"}, "cosine"),
         ({"lora": {**LORA, "targets": ["lm_head"]}}, "takes no adapter"),
+        ({"lora": {**LORA, "targets": ["q_proj", "model.embed_tokens"]}}, "embed_tokens takes no adapter"),
         ({"clip": 0}, "greater than 0"),
     ],
 )

@@ -1,6 +1,7 @@
 """Model folders, tokenizers, and text that must not become control tokens."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tasks.core import models, rendering
 from tasks.core.context import Pointer
@@ -229,6 +233,54 @@ def test_adapters_that_others_made(folder, tmp_path):
         (adapter / "adapter_config.json").write_text(json.dumps(about | bad))
         with pytest.raises(BadInput, match=message):
             models.validate_folder(adapter)
+
+
+def copied(folder, place, config=None, **tensors):
+    """A copy of a model folder with other values of its configuration and other tensors; None: without it."""
+    shutil.copytree(folder, place)
+    about = json.loads((folder / "config.json").read_text()) | (config or {})
+    (place / "config.json").write_text(json.dumps(about))
+    weights = load_file(folder / "model.safetensors") | tensors
+    kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    save_file(kept, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+@pytest.mark.parametrize("open_it", [models.check_loads, lambda folder: models.load(folder, torch.float32)])
+def test_a_model_whose_weights_are_not_those_of_its_configuration(folder, tmp_path, open_it):
+    """transformers fills what is missing with random numbers, other ones every time."""
+    open_it(folder)
+    norm = "model.layers.0.input_layernorm.weight"
+    for name, changes, message in (
+        ("layer", {norm: None}, rf"has no weights for {norm}, which a language model of its config.json needs"),
+        ("head", {"config": {"tie_word_embeddings": False}}, r"has no weights for lm_head\.weight"),
+        (
+            "deeper",
+            {"config": {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}},
+            r"has no weights for model\.layers\.1\.\S+ \(and 10 more\)",
+        ),
+        ("wider", {norm: torch.ones(3)}, rf"says that {norm} has the shape \[16\], and the weights have \[3\]"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            open_it(copied(folder, tmp_path / name, **changes))
+
+
+@pytest.mark.parametrize("open_it", [models.check_loads, lambda folder: models.load(folder, torch.float32)])
+def test_an_adapter_of_another_model(folder, tmp_path, open_it):
+    adapter = tmp_path / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(adapter)
+    open_it(adapter)
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name.replace("layers", "language_model.layers"): tensor for name, tensor in weights.items()}, file)
+    with pytest.raises(
+        BadInput, match=r"does not fit its base .*: it has nothing for \S+q_proj.lora_A.weight \(and 1 more\)"
+    ):
+        open_it(adapter)
+    save_file({name: tensor.repeat(1, 2) for name, tensor in weights.items()}, file)
+    with pytest.raises(BadInput, match=r"cannot be loaded as a language model: .*size mismatch"):
+        models.load(adapter, torch.float32)
 
 
 def plain():

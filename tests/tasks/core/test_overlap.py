@@ -36,6 +36,8 @@ def sharing(one: str, other: str, n: int, shortest: int) -> bool:
 def test_words_are_what_counts():
     assert overlap.words("Ｈow MUCH — is  it?\n") == ["how", "much", "is", "it"]
     assert overlap.words("?!") == ["?!"]
+    assert overlap.words("दो, दी!") == ["दो", "दी"]  # vowels that are marks
+    assert overlap.words("nin\u0303o\ufe0f ❤\ufe0f") == ["niño"]
 
 
 def test_near_copies_are_those_of_an_exhaustive_comparison():

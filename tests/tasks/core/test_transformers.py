@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tasks.core import engines
 from tasks.core.engines import cache, draws
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed, UnknownName
 from tests import engines as contract
-from tests.engines import KINDS, PROMPTS, RESPONSES, WORDS, build, same, sampled, sampling
+from tests.engines import KINDS, PROMPTS, RESPONSES, WORDS, build, same, sampled, sampling, write_tokenizer
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -297,6 +297,22 @@ def test_a_process_with_too_little_memory_says_so(qwen: Path, tmp_path: Path) ->
     said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     assert said.startswith(f"OutOfMemory {large} does not fit into memory (")
     assert "annot allocate memory" in said
+
+
+def test_a_tokenizer_that_writes_tokens_which_the_model_does_not_know(tmp_path: Path) -> None:
+    engine = engines.load("transformers", build(tmp_path, "qwen3", vocab_size=8), "float32", 1, 16)
+    assert engine.generate(["a b "], sampling(new=1))
+    with pytest.raises(BadInput, match=r"writes token 11 \('i'\), and the model knows 8 tokens"):
+        engine.generate(PROMPTS, sampling())
+
+
+def test_a_model_whose_state_cannot_be_divided_between_rows(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, WORDS)
+    config = AutoConfig.for_model("mamba", vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    engine = engines.load("transformers", tmp_path, "float32", 1, 16)
+    with pytest.raises(BadInput, match=r"type mamba keeps a state .*; use engine\.name: vllm, or"):
+        engine.generate(PROMPTS, sampling())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:

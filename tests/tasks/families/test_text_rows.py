@@ -245,6 +245,7 @@ def test_nothing_left_says_what_was_dropped(tmp_path):
         ("a.csv", b"q,q\n1,2\n", "its header has 'q' more than once"),
         ("a.csv", b"q,a\n1,2\n1,2,3\n", "row 2, line 3: 3 values under 2 fields"),
         ("a.csv", b'q,a\n"1"x,2\n', "row 1 is no CSV"),
+        ("a.csv", b"q;a\n1,5;2\n", "its header is one field, 'q;a', which holds ';'; separate fields with ','"),
         ("a.csv", "q,a\nZürich,2\n".encode("latin-1"), "is no UTF-8"),
         ("a.csv", "q,a\nb,2\n".encode("utf-16"), "looks like UTF-16"),
         ("a.csv", b"prompt,answer\n1,2\n", "a.csv has no such field; name one of: answer, prompt"),
@@ -352,3 +353,31 @@ def test_self_instruct(tmp_path):
     assert made.counts == {"files_that_are_no_data": 1, "read": 175, "other_split": 0, "kept": 175}
     assert not made.dropped
     assert {row.id for row in everything(made)} == {f"seed_task_{n}" for n in range(175)}
+
+
+def test_questions_that_differ_by_a_sign_are_two(tmp_path: Path) -> None:
+    texts = [
+        "3 - 2 = ?",
+        "3 + 2 = ?",
+        "3 * 2 = ?",
+        "x > 2?",
+        "x < 2?",
+        "C++ or C",
+        "C or C",
+        "a well-known one",
+        "A well known one!",
+    ]
+    rows = [{"q": text, "a": str(number)} for number, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = select(tmp_path / "a.jsonl", near_duplicates=None, decontaminate=None, duplicates="drop")
+    assert [(drop.reason, drop.row) for drop in made.dropped] == [("duplicate", 9)]
+
+
+def test_very_small_and_large_numbers_are_read_as_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"q": f"question {number}", "a": value}
+        for number, value in enumerate([0.00001, 1e20, 0.5, 72.0, 1.0, 2.0, 3.0])
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = everything(select(tmp_path / "a.jsonl", near_duplicates=None))
+    assert [row.answer for row in made] == ["0.00001", "100000000000000000000", "0.5", "72", "1", "2", "3"]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import cluster, declared, exits, recipe
+from flows import cluster, declared, exits, recipe, state
 from tasks.core import params as parameters
 from tasks.core.errors import BadInput
 
@@ -26,7 +26,8 @@ NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of th
 
 
 def check(root: Path) -> str:
-    """What is in place, in one line. Raises `BadInput` with one problem a line."""
+    """What is in place, in one line. Raises `BadInput` with one problem a line. Mends what a killed `dvc` left."""
+    state.mend_dvc(root)
     params = parameters.load(root)
     problems: list[str] = []
     stages = 0

@@ -59,6 +59,7 @@ def command(root: Path, targets: Sequence[str], force: bool) -> int:
     began = time.monotonic()
     try:
         state.quiet(root)
+        state.mend_dvc(root)
         done = evolve(root, targets, force, lambda: server.wait(root, server.ensure(root)))
         print(f"{len(done)} stages brought up to date in {time.monotonic() - began:.1f} s", flush=True)
         from flows import summary, track

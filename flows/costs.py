@@ -142,8 +142,8 @@ def account(root: Path, params: Mapping[str, Any], files: Files | None = None) -
     """The accounts of the repository at `root`. Raises `BadInput` for prices that are none."""
     files = files or Files(root)
     prices: Prices = validate(Prices, params["prices"], "prices")
-    known = history.records(root)
     current = {(e.stage, e.key): e for e in history.executions(root, params, files)}
+    known = history.records(root)  # after dvc.lock, whose newest stage has one then
     ours = history.evolution_id(params)
     lines = []
     for stage in parameters.STAGES:

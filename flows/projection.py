@@ -32,8 +32,8 @@ DATASET_SUFFIXES = (".parquet", "/dataset")
 def project(root: Path, params: Mapping[str, Any], tree: "Tree", name: str) -> str | None:
     """Everything of the current evolution, then runs that an earlier one left open. Returns its run's id."""
     files = Files(root)
-    known = history.records(root)
     found = history.executions(root, params, files)
+    known = history.records(root)  # after dvc.lock, whose newest stage has one then
     backed = {e.name: history.record_of(e, known, files) for e in found}
     loose = [r for r in reversed(known) if _is_loose(r, params, tree)]
     _close_foreign(tree, known)

@@ -227,16 +227,13 @@ def _table(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]
             for values in rows:
                 if values:
                     number += 1
-                    other = next((sign for sign in ";\t|" if len(header) == 1 and sign in header[0]), None)
-                    if other is not None:
-                        raise BadInput(
-                            f"{file}: its header is one field, {header[0][:80]!r}, which holds {other!r}; separate fields with "
-                            f"{separator!r}"
-                        )
                     if len(values) != len(header):
+                        other = next((sign for sign in ";\t|" if len(header) == 1 and sign in header[0]), None)
+                        advice = "put values with separators or line breaks in double quotes"
+                        if other is not None:
+                            advice = f"the header, {header[0][:80]!r}, has {other!r} in it: separate fields with {separator!r}"
                         raise BadInput(
-                            f"{file}: row {number}, line {rows.line_num}: {len(values)} values under {len(header)} fields; "
-                            "put values with separators or line breaks in double quotes"
+                            f"{file}: row {number}, line {rows.line_num}: {len(values)} values under {len(header)} fields; {advice}"
                         )
                     yield number, dict(zip(header, values, strict=True))
         except csv.Error as error:

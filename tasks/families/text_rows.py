@@ -26,13 +26,15 @@ from typing import NamedTuple
 
 from tasks.core import digests, overlap
 from tasks.core.errors import BadInput
+from tasks.core.plain_text import plain
 from tasks.families import text_files
 from tasks.families.text_fields import WHERE, Reader, Row
 from tasks.families.text_options import Options
 
 LONGEST_PROMPT = 100_000  # characters
 SAMPLED, SAMPLED_FILES = 100, 50  # rows of a file, and files of a folder, that are looked at before any work
-SYMBOL = re.compile(r"[+*/^<>=%#&|~×÷−]|(?<=[\d\s(])-(?=[\d\s(])")  # which make another question of the same words
+SYMBOL = re.compile(r"[<>!]=|[+*/^<>%#&|~]|(?<=[\d\s()])-(?=[\d\s(])")  # which make another question of the same words
+LOOK_ALIKES = str.maketrans("−×÷", "-*/")
 SMALL = 8 * 2**20  # bytes of data that are read as a whole before any work
 Extract = Callable[[str], str | None]  # the answer in a text
 
@@ -65,12 +67,13 @@ class Selected:
 
 
 def fingerprint(question: str) -> str:
-    """Of the words alone: case, punctuation, spacing and look-alike forms make no new problem."""
+    """Of the words and the signs between them: case, punctuation, spacing and look-alike forms make no new problem, `+`
+    in the place of `-` does."""
     return _fingerprint(question, overlap.words(question))
 
 
 def _fingerprint(question: str, words: list[str]) -> str:
-    symbols = SYMBOL.findall(question)
+    symbols = SYMBOL.findall(plain(question).translate(LOOK_ALIKES))
     return digests.of_value([words, symbols] if symbols else words)
 
 

@@ -245,7 +245,7 @@ def test_nothing_left_says_what_was_dropped(tmp_path):
         ("a.csv", b"q,q\n1,2\n", "its header has 'q' more than once"),
         ("a.csv", b"q,a\n1,2\n1,2,3\n", "row 2, line 3: 3 values under 2 fields"),
         ("a.csv", b'q,a\n"1"x,2\n', "row 1 is no CSV"),
-        ("a.csv", b"q;a\n1,5;2\n", "its header is one field, 'q;a', which holds ';'; separate fields with ','"),
+        ("a.csv", b"q;a\n1,5;2\n", "the header, 'q;a', has ';' in it: separate fields with ','"),
         ("a.csv", "q,a\nZürich,2\n".encode("latin-1"), "is no UTF-8"),
         ("a.csv", "q,a\nb,2\n".encode("utf-16"), "looks like UTF-16"),
         ("a.csv", b"prompt,answer\n1,2\n", "a.csv has no such field; name one of: answer, prompt"),
@@ -371,6 +371,11 @@ def test_questions_that_differ_by_a_sign_are_two(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = select(tmp_path / "a.jsonl", near_duplicates=None, decontaminate=None, duplicates="drop")
     assert [(drop.reason, drop.row) for drop in made.dropped] == [("duplicate", 9)]
+
+
+@pytest.mark.parametrize("same", ["3 − 2 = ?", "３－２", "3 - 2", "3 -2 =", "(3)-2!"])
+def test_look_alike_signs_make_no_new_question(same: str) -> None:
+    assert text_rows.fingerprint("3 - 2 = ?") == text_rows.fingerprint(same) != text_rows.fingerprint("3 + 2 = ?")
 
 
 def test_very_small_and_large_numbers_are_read_as_they_are(tmp_path: Path) -> None:

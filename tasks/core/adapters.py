@@ -50,11 +50,13 @@ def configuration(options: Any) -> Any:
 
 
 def take_up(model: Any, adapter: Path, options: Any) -> None:
-    """Puts the weights of an adapter into the new one. Raises `StageFailed` if they are of another shape."""
+    """Puts the weights of an adapter into the new one. Raises `StageFailed` if they are of another shape,
+    `BadInput` if there is more to it than weights."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    trainable.check_plain(adapter)
+    for problem in trainable.beyond_options(adapter):
+        raise BadInput(problem)
     config = models.read_json(adapter / models.ADAPTER)
     before = {name: config.get(name) for name in ("r", "lora_alpha")} | {"target_modules": _names(config)}
     now = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": sorted(options.targets)}

@@ -68,8 +68,8 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
     if root is not None:
         _try(problems, _check_installed, params)
         _check_files(problems, params, root, keys)
-    told = list(dict.fromkeys(line for problem in problems for line in problem.splitlines()))
-    return told if root is None else [line.replace(f"{root.resolve()}/", "") for line in told]
+    below = "" if root is None else f"{root}/"  # paths in it are written as from there
+    return list(dict.fromkeys(line.replace(below, "") for problem in problems for line in problem.splitlines()))
 
 
 def _try(problems: list[str], function: Callable[..., Result], *arguments: Any) -> Result | None:
@@ -231,9 +231,7 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
             )
         else:
             given = families.with_source(family, prepare["options"], source)
-            refused: list[str] = []
-            pool = _try(refused, families.check_inputs, family, given, root)
-            _add_below(root, refused, problems)
+            pool = _try(problems, families.check_inputs, family, given, root)
             if not problems and pool is not None:
                 problems.extend(fitting.supply(params, keys, pool))
     evaluate = params.get("evaluate")
@@ -245,17 +243,11 @@ def _check_files(problems: list[str], params: Mapping[str, Any], root: Path, key
     folder = None
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else False
     if isinstance(base, Mapping) and (pretrained is None or (isinstance(pretrained, str) and pretrained.strip())):
-        found: list[str] = []
-        folder = _try(found, _check_model, root, params)
-        _add_below(root, found, problems)
+        folder = _try(problems, _check_model, root, params)
     if not problems:
         problems.extend(trainable.machine(params, keys, root))
         problems.extend(trainable.targets(params, keys, folder))
-
-
-def _add_below(root: Path, found: Sequence[str], problems: list[str]) -> None:
-    """Adds what is not told already, with paths below `root` as they are written there."""
-    problems.extend(problem.replace(f"{root}/", "") for problem in found if problem not in problems)
+        problems.extend(trainable.continued(params, keys, folder))
 
 
 def _of_hub(source: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tasks.core import architectures, model_files, models
-from tasks.core.errors import BadInput, unknown_name
+from tasks.core.errors import unknown_name
 from tasks.core.params import section
 
 EXTRAS = {"bitsandbytes": "qlora", "deepspeed": "deepspeed"}  # optional packages, and the extra that has them
@@ -114,15 +114,23 @@ def _names(source: str, *classes: str) -> list[str]:
     return found
 
 
-def check_plain(adapter: Path) -> None:
-    """Raises `BadInput` for an adapter with more to it than the options of `lora` say, which training would lose."""
+def beyond_options(adapter: Path) -> Iterator[str]:
+    """What the adapter has beside that which the options of `lora` say: further training would lose it."""
     config = models.read_json(adapter / models.ADAPTER)
     for key, plain in PLAIN.items():
         if (given := config.get(key)) not in (plain, None, [], {}):
-            raise BadInput(
-                f"{adapter}: has {key} {given!r}, which training would not keep; merge it into its base first "
-                "(`python -m flows.export`, or PEFT's merge_and_unload), or train all weights (lora: null)"
+            yield (
+                f"{adapter}: has {key} {given!r}, which training would not keep; merge it into its base first (PEFT's "
+                "merge_and_unload), or train all weights (lora: null)"
             )
+
+
+def continued(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None) -> Iterator[str]:
+    """What keeps training from going on with the adapter in `folder`, if there is one."""
+    if folder is None or not any(entry["lora"] for entry in _trainings(params, keys).values()):
+        return
+    if (adapter := models.parts(folder).adapter) is not None:
+        yield from (f"base.pretrained: {problem}" for problem in beyond_options(adapter))
 
 
 def targets(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None) -> Iterator[str]:
@@ -134,11 +142,6 @@ def targets(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None)
     }
     if not wanted or (folder is None and params["base"]["pretrained"]):
         return
-    if folder is not None and (adapter := models.parts(folder).adapter) is not None:
-        try:
-            check_plain(adapter)
-        except BadInput as error:
-            yield f"base.pretrained: {error}"
     if folder is None:
         there, kind = set(), params["base"]["architecture"]["model_type"]
     else:

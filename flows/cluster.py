@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from flows import server, state
-from tasks.core.errors import BadInput, StageFailed, first_line
+from tasks.core.errors import BadInput, StageFailed, one_line
 
 PATIENCE = 5.0  # seconds in which an address has to answer
-PATIENT = "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"  # for a process that each Ray Client gets, on a busy machine
+# Seconds for the process that the cluster starts for each Ray Client: Ray's own 30 are too few on busy cores.
+PATIENT = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120"}
 STARTUP = 120.0  # seconds a cluster may take to start
 OBJECTS = 100_000_000  # bytes of Ray's object store: shards go through the file system
 ADDRESS = re.compile(r"(ray://)?([^\s/:]+):(\d+)")
@@ -66,10 +67,8 @@ def connect(root: Path, runner: Mapping[str, Any], threads: int) -> None:
             address, namespace="autodidact", log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": quiet}
         )
     except Exception as error:
-        said = str(error).strip().splitlines()
-        why = " ".join(dict.fromkeys([first_line(error), *said[-1:]]))
         raise StageFailed(
-            f"the Ray cluster at {address} cannot be used: {why}\n  It needs the Ray and Python versions that "
+            f"the Ray cluster at {address} cannot be used: {one_line(error)}\n  It needs the Ray and Python versions that "
             "are here, and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH) if it has one; HOST:PORT works from one of the "
             "cluster's own machines, ray://HOST:10001 from any"
         ) from error
@@ -113,7 +112,7 @@ def _start(root: Path, cpus: int) -> dict[str, Any]:
     command += [f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"]
     command += ["--include-dashboard=false", "--include-log-monitor=false", f"--object-store-memory={OBJECTS}"]
     log = state.logs_dir(root) / "ray.log"
-    environment = {**os.environ, **_token(folder), "RAY_enable_worker_prestart": "0", PATIENT: "120"}
+    environment = {**os.environ, **_token(folder), "RAY_enable_worker_prestart": "0", **PATIENT}
     pid = server.detached(command, log.open("wb"), root, environment)
     print(f"Ray: 127.0.0.1:{port} (a cluster of {cpus} CPUs on this machine; it goes when the run goes)", flush=True)
     started = psutil.Process(pid).create_time()

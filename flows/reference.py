@@ -17,6 +17,7 @@ from typing import Any
 import annotated_types
 from pydantic import BaseModel
 
+from flows import recipe
 from tasks.blocks.training import SftOptions, TrainingOptions
 from tasks.core import params as parameters
 from tasks.core.blocks import Block, options_class
@@ -30,7 +31,6 @@ BLOCKS = {  # stage -> module in tasks/blocks
     "filter": "selection",
     "train": "training",
 }
-FAMILIES = {"countdown": "countdown", "strings": "strings", "text": "text_options"}  # family -> module of its options
 KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "anything"}
 BOUNDS = {
     annotated_types.Ge: ("ge", ">= {}"),
@@ -64,8 +64,8 @@ def page() -> str:
     for name, section in SECTIONS.items():
         parts += [f"## {name}", _table(typing.cast(type[BaseModel], section))]
     parts += ["## prepare", _table(import_module("tasks.prepare").Options)]
-    for family, module in FAMILIES.items():
-        parts += [f"### options of family `{family}`", _of_family(module)]
+    for family in recipe.names("families"):
+        parts += [f"### options of family `{family}`", _of_family(family)]
     parts += ["## base", _table(import_module("tasks.base").BaseOptions)]
     for stage, module in BLOCKS.items():
         parts += [f"## {stage}"]
@@ -82,8 +82,8 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _of_family(module: str) -> str:
-    options: type[BaseModel] = import_module(f"tasks.families.{module}").Options
+def _of_family(name: str) -> str:
+    options: type[BaseModel] = import_module(f"tasks.families.{name}").Options
     return _table(options, options.model_fields.keys() - {"path"})  # that is `prepare.source`
 
 

@@ -81,6 +81,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def one_line(error: BaseException) -> str:
+    """All of what a library's error says, 500 characters at most, or the error's name."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str], where: str = "") -> UnknownName:
     """The error for a name that does not exist, with the nearest valid one."""
     names = sorted(known)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from tasks.core import architectures, digests, hub, memory, model_files, rendering
 from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, MissingArtifact
+from tasks.core.errors import BadInput, MissingArtifact, one_line
 from tasks.core.model_files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -102,8 +102,7 @@ def load(folder: Path, dtype: Any, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if memory.is_short(error):
             raise
-        why = " ".join(str(error).split())[:500]
-        raise BadInput(f"{folder} cannot be loaded as a language model: {why}") from error
+        raise BadInput(f"{folder} cannot be loaded as a language model: {one_line(error)}") from error
 
 
 def check_loads(folder: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import polars as pl
 
 from flows import state
-from tasks.core import models, tables
 from tasks.core import params as parameters
+from tasks.core import tables
 from tasks.core.errors import TableMismatch
+from tasks.core.models import folders as models_folders
 
 Record = dict[str, Any]
 
@@ -124,14 +125,14 @@ class Artifacts:
             recorded = [digest for digest, place in self.pointers if place == path]
             self._digests[path] = recorded[-1] if recorded else None
             if size and (size <= limit or self.points(key)):
-                self._digests[path] = models.digest(folder)
+                self._digests[path] = models_folders.digest(folder)
         return self._digests[path]
 
     def points(self, key: str) -> bool:
         """Whether an iteration's candidate only points at a model that was there before."""
         folder = self.root / "data" / key / "candidate"
-        return (folder / models.POINTER).is_file() or (
-            models.is_part(folder) and not (folder / models.ADAPTER).is_file()
+        return (folder / models_folders.POINTER).is_file() or (
+            models_folders.is_part(folder) and not (folder / models_folders.ADAPTER).is_file()
         )
 
     @cached_property

@@ -14,8 +14,8 @@ from flows import history, recipe
 from flows.artifacts import Artifacts, Record
 from tasks.blocks.benchmarks import PREFIX, scores
 from tasks.blocks.metrics import Z95
-from tasks.core import hub
 from tasks.core import params as parameters
+from tasks.core.models import hub
 
 EVERYTHING = pl.lit(True)
 SHOWN = {  # figure -> what the table of metrics calls it; where it has values

@@ -1,6 +1,6 @@
 """What a run will take, told before it: `python -m flows.check --estimate`.
 
-Requests and completion tokens are upper bounds: every block says how many it puts at most (`tasks.core.demand`), no two
+Requests and completion tokens are upper bounds: every block says how many it puts at most (`tasks.core.asking.demand`), no two
 of them alike, nothing malformed, everything refused. `expected` takes what can be known off them: conversations that
 repeat are asked once, and how many of the factored critic's questions repeat is told from the seed corpus's own answers;
 replies are as long as the corpus's, or as the probe's where the model is there already. Training reads a known number of
@@ -27,13 +27,13 @@ from flows import history, probe, workload
 from flows.speed import Speed, Training, alike, fitted
 from flows.workload import Stage, Task
 from tasks.blocks import training
-from tasks.core import models
 from tasks.core import params as parameters
+from tasks.core.asking.demand import Demand
 from tasks.core.blocks import validate
-from tasks.core.context import Pointer
-from tasks.core.demand import Demand
 from tasks.core.errors import BadInput
 from tasks.core.family import Messages
+from tasks.core.models import folders
+from tasks.core.models.pointer import Pointer
 from tasks.core.serving import Prices
 
 TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
@@ -270,7 +270,7 @@ def _model(root: Path, params: Mapping[str, Any], based: bool) -> Path | None:
     if name is None:
         return None
     try:
-        return models.resolve(root, Pointer(name, ""))
+        return folders.resolve(root, Pointer(name, ""))
     except BadInput:
         return None
 

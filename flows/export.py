@@ -26,12 +26,14 @@ from typing import Annotated, Any
 import typer
 
 from flows import card, exits, history, state
-from tasks.core import digests, hub, models
+from tasks.core import digests
 from tasks.core import params as parameters
-from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, first_line, unknown_name
+from tasks.core.models import folders, hub, tokenizers
+from tasks.core.models import weights as models_weights
+from tasks.core.models.pointer import Pointer
 
-OURS = ("lineage.json", models.BASE, models.POINTER)  # what only this project reads
+OURS = ("lineage.json", folders.BASE, folders.POINTER)  # what only this project reads
 TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -144,18 +146,18 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
     chosen = key or there[-1]
     record = records[chosen] or {}
     pointer = Pointer(record["path"], record["digest"])
-    folder = models.resolve(root, pointer)
-    if not models.is_part(folder):
-        models.validate_folder(folder)
-    models.verify(folder, pointer, state.scratch_dir(root) / digests.KNOWN)
+    folder = folders.resolve(root, pointer)
+    if not folders.is_part(folder):
+        folders.validate_folder(folder)
+    folders.verify(folder, pointer, state.scratch_dir(root) / digests.KNOWN)
     found = re.fullmatch(r"data/(i\d+)/candidate", pointer.path)
     made = found.group(1) if found else parameters.BASE
-    return Policy(chosen, made, pointer, *models.parts(folder))
+    return Policy(chosen, made, pointer, *folders.parts(folder))
 
 
 def _hub_base(root: Path, adapter: Pointer) -> str:
     """The hub name of an adapter's base. Raises `BadInput` where the base is a folder of this machine."""
-    name = models.base_pointer(root, adapter).path
+    name = folders.base_pointer(root, adapter).path
     if (root / Path(name).expanduser()).is_dir() or not hub.NAME.fullmatch(name):
         raise BadInput(
             f"the policy is an adapter for {name}, a folder that others do not have; --merge writes the whole model, "
@@ -191,12 +193,12 @@ def _write_model(policy: Policy, folder: Path, adapter_of: str | None) -> None:
         _copy(policy.adapter, folder)
         if policy.tokenizer != policy.adapter:
             _copy(policy.tokenizer, folder, TOKENIZER)
-        config = json.loads((folder / models.ADAPTER).read_text(encoding="utf-8"))
+        config = json.loads((folder / folders.ADAPTER).read_text(encoding="utf-8"))
         text = json.dumps({**config, BASE_NAME: adapter_of}, indent=2, sort_keys=True)
-        (folder / models.ADAPTER).write_text(text + "\n", encoding="utf-8")
+        (folder / folders.ADAPTER).write_text(text + "\n", encoding="utf-8")
     else:
-        whole = models.load(policy.adapter, "auto")  # in the number format that the weights have
-        models.save(whole, models.load_tokenizer(policy.adapter), folder)
+        whole = models_weights.load(policy.adapter, "auto")  # in the number format that the weights have
+        models_weights.save(whole, tokenizers.load_tokenizer(policy.adapter), folder)
 
 
 def _copy(source: Path, target: Path, patterns: Sequence[str] = hub.FILES) -> None:

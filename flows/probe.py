@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import clock, exits, state
-from tasks.core import model_files
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput
+from tasks.core.models import files
 
 Found = dict[str, Any]
 
@@ -83,7 +83,7 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
     """The findings, one after the other. `scratch`: an empty folder."""
     import torch
 
-    from tasks.core import models, rendering
+    from tasks.core.models import tokenizers
 
     ends = time.monotonic() + request["seconds"]
     yield {"gpus": torch.cuda.device_count()}
@@ -92,13 +92,13 @@ def findings(request: Mapping[str, Any], scratch: Path) -> Iterator[Found]:
     yield known
     if request["engine"]["name"] in ENGINES or request["train"]:
         check_memory(BYTES[request["engine"]["precision"]] * known["parameters"])
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
 
     def tokens(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
-    prompts = {k: [rendering.render(tokenizer, c) for c in several] for k, several in request["conversations"].items()}
-    parts = {p: [rendering.render(tokenizer, prompt) for prompt, _ in rows] for p, rows in request["rows"].items()}
+    prompts = {k: [tokenizers.render(tokenizer, c) for c in several] for k, several in request["conversations"].items()}
+    parts = {p: [tokenizers.render(tokenizer, prompt) for prompt, _ in rows] for p, rows in request["rows"].items()}
     replies = {p: [n + 1 for n in tokens([told for _, told in rows])] for p, rows in request["rows"].items()}
     yield {
         "prompts": {kind: _mean(tokens(texts)) for kind, texts in prompts.items()},
@@ -129,10 +129,10 @@ def check_memory(needed: int) -> None:
 
 def _built(given: Mapping[str, Any], folder: Path) -> Path:
     """The architecture with random weights."""
-    from tasks.core import models, rendering
+    from tasks.core.models import tokenizers, weights
 
-    tokenizer = rendering.make_tokenizer(given["vocabulary"], iter(given["texts"]), given["vocabulary_size"])
-    models.build(given["architecture"], tokenizer, 0, folder)
+    tokenizer = tokenizers.make_tokenizer(given["vocabulary"], iter(given["texts"]), given["vocabulary_size"])
+    weights.build(given["architecture"], tokenizer, 0, folder)
     return folder
 
 
@@ -257,7 +257,7 @@ def size(folder: Path) -> int:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Every tensor's shape by its name, from the headers of the folder's safetensors."""
-    headers = [model_files.header(path) for path in folder.glob("*.safetensors")]
+    headers = [files.header(path) for path in folder.glob("*.safetensors")]
     return {name: tensor["shape"] for header in headers for name, tensor in header.items()}
 
 

@@ -22,7 +22,7 @@ from flows import state
 from tasks.core.errors import StageFailed
 
 if TYPE_CHECKING:
-    from tasks.core.shards import Finished, Job, Spent
+    from tasks.core.asking.shards import Finished, Job, Spent
 
 ATTEMPTS = 4  # at a shard whose worker is lost
 

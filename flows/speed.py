@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from statistics import quantiles
 from typing import Any
 
-from tasks.core.demand import Kind
+from tasks.core.asking.demand import Kind
 
 Span = tuple[float, float]  # least and most seconds
 

@@ -34,12 +34,13 @@ from flows import clock, cluster, exits, graph, history, outputs, server, shards
 from flows.declared import Declared, declared
 from flows.progress import Progress
 from tasks.core import digests
-from tasks.core.context import Context, Pointer
+from tasks.core.context import Context
 from tasks.core.errors import AutodidactError, BadInput, StageFailed, Unwritable
+from tasks.core.models.pointer import Pointer
 
 if TYPE_CHECKING:
-    from tasks.core.asking import Asker
-    from tasks.core.opening import Opener
+    from tasks.core.asking.local import Asker
+    from tasks.core.asking.opener import Opener
 
 CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
 FIGURES_SHOWN = 3
@@ -157,7 +158,7 @@ class Runner:
 
     def _open_model(self, pointer: Pointer) -> "Asker":
         if self._opener is None:
-            from tasks.core.opening import Opener
+            from tasks.core.asking.opener import Opener
 
             scratch = state.scratch_dir(self.root)
             serving, engine, runner = self.params["serving"], self.params["engine"], self.params["runner"]

@@ -1,6 +1,6 @@
 """What the stages of a run ask of a model, and which data this is about, from params.yaml alone.
 
-`demands` gives every stage's requests as upper bounds: each block says its own (`tasks.core.demand`), under the number of
+`demands` gives every stage's requests as upper bounds: each block says its own (`tasks.core.asking.demand`), under the number of
 prompts and candidates that the stages before it can make. `task` is the task's data: the artifacts where `prepare` is
 current, else what `prepare` would write, made in memory. `conversations` and `examples` are prompts and training rows
 like those of the run, on which lengths and speeds are measured. Needs neither torch nor DVC.
@@ -18,7 +18,7 @@ from tasks import evaluate
 from tasks.blocks import critics, prompts, refinement, sampling
 from tasks.core import families
 from tasks.core import params as parameters
-from tasks.core.demand import Counts, Demand, Kind
+from tasks.core.asking.demand import Counts, Demand, Kind
 from tasks.core.family import Family, Messages
 
 Example = tuple[Messages, str]  # prompt and reply
@@ -74,7 +74,7 @@ class Questions:
 
 def demands(params: Mapping[str, Any], evaluated: Iterable[int], questions: int) -> dict[Stage, list[Demand]]:
     """Requests of every stage that asks a model, at most, one demand for each time that it asks. `evaluated`: held-out
-    and probe prompts; `questions`: as in `tasks.core.demand.Counts`."""
+    and probe prompts; `questions`: as in `tasks.core.asking.demand.Counts`."""
     found: dict[Stage, list[Demand]] = {}
     sets = list(evaluated)
     for key in parameters.stage_keys(params, "evaluate"):

@@ -27,10 +27,12 @@ import polars as pl
 from pydantic import Field, JsonValue
 
 from tasks.blocks import training
-from tasks.core import architectures, chat, digests, families, hub, models, rendering, tables
+from tasks.core import digests, families, tables
 from tasks.core.blocks import Options, validate
-from tasks.core.context import Context, Pointer
+from tasks.core.context import Context
 from tasks.core.errors import BadInput, EmptyDataset
+from tasks.core.models import architectures, chat, files, folders, hub, tokenizers, weights
+from tasks.core.models.pointer import Pointer
 
 CORPUS = "data/tasks/corpus.parquet"
 
@@ -61,9 +63,9 @@ def parse(section: Mapping[str, Any]) -> BaseOptions:
         )
     if options.pretrained is None:
         architectures.check(options.architecture, "base.architecture")
-    rendering.check_options(options.chat_template_options)
+    tokenizers.check_options(options.chat_template_options)
     if options.chat_template is not None:
-        rendering.with_options(rendering.chat_template(options.chat_template), options.chat_template_options)
+        tokenizers.with_options(tokenizers.chat_template(options.chat_template), options.chat_template_options)
     if options.sft.lora is not None and options.sft.lora.adapter == "keep":
         raise BadInput(
             "base.sft.lora.adapter: given 'keep', but the model below the adapter is made here and kept nowhere; use merge"
@@ -78,7 +80,7 @@ def run(context: Context) -> None:
         pointer, reason = _pretrained(context, folder), "pretrained model, used as it is"
     else:
         _trained(context, folder)
-        pointer = Pointer(folder, models.digest(context.staging / folder))
+        pointer = Pointer(folder, folders.digest(context.staging / folder))
         reason = "base model, trained on the seed corpus"
     policy = {
         "path": pointer.path,
@@ -107,40 +109,40 @@ def _pretrained(context: Context, folder: str) -> Pointer:
     changed = "chat_template" if template is not None else "chat_template_options"
     if not (context.root / Path(name).expanduser()).is_dir() and hub.NAME.fullmatch(name):
         hub.fetch(name)
-    source = models.resolve(context.root, Pointer(name, ""))
-    models.validate_folder(source, template is None)
-    models.check_loads(source)
+    source = folders.resolve(context.root, Pointer(name, ""))
+    folders.validate_folder(source, template is None)
+    weights.check_loads(source)
     if template is None:
-        tokenizer = models.parts(source).tokenizer
-        made = models.read_json(context.read(families.FILE)).get("options", {})
+        tokenizer = folders.parts(source).tokenizer
+        made = files.read_json(context.read(families.FILE)).get("options", {})
         chat.check_system(chat.of_folder(tokenizer) or "", chat.tokens(tokenizer), made, f"{name}: its chat template")
-    pointer = Pointer(name, models.digest(source, context.scratch / digests.KNOWN))
+    pointer = Pointer(name, folders.digest(source, context.scratch / digests.KNOWN))
     if template is None and not context.options.chat_template_options:
-        models.write_pointer(context.write(f"{folder}/{models.POINTER}").parent, pointer)
+        folders.write_pointer(context.write(f"{folder}/{folders.POINTER}").parent, pointer)
         return pointer
-    if models.is_part(source):
+    if folders.is_part(source):
         nothing = "null" if template is not None else "{}"
         raise BadInput(f"base.{changed}: {name} is an adapter, whose template is trained in; give {nothing}")
-    place = context.write(f"{folder}/{models.BASE}").parent
-    models.write_pointer(place, pointer, models.BASE)
-    tokenizer = models.stored_tokenizer(source)
+    place = context.write(f"{folder}/{folders.BASE}").parent
+    folders.write_pointer(place, pointer, folders.BASE)
+    tokenizer = tokenizers.stored_tokenizer(source)
     _set_template(tokenizer, context.options)
     if tokenizer.eos_token is None:
         raise BadInput(f"base.{changed}: the tokenizer of {name} has no end token (eos_token), so no reply could end")
     tokenizer.save_pretrained(place)
-    return Pointer(folder, models.digest(place))
+    return Pointer(folder, folders.digest(place))
 
 
 def _set_template(tokenizer: Any, options: BaseOptions) -> bool:
     """Gives the tokenizer the chat template and the values of its variables; whether there was anything to change."""
     if options.chat_template is not None:
-        tokenizer.chat_template = rendering.chat_template(options.chat_template)
+        tokenizer.chat_template = tokenizers.chat_template(options.chat_template)
     if options.chat_template_options:
         own = tokenizer.get_chat_template()
-        tokenizer.chat_template = rendering.with_options(own, options.chat_template_options)
+        tokenizer.chat_template = tokenizers.with_options(own, options.chat_template_options)
     changed = options.chat_template is not None or bool(options.chat_template_options)
     if changed:
-        rendering.end_as_templated(tokenizer)
+        tokenizers.end_as_templated(tokenizer)
     return changed
 
 
@@ -155,11 +157,11 @@ def _trained(context: Context, folder: str) -> None:
         )
     vocabulary = families.read(context).vocabulary()
     training.use_threads(options.sft.threads)
-    tokenizer = rendering.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
+    tokenizer = tokenizers.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
     template = tokenizer.chat_template if _set_template(tokenizer, options) else None
     known = digests.of_value([options.architecture, tokenizer.get_vocab(), template, context.seed])
     initial = context.scratch / "training" / f"initial-{known}"
-    models.build(options.architecture, tokenizer, context.seed, initial)
+    weights.build(options.architecture, tokenizer, context.seed, initial)
     job = training.Job(
         initial=initial,
         reference=initial,

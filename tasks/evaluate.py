@@ -25,13 +25,14 @@ from pydantic import Field
 
 from tasks.blocks import benchmarks, critics, metrics, refinement, sampling
 from tasks.core import digests, families, labels, tables
-from tasks.core.asking import Asker
+from tasks.core.asking.demand import Counts, Demand
+from tasks.core.asking.local import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
-from tasks.core.context import Context, Pointer
-from tasks.core.demand import Counts, Demand
+from tasks.core.context import Context
 from tasks.core.engines import server_renders
 from tasks.core.errors import unknown_name
 from tasks.core.family import Family
+from tasks.core.models.pointer import Pointer
 from tasks.core.seeds import derive
 
 
@@ -93,11 +94,11 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
 
 
 def run(context: Context) -> None:
-    from tasks.core import models
+    from tasks.core.models import folders
 
     family = families.read(context)
     folder = context.data("candidate")
-    model = context.model(Pointer(folder, models.digest(context.read(folder), context.scratch / digests.KNOWN)))
+    model = context.model(Pointer(folder, folders.digest(context.read(folder), context.scratch / digests.KNOWN)))
     options: Evaluation = context.options
     standard = []
     if options.benchmarks:
@@ -131,7 +132,7 @@ def run(context: Context) -> None:
 
 def requests(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
     """What the examination of `prompts` prompts asks, at most: no two answers alike, every greedy one refused.
-    `questions`: as in `tasks.core.demand.Counts`."""
+    `questions`: as in `tasks.core.asking.demand.Counts`."""
     answers = Counts(prompts, prompts * (1 + options.samples), questions)
     asked = [
         Demand("answer", prompts, options.max_new_tokens),

@@ -25,8 +25,9 @@ from typing import Any
 from pydantic import Field
 
 from tasks.core.blocks import Options, validate
-from tasks.core.context import Context, Pointer
+from tasks.core.context import Context
 from tasks.core.errors import unknown_name
+from tasks.core.models.pointer import Pointer
 
 Figures = Mapping[str, float | None]
 
@@ -63,7 +64,7 @@ def parse(section: Mapping[str, Any]) -> Promotion:
 
 def run(context: Context) -> None:
     from tasks.core.digests import KNOWN
-    from tasks.core.models import digest
+    from tasks.core.models.folders import digest
 
     previous_key = context.row["previous"]
     probe = json.loads(context.read(context.data("evaluation/probe.json")).read_text())

@@ -14,8 +14,9 @@ import polars as pl
 from tasks.blocks import critics, refinement
 from tasks.core import families, tables
 from tasks.core.blocks import Bound, bind
-from tasks.core.context import Context, Pointer
+from tasks.core.context import Context
 from tasks.core.errors import unknown_name
+from tasks.core.models.pointer import Pointer
 from tasks.core.seeds import derive
 
 

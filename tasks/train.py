@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.blocks import training
-from tasks.core import digests, models, tables
+from tasks.core import digests, tables
 from tasks.core.blocks import Bound, bind
-from tasks.core.context import Context, Pointer
+from tasks.core.context import Context
 from tasks.core.errors import BadInput
+from tasks.core.models import folders
+from tasks.core.models.pointer import Pointer
 from tasks.core.seeds import derive
 
 
@@ -47,8 +49,8 @@ def run(context: Context) -> None:
     initial = context.pointer(context.row["initial"])
     reference = context.pointer(context.row["reference"])
     start, anchor = _open(context, initial), _open(context, reference)
-    base = models.base_pointer(context.root, initial)
-    absolute = Pointer(str(models.parts(start).weights.resolve()), base.digest)  # for what lies outside the repository
+    base = folders.base_pointer(context.root, initial)
+    absolute = Pointer(str(folders.parts(start).weights.resolve()), base.digest)  # for what lies outside the repository
     folder = context.write(context.data("candidate/lineage.json")).parent
     rows: dict[str, dict[str, int]] = {}
     source = digests.of_value([digests.of_path(dataset), initial.digest, reference.digest, context.seed])
@@ -82,7 +84,7 @@ def run(context: Context) -> None:
         rows[bound.name] = job.rows
         start = job.output
     if not context.options:
-        models.write_pointer(folder, initial)
+        folders.write_pointer(folder, initial)
     lineage = {
         "initial": asdict(initial),
         "reference": asdict(reference),
@@ -115,6 +117,6 @@ def _once(bound: Bound, job: training.Job) -> None:
 
 def _open(context: Context, pointer: Pointer) -> Path:
     """The model's folder. Raises `MissingArtifact`, or `BadInput` if it is not what was promoted."""
-    folder = models.resolve(context.root, pointer)
-    models.verify(folder, pointer, context.scratch / digests.KNOWN)
+    folder = folders.resolve(context.root, pointer)
+    folders.verify(folder, pointer, context.scratch / digests.KNOWN)
     return folder

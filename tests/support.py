@@ -12,12 +12,13 @@ from ruamel.yaml import YAML
 from tasks.blocks import selection
 from tasks.blocks.selecting import Selection
 from tasks.core import digests, tables
-from tasks.core.asking import Asker
+from tasks.core.asking.local import Asker
+from tasks.core.asking.opener import Opener
 from tasks.core.blocks import bind
-from tasks.core.context import Context, Pointer
-from tasks.core.engine import Completion, Sampling, Statistic, no_reply
+from tasks.core.context import Context
+from tasks.core.engines.base import Completion, Sampling, Statistic, no_reply
 from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
-from tasks.core.opening import Opener
+from tasks.core.models.pointer import Pointer
 from tests.tiny import user
 
 

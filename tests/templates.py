@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks.core import rendering
+from tasks.core.models import tokenizers
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k/train.jsonl"
 SIZE = 4000  # tokens that are learnt, at most
@@ -110,7 +110,7 @@ def conversations() -> list[tuple[str, str]]:
 def trained(kind: Kind) -> Any:
     """The kind's tokenizer, trained on all conversations, with values for the template's variables."""
     made = tokenizer(kind, [text for pair in conversations() for text in pair], SIZE)
-    made.chat_template = rendering.with_options(kind.template, kind.options)
+    made.chat_template = tokenizers.with_options(kind.template, kind.options)
     return made
 
 

@@ -87,7 +87,7 @@ def test_imports_go_one_way(module: str) -> None:
     ("library", "homes"),
     [
         ("mlflow", {"flows.track", "flows.ui"}), ("dvc", {"flows.graph"}), ("ray", {"flows.cluster", "flows.shards"}),
-        ("prefect_ray", {"flows.shards"}), ("vllm", {"tasks.core.engines.vllm", "tasks.core.engines.vllm_worker"}),
+        ("prefect_ray", {"flows.shards"}), ("vllm", {"tasks.core.engines.vllm.engine", "tasks.core.engines.vllm.worker"}),
     ],
 )  # fmt: skip
 def test_a_library_with_one_home_is_imported_there_only(library: str, homes: set[str]) -> None:
@@ -97,7 +97,7 @@ def test_a_library_with_one_home_is_imported_there_only(library: str, homes: set
 
 def test_nothing_heavy_is_imported_when_a_task_module_is() -> None:
     for module, path in MODULES.items():
-        lazy = ("tasks.core.trainers", "tasks.core.losses")
+        lazy = ("tasks.core.training.trainers", "tasks.core.training.losses")
         lazily_imported = module in lazy or module.startswith("tasks.core.engines.")
         if module.startswith("tasks") and not lazily_imported:
             heavy = {name for name in imports(path, module, top_level=True) if name.split(".")[0] in HEAVY}

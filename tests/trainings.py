@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import models, rendering, tables
+from tasks.core import tables
+from tasks.core.models import tokenizers
+from tasks.core.models import weights as models_weights
 from tests import tiny
 
-TOKENIZER = rendering.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
+TOKENIZER = tokenizers.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
 ARCHITECTURE = {**tiny.ARCHITECTURE, "max_position_embeddings": 32}
 SHORT = {"steps": 12, "warmup_steps": 2, "checkpoint_steps": 5}
 SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}
@@ -45,7 +47,7 @@ def pair_rows(count: int = 7, **changes: Any) -> pl.DataFrame:
 
 def build(folder: Path, **changes: Any) -> Path:
     """The model that trainings start from; `changes` to its architecture."""
-    models.build({**ARCHITECTURE, **changes}, TOKENIZER, 0, folder)
+    models_weights.build({**ARCHITECTURE, **changes}, TOKENIZER, 0, folder)
     return folder
 
 

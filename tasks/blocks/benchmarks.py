@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tasks.core.asking import Asker
+from tasks.core.asking.local import Asker
 from tasks.core.blocks import Options
 from tasks.core.checks import MISSING_LM_EVAL
 from tasks.core.errors import BadInput

@@ -18,10 +18,10 @@ from pydantic import Field
 from tasks.blocks import judges, likelihood
 from tasks.blocks.judging import MALFORMED, Drawn, Judging, table, unread
 from tasks.core import labels, tables
-from tasks.core.asking import Asker
+from tasks.core.asking.demand import Counts, Demand
+from tasks.core.asking.local import Asker
 from tasks.core.blocks import Block, Bound, Options, Requests
-from tasks.core.demand import Counts, Demand
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Family, Messages, Verdict
 from tasks.core.seeds import derive

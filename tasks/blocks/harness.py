@@ -31,9 +31,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tasks.blocks.benchmarks import Benchmark
-from tasks.core.asking import Asker
+from tasks.core.asking.local import Asker
 from tasks.core.checks import SCORED, SCORED_KINDS
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed, unknown_name
 from tasks.core.family import Messages
 from tasks.core.seeds import derive
@@ -230,9 +230,9 @@ class Client(LM):
     @cached_property
     def _starts(self) -> tuple[str, str]:
         """The token that the tokenizer puts before a text, if any, and the one that stands for no text at all."""
-        from tasks.core import models
+        from tasks.core.models import tokenizers
 
-        tokenizer = models.load_tokenizer(self.model.folder)
+        tokenizer = tokenizers.load_tokenizer(self.model.folder)
         adds = tokenizer.bos_token and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         return str(tokenizer.bos_token) if adds else "", str(tokenizer.bos_token or tokenizer.eos_token)
 

@@ -24,9 +24,9 @@ from pydantic import Field
 
 from tasks.blocks.judging import MALFORMED, Drawn, Judging, Repeated, table, unread
 from tasks.core import tables
+from tasks.core.asking.demand import Counts, Demand
 from tasks.core.blocks import Block, Requests
-from tasks.core.demand import Counts, Demand
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput
 from tasks.core.family import Choice, FreeText, Messages, Verdict
 

@@ -7,9 +7,9 @@ import polars as pl
 from pydantic import Field
 
 from tasks.core import tables
-from tasks.core.asking import Asker
+from tasks.core.asking.local import Asker
 from tasks.core.blocks import Options
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engines.base import Completion, Sampling
 from tasks.core.family import Family, Messages, Verdict
 
 

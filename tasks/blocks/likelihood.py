@@ -6,7 +6,7 @@
 over both orders.
 
 `intrinsic_score` asks nothing: it is how sure the model is of the answer itself, by a statistic of its tokens
-(`tasks.core.engine`): their mean log-probability, their mean self-certainty (Kang and others 2025, Scalable Best-of-N
+(`tasks.core.engines.base`): their mean log-probability, their mean self-certainty (Kang and others 2025, Scalable Best-of-N
 Selection for Large Language Models via Self-Certainty), or minus their mean entropy. Higher is surer; the scale is in nats.
 """
 
@@ -18,9 +18,9 @@ from pydantic import Field
 
 from tasks.blocks import judges
 from tasks.blocks.judging import MALFORMED, Judging, table
+from tasks.core.asking.demand import Demand
 from tasks.core.blocks import Block, Options, Requests
-from tasks.core.demand import Demand
-from tasks.core.engine import Statistic
+from tasks.core.engines.base import Statistic
 from tasks.core.family import Choice, Messages, Verdict
 
 POINTS_REPLIES = 6  # between which a pointwise judge chooses: 0 to 5 points

@@ -13,10 +13,10 @@ import polars as pl
 from pydantic import Field
 
 from tasks.core import tables
-from tasks.core.asking import Asker
+from tasks.core.asking.demand import Counts, Demand
+from tasks.core.asking.local import Asker
 from tasks.core.blocks import Block, Options, Requests
-from tasks.core.demand import Counts, Demand
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import Family, FreeText, Guard, Invented, Messages
 

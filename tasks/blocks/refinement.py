@@ -12,10 +12,10 @@ from pydantic import Field
 from tasks.blocks import critics as judging
 from tasks.blocks.sampling import candidates as candidates_from
 from tasks.core import tables
-from tasks.core.asking import Asker
+from tasks.core.asking.demand import Counts, Demand
+from tasks.core.asking.local import Asker
 from tasks.core.blocks import Block, Bound, Options, Requests
-from tasks.core.demand import Counts, Demand
-from tasks.core.engine import Sampling
+from tasks.core.engines.base import Sampling
 from tasks.core.family import Family
 from tasks.core.seeds import derive
 

@@ -1,7 +1,7 @@
 """Training blocks: `sft` (weighted cross-entropy on completions) and `dpo` (weighted, smoothed preferences).
 
 Both read tables of the dataset (`SFT`, `PAIRS`; see tasks/core/tables.py) and turn one model folder into
-another. The formulas are in tasks/core/trainers.py. `sft` draws `mixture[part]` rows of each part in every
+another. The formulas are in tasks/core/training/trainers.py. `sft` draws `mixture[part]` rows of each part in every
 step, so the share of own data and of replayed skills does not depend on how many rows there are; `dpo`
 draws `batch_size` pairs, and `replay[part]` rows of SFT data beside them, because a small model forgets
 the skills that the pairs do not exercise. Options of both:
@@ -30,10 +30,12 @@ import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
-from tasks.core import batches, checkpoints, digests, memory, models
+from tasks.core import digests, memory
 from tasks.core.blocks import Block, Options
-from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
+from tasks.core.models import folders, tokenizers
+from tasks.core.models.pointer import Pointer
+from tasks.core.training import batches, checkpoints
 
 VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
 Mixture = dict[str, Annotated[int, Field(ge=0)]]
@@ -221,14 +223,16 @@ def _reference(job: Job, options: DpoOptions, rows: batches.Rows) -> np.ndarray:
     less = f"lower {job.section or 'dpo'}.pass_tokens (given {options.pass_tokens}), or use a smaller model"
     with _advising("the reference model", lambda: less):
         if _apart(job, options):
-            from tasks.core import process
+            from tasks.core.training import apart as process
 
-            place = job.scratch / "training" / f"reference-{digests.of_value([models.digest(job.reference), job.seed])}"
+            place = (
+                job.scratch / "training" / f"reference-{digests.of_value([folders.digest(job.reference), job.seed])}"
+            )
             return process.reference_logps(
                 job.reference, rows, options.precision, progress, options.pass_tokens, options.threads, place
             )
         use_threads(options.threads)
-        from tasks.core.losses import reference_logps
+        from tasks.core.training.losses import reference_logps
 
         return reference_logps(job.reference, rows, options.precision, progress, options.pass_tokens)
 
@@ -261,8 +265,8 @@ def _weights(column: pl.Series, name: str) -> np.ndarray:
 
 
 def _encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str]) -> batches.Rows:
-    limit = models.read_config(job.initial).get("max_position_embeddings") or sys.maxsize
-    return batches.encode(models.load_tokenizer(job.initial), prompts, completions, ids, int(limit))
+    limit = folders.read_config(job.initial).get("max_position_embeddings") or sys.maxsize
+    return batches.encode(tokenizers.load_tokenizer(job.initial), prompts, completions, ids, int(limit))
 
 
 def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> None:
@@ -275,13 +279,13 @@ def _fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
 
     with _advising("training", lambda: _less(job.section or kind, options, place)):
         if apart:
-            from tasks.core import process
+            from tasks.core.training import apart as process
 
             asked = options.model_dump()
             fitted = process.fit(kind, job.initial, job.output, place, sources, asked, job.seed, progress, job.base)
         else:
             use_threads(options.threads)
-            from tasks.core import trainers
+            from tasks.core.training import trainers
 
             fitted = trainers.fit(kind, job.initial, job.output, place, sources, options, job.seed, progress, job.base)
     before = max((int(entry["step"]) for entry in job.curves), default=0)
@@ -332,7 +336,7 @@ def _key(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Ba
         for source in sources
     ]
     launch = digests.of_file(Path(options.accelerate)) if options.accelerate else None
-    given = [models.digest(folder, known) for folder in (job.initial, job.reference)[: 1 + (kind == "dpo")]]
+    given = [folders.digest(folder, known) for folder in (job.initial, job.reference)[: 1 + (kind == "dpo")]]
     return digests.of_value([VERSION, kind, given, settings, job.seed, content, launch])
 
 

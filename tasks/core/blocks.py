@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.core.demand import Counts, Demand
+from tasks.core.asking.demand import Counts, Demand
 from tasks.core.errors import BadInput, unknown_name
 
 Block = Callable[..., Any]

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from tasks.core import engines, families, fitting, trainable
 from tasks.core.blocks import validate
-from tasks.core.context import Pointer
 from tasks.core.engines import server_renders
+from tasks.core.engines.options import endpoint_problems
 from tasks.core.errors import BadInput, unknown_name
+from tasks.core.models.pointer import Pointer
 from tasks.core.params import (
     BASE,
     FILE,
@@ -31,7 +32,7 @@ from tasks.core.params import (
     options,
     section,
 )  # fmt: skip
-from tasks.core.serving import SECTIONS, Serving, endpoint_problems
+from tasks.core.serving import SECTIONS, Serving
 
 MISSING_LM_EVAL = "evaluate.benchmarks: lm-eval is not installed; `pip install --constraint constraints.txt --editable '.[lm-eval]'` adds it"
 SCORED = f"is scored by log-probabilities of given text, and {fitting.NO_SCORES}, or leave it out"
@@ -300,26 +301,26 @@ def _scored_tasks(folder: Path) -> set[str]:
 def _check_model(root: Path, params: Mapping[str, Any]) -> Path | None:
     """The pretrained model's folder; None where a model is made here, or is still to be fetched. A model on disk is checked
     as it stands; for one that is not, the hub is asked whether it can be fetched. Either way the chat template is tried."""
-    from tasks.core import chat, hub, models, rendering
+    from tasks.core.models import chat, folders, hub, tokenizers
 
     name, own = params["base"].get("pretrained"), params["base"].get("chat_template")
     folder, text, special = None, None, chat.MADE
     where = f"base.pretrained: {name}: its chat template"
     if name is not None:
         try:
-            models.check_name(root, name)
+            folders.check_name(root, name)
             if (root / Path(name).expanduser()).is_dir() or hub.cached(name):
-                folder = models.resolve(root, Pointer(name, ""))
-                models.validate_folder(folder, own is None)
+                folder = folders.resolve(root, Pointer(name, ""))
+                folders.validate_folder(folder, own is None)
             else:
                 hub.look(name)
         except BadInput as error:
             raise BadInput(f"base.pretrained: {error}") from error
     if folder is not None:
-        tokenizer = models.parts(folder).tokenizer
+        tokenizer = folders.parts(folder).tokenizer
         text, special = chat.of_folder(tokenizer), chat.tokens(tokenizer)
     if isinstance(own, str):
-        text, where = rendering.chat_template(own), f"base.chat_template: tasks/chat_templates/{own}.jinja"
+        text, where = tokenizers.chat_template(own), f"base.chat_template: tasks/chat_templates/{own}.jinja"
         chat.check(text, special, where, "correct it")
     if text is not None and isinstance(prepare := params.get("prepare"), Mapping):
         chat.check_system(text, special, prepare.get("options") or {}, where)

@@ -12,24 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tasks.core.asking.model import Progress
 from tasks.core.errors import missing
+from tasks.core.models.pointer import Pointer
 
 if TYPE_CHECKING:
-    from tasks.core.asking import Asker
-
-Progress = Callable[[str, int, int], None]  # (what, done, total)
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """A model: its folder relative to the repository (or a hub name), and the digest of its content."""
-
-    path: str
-    digest: str
-
-    def text(self) -> str:
-        """The content of a file that names a model."""
-        return json.dumps({"path": self.path, "digest": self.digest}, sort_keys=True, indent=2) + "\n"
+    from tasks.core.asking.local import Asker
 
 
 @dataclass

@@ -12,19 +12,12 @@ from typing import Any
 
 import yaml
 
-from tasks.core import architectures, model_files, models
 from tasks.core.errors import unknown_name
+from tasks.core.models import architectures, files, folders
 from tasks.core.params import section
+from tasks.core.training.adapters import beyond_options, lacking
 
-EXTRAS = {"bitsandbytes": "qlora", "deepspeed": "deepspeed"}  # optional packages, and the extra that has them
 OLD_KEYS = {"fp16", "dynamo_backend"}  # of a file for accelerate, which still reads them
-
-
-PLAIN: dict[str, Any] = {  # what an adapter that is made here has, by keys of PEFT's configuration
-    "bias": "none", "fan_in_fan_out": False, "layers_to_transform": None, "lora_bias": False, "modules_to_save": None,
-    "rank_pattern": {}, "alpha_pattern": {}, "target_parameters": None, "trainable_token_indices": None,
-    "use_dora": False, "use_rslora": False,
-}  # fmt: skip
 
 
 def _trainings(params: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -42,13 +35,6 @@ def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Itera
             yield from (f"{place}.accelerate: {problem}" for problem in _launching(root, file))
         if entry["lora"] and entry["lora"]["load_in_4bit"] and (why := lacking("bitsandbytes")):
             yield f"{place}.lora.load_in_4bit: given true, but {why}; false is LoRA on the base as it is"
-
-
-def lacking(package: str) -> str | None:
-    """That an optional package is not installed, and what installs it; None where it is."""
-    if find_spec(package) is not None:
-        return None
-    return f"{package} is not installed; `pip install --constraint constraints.txt '.[{EXTRAS[package]}]'` adds it"
 
 
 def _launching(root: Path, file: str) -> Iterator[str]:
@@ -114,22 +100,11 @@ def _names(source: str, *classes: str) -> list[str]:
     return found
 
 
-def beyond_options(adapter: Path) -> Iterator[str]:
-    """What the adapter has beside that which the options of `lora` say: further training would lose it."""
-    config = models.read_json(adapter / models.ADAPTER)
-    for key, plain in PLAIN.items():
-        if (given := config.get(key)) not in (plain, None, [], {}):
-            yield (
-                f"{adapter}: has {key} {given!r}, which training would not keep; merge it into its base first (PEFT's "
-                "merge_and_unload), or train all weights (lora: null)"
-            )
-
-
 def continued(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None) -> Iterator[str]:
     """What keeps training from going on with the adapter in `folder`, if there is one."""
     if folder is None or not any(entry["lora"] for entry in _trainings(params, keys).values()):
         return
-    if (adapter := models.parts(folder).adapter) is not None:
+    if (adapter := folders.parts(folder).adapter) is not None:
         yield from (f"base.pretrained: {problem}" for problem in beyond_options(adapter))
 
 
@@ -145,7 +120,7 @@ def targets(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None)
     if folder is None:
         there, kind = set(), params["base"]["architecture"]["model_type"]
     else:
-        there, kind = model_files.layers(models.parts(folder).weights), models.read_config(folder)["model_type"]
+        there, kind = files.layers(folders.parts(folder).weights), folders.read_config(folder)["model_type"]
     written = architectures.layers(kind)
     if not there and not written:
         return

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks import critique, filter, refine, sample
-from tasks.core import families, models, rendering, tables
-from tasks.core.context import Pointer
-from tasks.core.engine import Completion, Sampling
-from tasks.core.opening import Opener
+from tasks.core import families, tables
+from tasks.core.asking.opener import Opener
+from tasks.core.engines.base import Completion, Sampling
+from tasks.core.models import folders, tokenizers, weights
+from tasks.core.models.pointer import Pointer
 from tests.support import ENGINE, context, policy
 
 DRAWS, DIGITS, FIXED = 8, 12, 80
@@ -82,9 +83,9 @@ def prepare(root: Path, rows: int) -> Path:
     family = families.create("strings", FAMILY)
     (root / "data/tasks").mkdir(parents=True)
     (root / "data/tasks/family.json").write_text(json.dumps({"name": "strings", "options": FAMILY}))
-    tokenizer = rendering.make_tokenizer(family.vocabulary(), [], 2000)
-    models.build(MODEL, tokenizer, 0, root / "data/i00/candidate")
-    policy(root, "i00", models.digest(root / "data/i00/candidate"))
+    tokenizer = tokenizers.make_tokenizer(family.vocabulary(), [], 2000)
+    weights.build(MODEL, tokenizer, 0, root / "data/i00/candidate")
+    policy(root, "i00", folders.digest(root / "data/i00/candidate"))
     made = []
     for text in strings(rows):
         messages = [{"role": "user", "content": f"+ {text} ="}]

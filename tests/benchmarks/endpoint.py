@@ -15,9 +15,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tasks.core.context import Pointer
-from tasks.core.engine import Sampling
-from tasks.core.opening import Opener
+from tasks.core.asking.opener import Opener
+from tasks.core.engines.base import Sampling
+from tasks.core.models.pointer import Pointer
 from tasks.core.serving import DEFAULTS
 from tests.endpoint import completion
 from tests.support import ENGINE, user

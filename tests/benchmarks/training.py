@@ -31,7 +31,9 @@ def main() -> int:
     given = parser.parse_args()
 
     from tasks.blocks import training
-    from tasks.core import families, models, rendering, tables
+    from tasks.core import families, tables
+    from tasks.core.models import tokenizers
+    from tasks.core.models import weights as models_weights
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     family = families.create(params["prepare"]["family"], params["prepare"]["options"])
@@ -54,8 +56,8 @@ def main() -> int:
     training.use_threads(given.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = rendering.make_tokenizer(family.vocabulary(), [], 2000)
-        models.build(params["base"]["architecture"], tokenizer, 0, folder / "initial")
+        tokenizer = tokenizers.make_tokenizer(family.vocabulary(), [], 2000)
+        models_weights.build(params["base"]["architecture"], tokenizer, 0, folder / "initial")
         job = training.Job(
             initial=folder / "initial",
             reference=folder / "initial",
@@ -86,7 +88,7 @@ def plain_loop(initial: Path, batches, options) -> tuple[float, list[float]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tasks.core.trainers import schedule
+    from tasks.core.training.trainers import schedule
 
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     optimizer = torch.optim.AdamW(

@@ -23,9 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tasks.core import engines, models, rendering
-from tasks.core.engine import Sampling
-from tasks.core.engines import draws
+from tasks.core import engines
+from tasks.core.engines import uniforms
+from tasks.core.engines.base import Sampling
+from tasks.core.models import tokenizers, weights
 from tasks.core.serving import DEFAULTS
 
 TARGET = 0.95  # of the tokens a second of a bare LLM.generate over the same requests
@@ -45,7 +46,7 @@ def bare(engine: Any, prompts: list[str], sampling: Sampling, plain: bool) -> in
     """New tokens of one call of `LLM.generate`; `plain`: without seeds and log-probabilities."""
     from vllm import SamplingParams
 
-    keys = draws.row_keys(sampling.seed, prompts, range(sampling.n))
+    keys = uniforms.row_keys(sampling.seed, prompts, range(sampling.n))
     common = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens,
               "stop_token_ids": engine.texts.ends, "ignore_eos": True}  # fmt: skip
     params = [
@@ -83,7 +84,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         if chosen.model is None:
-            models.build(SIZES, rendering.word_tokenizer(WORDS), 0, Path(folder))
+            weights.build(SIZES, tokenizers.word_tokenizer(WORDS), 0, Path(folder))
         serving = {**DEFAULTS["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
         engine: Any = engines.load(
             "vllm", chosen.model or Path(folder), "float32", chosen.threads, chosen.batch_size, serving

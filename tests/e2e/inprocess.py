@@ -6,8 +6,8 @@ from pathlib import Path
 from flows import layout
 from flows import recipe as recipes
 from tasks.core import params
+from tasks.core.asking.opener import Opener
 from tasks.core.context import Context
-from tasks.core.opening import Opener
 
 
 def use(root: Path, *names: str, family: str | None = None) -> None:

@@ -7,9 +7,10 @@ import torch
 import yaml
 
 from flows import lives
-from tasks.core import engines, models
-from tasks.core.context import Pointer
+from tasks.core import engines
 from tasks.core.errors import BadInput
+from tasks.core.models import folders
+from tasks.core.models.pointer import Pointer
 from tests import tiny
 from tests.e2e.inprocess import perform, use
 from tests.e2e.test_text import STAGES
@@ -55,14 +56,14 @@ def test_what_is_stored_is_small_and_says_what_it_belongs_to(root):
     base = candidate(root, "i00")
     for key in ("i01", "i02"):
         folder = candidate(root, key)
-        models.validate_folder(folder)
+        folders.validate_folder(folder)
         named = json.loads((folder / "base.json").read_text())
-        assert named == {"path": "data/i00/candidate", "digest": models.digest(base)}
+        assert named == {"path": "data/i00/candidate", "digest": folders.digest(base)}
         assert not (folder / "model.safetensors").exists()
         sizes = [(base / "model.safetensors").stat().st_size, (folder / "adapter_model.safetensors").stat().st_size]
         assert sizes[1] < 0.1 * sizes[0]
         policy = json.loads((root / f"data/{key}/policy.json").read_text())
-        assert (policy["path"], policy["digest"]) == (f"data/{key}/candidate", models.digest(folder))
+        assert (policy["path"], policy["digest"]) == (f"data/{key}/candidate", folders.digest(folder))
         assert (
             json.loads((folder / "lineage.json").read_text())["initial"]["path"]
             == f"data/i0{int(key[2]) - 1}/candidate"
@@ -70,7 +71,7 @@ def test_what_is_stored_is_small_and_says_what_it_belongs_to(root):
 
 
 def test_the_life_of_an_adapter(root):
-    digest = models.digest(candidate(root, "i01"))
+    digest = folders.digest(candidate(root, "i01"))
     record = lives.life(root, digest[:12])
     assert (record["kind"], record["id"]) == ("model", digest)
     assert {"iteration": "i02", "role": "initial"} in record["used"]
@@ -93,8 +94,8 @@ def test_a_base_that_was_replaced_is_noticed(root):
     kept = config.read_bytes()
     try:
         config.write_bytes(kept + b" ")
-        pointer = Pointer("data/i02/candidate", models.digest(candidate(root, "i02")))
+        pointer = Pointer("data/i02/candidate", folders.digest(candidate(root, "i02")))
         with pytest.raises(BadInput, match="belongs to the model data/i00/candidate of digest"):
-            models.verify(candidate(root, "i02"), pointer)
+            folders.verify(candidate(root, "i02"), pointer)
     finally:
         config.write_bytes(kept)

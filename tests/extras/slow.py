@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.core.asking.shards import Shard, Spent
 from tasks.core.errors import StageFailed
-from tasks.core.shards import Shard, Spent
 
 
 def note(folder: Path, *words: object) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tasks.blocks import benchmarks
-from tasks.core import models, rendering
-from tasks.core.asking import Asker
-from tasks.core.context import Pointer
-from tasks.core.engine import Sampling, Statistic, no_reply
+from tasks.core.asking.local import Asker
+from tasks.core.asking.opener import Opener
+from tasks.core.engines.base import Sampling, Statistic, no_reply
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.opening import Opener
+from tasks.core.models import folders, tokenizers, weights
+from tasks.core.models.pointer import Pointer
 from tests.support import ENGINE, Scripted
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install -c constraints.txt -e '.[lm-eval]'")
@@ -110,7 +110,7 @@ def test_examples_come_as_turns_or_as_text(folder: Path) -> None:
     measure(folder, ask(folder, Scripted(note)), tasks=["facts"], fewshot=2, limit=1)
     assert len(seen[0].splitlines()) == 5  # two examples, each a question and an answer, and the question
     seen.clear()
-    models.build(ARCHITECTURE, rendering.bpe_tokenizer(["fact 1 + 2 = 3"] * 9, 300), 1, folder / "model")
+    weights.build(ARCHITECTURE, tokenizers.bpe_tokenizer(["fact 1 + 2 = 3"] * 9, 300), 1, folder / "model")
     measure(
         folder, ask(folder, Scripted(note), folder / "model"), tasks=["facts"], fewshot=2, limit=1, chat_template=False
     )
@@ -198,7 +198,7 @@ def test_lm_evals_own_model_gives_the_same_figures(folder: Path, chat: bool) -> 
     from lm_eval.tasks import TaskManager
 
     texts = [f"{row['question']} {row['answer']}" for row in FACTS]
-    models.build({**ARCHITECTURE, "initializer_range": 0.3}, rendering.bpe_tokenizer(texts, 400), 3, folder / "model")
+    weights.build({**ARCHITECTURE, "initializer_range": 0.3}, tokenizers.bpe_tokenizer(texts, 400), 3, folder / "model")
     choice = (folder / "tasks/benchmarks/facts_choice.yaml").read_text()
     likely = choice.replace("facts_choice", "facts_likely").replace("multiple_choice", "loglikelihood")
     likely = likely.replace("{{right}}", " {{answer}}").replace('doc_to_choice: "{{choices}}"\n', "")
@@ -214,7 +214,7 @@ def test_lm_evals_own_model_gives_the_same_figures(folder: Path, chat: bool) -> 
         bootstrap_iters=0, log_samples=True, apply_chat_template=chat, fewshot_as_multiturn=chat,
     )  # fmt: skip
     engine = Opener(folder, ENGINE, folder / "scratch")
-    model = engine(Pointer("model", models.digest(folder / "model")))
+    model = engine(Pointer("model", folders.digest(folder / "model")))
     ours = measure(folder, model, tasks=names, limit=12, chat_template=chat)
     assert theirs is not None
     for task in names:

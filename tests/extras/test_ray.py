@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from flows import cluster, server, shards, state
-from tasks.core.context import Pointer
-from tasks.core.engine import Sampling
+from tasks.core.asking.opener import Opener
+from tasks.core.asking.shards import run_here
+from tasks.core.engines.base import Sampling
 from tasks.core.errors import StageFailed
-from tasks.core.opening import Opener
-from tasks.core.shards import run_here
+from tasks.core.models.pointer import Pointer
 from tests.e2e.workspace import REPOSITORY, digests, edit, environment, forget, run, workspace
 from tests.extras.slow import Slow, Watched, noted
 

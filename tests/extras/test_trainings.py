@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import adapters, trainable
+from tasks.core import trainable
+from tasks.core.training import adapters
 from tests.trainings import (
     ACCELERATE,
     DPO,

@@ -13,11 +13,11 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from tasks.core import engines
-from tasks.core.asking import Asker
-from tasks.core.context import Pointer
-from tasks.core.engine import Completion
+from tasks.core.asking.local import Asker
+from tasks.core.asking.opener import Opener
+from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.opening import Opener
+from tasks.core.models.pointer import Pointer
 from tasks.core.serving import DEFAULTS
 from tests import engines as contract
 from tests.engines import PROMPTS, RESPONSES, SINGLE, choosing, same, sampled, sampling

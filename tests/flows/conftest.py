@@ -103,7 +103,7 @@ def run(context):
 
 GROW_MODULE = '''
 """Adds to the previous number, with the help of a model."""
-from tasks.core.context import Pointer
+from tasks.core.models.pointer import Pointer
 def run(context):
     with (context.root / "ran.log").open("a") as log:
         log.write(context.name + "\\n")
@@ -197,7 +197,7 @@ def make(root: Path) -> Toy:
         "tasks/__init__.py": "",
         "tasks/core/__init__.py": "",
         "tasks/core/params.py": PARAMS_MODULE,
-        "tasks/core/opening.py": OPENING_MODULE,
+        "tasks/core/asking/opener.py": OPENING_MODULE,
         "tasks/start.py": START_MODULE,
         "tasks/grow.py": GROW_MODULE,
         "flows/recipe.py": '"""No recipes."""\ndef names():\n    return ["toy"]\n',

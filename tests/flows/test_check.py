@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from flows import check, layout, recipe
-from tasks.core import engines, rendering
+from tasks.core import engines
 from tasks.core.errors import BadInput
+from tasks.core.models import tokenizers
 from tests.support import model_files
 
 ROOT = Path(__file__).parents[2]
@@ -262,7 +263,7 @@ def test_a_model_that_a_late_stage_would_refuse(repository: Path, monkeypatch: p
     templates = repository / "tasks/chat_templates"
     templates.mkdir()
     (templates / "own.jinja").write_text("{{ raise_exception('never') }}")
-    monkeypatch.setattr(rendering, "CHAT_TEMPLATES", templates)
+    monkeypatch.setattr(tokenizers, "CHAT_TEMPLATES", templates)
     params["base"]["chat_template"] = "own"
     assert refused(repository, params) == (
         "base.chat_template: tasks/chat_templates/own.jinja refuses a conversation of one question and its reply (never); "

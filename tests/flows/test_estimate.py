@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from flows import declared, estimate, estimate_table, probe, recipe, workload
-from tasks.core.demand import Demand
+from tasks.core.asking.demand import Demand
 from tasks.core.errors import BadInput
 from tasks.core.serving import Prices
 

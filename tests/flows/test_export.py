@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import export, layout, recipe
-from tasks.core import models, rendering, tables
+from tasks.core import tables
 from tasks.core.errors import BadInput, StageFailed
+from tasks.core.models import folders, tokenizers, weights
 
 ARCHITECTURE = {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
                 "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}  # fmt: skip
@@ -24,7 +25,7 @@ FIGURES = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "pass_at_
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "candidate"
-    models.build(ARCHITECTURE, rendering.word_tokenizer(["a", "b", "c"]), 1, folder)
+    weights.build(ARCHITECTURE, tokenizers.word_tokenizer(["a", "b", "c"]), 1, folder)
     return folder
 
 
@@ -53,7 +54,7 @@ def root(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def promote(root: Path, key: str, of: str | None = None) -> None:
     """Writes the policy after iteration `key`: the candidate of iteration `of`."""
     path = f"data/{of or key}/candidate"
-    record = {"path": path, "digest": models.digest(root / path), "promoted": of is None, "reason": "because"}
+    record = {"path": path, "digest": folders.digest(root / path), "promoted": of is None, "reason": "because"}
     (root / "data" / key / "policy.json").write_text(json.dumps(record))
 
 

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from flows import lives, trace
-from tasks.core import models, tables
+from tasks.core import tables
 from tasks.core.errors import BadInput, MissingArtifact, TableMismatch
+from tasks.core.models import folders
 from tests.support import prompts, user
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,10 +67,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, s
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(key)
     record(tmp_path, "i01/candidate/lineage", {})
-    base = {"path": "data/i00/candidate", "digest": models.digest(tmp_path / "data/i00/candidate")}
+    base = {"path": "data/i00/candidate", "digest": folders.digest(tmp_path / "data/i00/candidate")}
     lineage = {"initial": base, "reference": base, "dataset": "0" * 32, "iteration": "i01"}
     record(tmp_path, "i01/candidate/lineage", lineage | {"rows": {"sft": {"own": 1}, "dpo": {"pairs": 1}}})
-    digests = {key: models.digest(tmp_path / f"data/{key}/candidate") for key in ("i00", "i01")}
+    digests = {key: folders.digest(tmp_path / f"data/{key}/candidate") for key in ("i00", "i01")}
     record(tmp_path, "i00/policy", {**base, "promoted": True, "reason": "base model"})
     record(tmp_path, "i01/policy", {**base, "promoted": False, "reason": "kept the previous policy: worse"})
     record(tmp_path, "i01/critics", {"judge": base, "critics": {"c": {"block": "nl_critique"}}})

@@ -14,7 +14,7 @@ from tasks import evaluate
 from tasks.blocks import benchmarks
 from tasks.core import tables
 from tasks.core.context import Context
-from tasks.core.engine import Completion, Sampling, no_reply
+from tasks.core.engines.base import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
 from tasks.core.family import Messages, Question, Verdict
 from tests.support import ENGINE
@@ -120,7 +120,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simp
         tables.write(prompts("1 1", "2 2", "3 3", "5 5"), root / "data/tasks/heldout.parquet", tables.PROMPTS)
         tables.write(prompts("1 1", "2 2"), root / "data/tasks/probe.parquet", tables.PROMPTS)
         monkeypatch.setattr(evaluate.families, "load", lambda _: family or Sums())
-        monkeypatch.setattr("tasks.core.models.digest", lambda folder, known: "d")
+        monkeypatch.setattr("tasks.core.models.folders.digest", lambda folder, known: "d")
         options = evaluate.parse({**SECTION, **changes})
         context = Context(
             "evaluate", "i01", {"previous": "i00"}, options, 7, False, ENGINE, root, staging, root, lambda _: model

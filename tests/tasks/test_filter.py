@@ -6,7 +6,7 @@ import pytest
 from tasks import filter as stage
 from tasks.blocks.sampling import candidates
 from tasks.core import tables
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, EmptyDataset
 from tests.support import Adding, context, prompts
 

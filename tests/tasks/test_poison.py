@@ -20,7 +20,7 @@ from tasks.blocks.sampling import candidates
 from tasks.blocks.selecting import Selection
 from tasks.core import families, tables
 from tasks.core.blocks import bind
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tests.support import Scripted, asker, text_options, through, user
 
 BOUND, LARGEST, NUMBERS, DRAWS = 60, 20, 3, 5

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from tasks import base, train
-from tasks.core import engines, models, rendering, tables, trainers
-from tasks.core.context import Context, Pointer
+from tasks.core import engines, tables
+from tasks.core.context import Context
 from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, OutOfMemory, StageFailed, UnknownName
+from tasks.core.models import folders, tokenizers
+from tasks.core.models.pointer import Pointer
+from tasks.core.training import trainers
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -83,9 +86,9 @@ def candidate(context):
 
 def test_base_writes_a_model_its_policy_and_empty_tables(context):
     base.run(context)
-    models.validate_folder(candidate(context))
+    folders.validate_folder(candidate(context))
     policy = json.loads((context.root / "data/i00/policy.json").read_text())
-    assert policy.pop("digest") == models.digest(candidate(context))
+    assert policy.pop("digest") == folders.digest(candidate(context))
     assert policy.pop("reason")
     assert policy == {
         "path": "data/i00/candidate",
@@ -106,15 +109,15 @@ def test_base_repeats_to_the_byte_and_follows_its_seed(context, tmp_path):
     digests = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         base.run(replace(context, staging=tmp_path / name, seed=seed, figures={}, curves=[]))
-        digests.append(models.digest(tmp_path / name / "data/i00/candidate"))
+        digests.append(folders.digest(tmp_path / name / "data/i00/candidate"))
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_base_trains_a_tokenizer_where_the_family_has_no_words(context, monkeypatch):
     monkeypatch.setattr("tasks.core.families.load", lambda root: Words(None))
     base.run(context)
-    tokenizer = models.load_tokenizer(candidate(context))
-    assert rendering.render(tokenizer, tiny.user("3 :")) == "<|user|>3 :<|end|><|assistant|>"
+    tokenizer = tokenizers.load_tokenizer(candidate(context))
+    assert tokenizers.render(tokenizer, tiny.user("3 :")) == "<|user|>3 :<|end|><|assistant|>"
 
 
 def test_a_pretrained_model_is_pointed_at_and_not_copied(context, trained, tmp_path):
@@ -122,11 +125,11 @@ def test_a_pretrained_model_is_pointed_at_and_not_copied(context, trained, tmp_p
     base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine"})))
     assert [path.name for path in candidate(context).iterdir()] == ["pointer.json"]
     pointer = context.pointer("i00")
-    assert (pointer.path, pointer.digest) == ("mine", models.digest(source))
-    assert models.digest(candidate(context)) == pointer.digest
-    assert models.resolve(context.root, replace(pointer, path="data/i00/candidate")) == source
+    assert (pointer.path, pointer.digest) == ("mine", folders.digest(source))
+    assert folders.digest(candidate(context)) == pointer.digest
+    assert folders.resolve(context.root, replace(pointer, path="data/i00/candidate")) == source
     train.run(trained)
-    models.validate_folder(candidate(trained))
+    folders.validate_folder(candidate(trained))
 
 
 def test_a_pretrained_model_without_a_chat_template_gets_one_beside_it(context, trained, tmp_path):
@@ -139,37 +142,37 @@ def test_a_pretrained_model_without_a_chat_template_gets_one_beside_it(context, 
     assert {"base.json", "chat_template.jinja", "tokenizer.json"} <= names
     assert not any(name.endswith(".safetensors") for name in names)
     pointer = context.pointer("i00")
-    assert (pointer.path, pointer.digest) == ("data/i00/candidate", models.digest(candidate(context)))
-    models.verify(models.resolve(context.root, pointer), pointer)
+    assert (pointer.path, pointer.digest) == ("data/i00/candidate", folders.digest(candidate(context)))
+    folders.verify(folders.resolve(context.root, pointer), pointer)
     engine = engines.load("transformers", candidate(context), "float32", 1, 4)
-    assert engine.tokenizer.chat_template == rendering.chat_template("plain")
+    assert engine.tokenizer.chat_template == tokenizers.chat_template("plain")
     train.run(trained)
-    assert models.load_tokenizer(candidate(trained)).chat_template == rendering.chat_template("plain")
+    assert tokenizers.load_tokenizer(candidate(trained)).chat_template == tokenizers.chat_template("plain")
 
 
 def test_a_template_gets_its_values_beside_a_pretrained_model_and_in_every_model_after_it(context, trained, tmp_path):
     source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
-    template = "{% if short is defined %}{{ '1 2 ' }}{% endif %}" + rendering.WORD_TEMPLATE
+    template = "{% if short is defined %}{{ '1 2 ' }}{% endif %}" + tokenizers.WORD_TEMPLATE
     (source / "chat_template.jinja").write_text(template)
     given = {**BASE, "pretrained": "mine", "chat_template_options": {"short": True}}
     base.run(replace(context, options=base.parse(given)))
     assert "base.json" in {path.name for path in candidate(context).iterdir()}
     assert not list(candidate(context).glob("*.safetensors"))
     pointer = context.pointer("i00")
-    assert pointer.digest == models.digest(candidate(context)) != models.digest(source)
+    assert pointer.digest == folders.digest(candidate(context)) != folders.digest(source)
     train.run(trained)
     for folder, start in ((source, ""), (candidate(context), "1 2 "), (candidate(trained), "1 2 ")):
-        assert rendering.render(models.load_tokenizer(folder), tiny.user("3 :")) == f"{start}3 : "
+        assert tokenizers.render(tokenizers.load_tokenizer(folder), tiny.user("3 :")) == f"{start}3 : "
     with pytest.raises(UnknownName, match="unknown variable 'shrt'; did you mean 'short'"):
         base.run(replace(context, options=base.parse({**given, "chat_template_options": {"shrt": True}})))
 
 
 def test_a_template_of_ones_own_gets_its_values_where_the_model_is_made_here(context, monkeypatch, tmp_path):
-    monkeypatch.setattr(rendering, "CHAT_TEMPLATES", tmp_path)
-    (tmp_path / "own.jinja").write_text("{{ first }}" + rendering.WORD_TEMPLATE)
+    monkeypatch.setattr(tokenizers, "CHAT_TEMPLATES", tmp_path)
+    (tmp_path / "own.jinja").write_text("{{ first }}" + tokenizers.WORD_TEMPLATE)
     own = {"chat_template": "own", "chat_template_options": {"first": "9 "}}
     base.run(replace(context, options=base.parse({**BASE, **own})))
-    assert rendering.render(models.load_tokenizer(candidate(context)), tiny.user("3 :")) == "9 3 : "
+    assert tokenizers.render(tokenizers.load_tokenizer(candidate(context)), tiny.user("3 :")) == "9 3 : "
     with pytest.raises(UnknownName, match="unknown variable 'frst'; did you mean 'first'"):
         base.parse({**BASE, **own, "chat_template_options": {"frst": "9 "}})
 
@@ -206,7 +209,7 @@ def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):
     base.run(replace(context, options=base.parse({**BASE, "pretrained": "mine"})))
     section = {"sft": {**TRAIN["sft"], "lora": tiny.LORA}, "dpo": {**DPO, "lora": tiny.LORA}}
     train.run(replace(trained, options=train.parse(section)))
-    pointer = Pointer("data/i01/candidate", models.digest(candidate(trained)))
+    pointer = Pointer("data/i01/candidate", folders.digest(candidate(trained)))
     (trained.root / "data/i01/pointer.json").write_text(json.dumps(vars(pointer)))
     (trained.root / "data/i02").mkdir()
     (trained.root / "data/i02/dataset").symlink_to(trained.root / "data/i01/dataset")
@@ -214,10 +217,10 @@ def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):
     second = replace(trained, key="i02", row=row, options=train.parse(section), figures={}, curves=[])
     train.run(second)
     for folder in (candidate(trained), candidate(second)):
-        assert json.loads((folder / "base.json").read_text()) == {"path": "mine", "digest": models.digest(source)}
+        assert json.loads((folder / "base.json").read_text()) == {"path": "mine", "digest": folders.digest(source)}
         assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "mine"
-        assert models.parts(folder).weights == source
-        models.validate_folder(folder)
+        assert folders.parts(folder).weights == source
+        folders.validate_folder(folder)
     weights = [(c / "adapter_model.safetensors").read_bytes() for c in (candidate(trained), candidate(second))]
     assert weights[0] != weights[1]
     (source / "generation_config.json").write_text("{}")
@@ -263,9 +266,9 @@ def test_base_section_is_checked(changes, error, message):
 
 def test_train_writes_a_candidate_with_its_lineage(trained):
     train.run(trained)
-    models.validate_folder(candidate(trained))
+    folders.validate_folder(candidate(trained))
     lineage = json.loads((candidate(trained) / "lineage.json").read_text())
-    start = {"path": "data/i00/candidate", "digest": models.digest(trained.root / "data/i00/candidate")}
+    start = {"path": "data/i00/candidate", "digest": folders.digest(trained.root / "data/i00/candidate")}
     assert lineage["initial"] == lineage["reference"] == start
     assert lineage["iteration"] == "i01"
     assert lineage["rows"] == {"sft": {"own": 5, "copy": 5}}
@@ -347,7 +350,7 @@ def test_what_was_trained_before_a_block_failed_is_taken_up(trained, tmp_path, m
 def test_without_blocks_the_candidate_is_the_initial_model(trained):
     train.run(replace(trained, options=train.parse({})))
     assert {path.name for path in candidate(trained).iterdir()} == {"pointer.json", "lineage.json"}
-    assert models.digest(candidate(trained)) == models.digest(trained.root / "data/i00/candidate")
+    assert folders.digest(candidate(trained)) == folders.digest(trained.root / "data/i00/candidate")
 
 
 def test_a_model_that_changed_since_its_promotion_is_refused(trained):

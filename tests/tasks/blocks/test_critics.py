@@ -5,7 +5,7 @@ from tasks.blocks import critics
 from tasks.blocks.sampling import candidates
 from tasks.core import tables
 from tasks.core.blocks import bind
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, LabelsForbidden, UnknownName
 from tests.support import Adding, Unsteady, asker, prompts
 

@@ -10,7 +10,7 @@ from tasks.blocks import critics, judges
 from tasks.blocks.sampling import candidates
 from tasks.core import families, tables
 from tasks.core.blocks import bind
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput
 from tasks.core.family import FREE_TEXT_BLOCKS
 from tests.support import Adding, asker, text_options

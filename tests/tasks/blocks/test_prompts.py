@@ -6,7 +6,7 @@ import pytest
 from tasks.blocks import prompts as blocks
 from tasks.core import families, tables
 from tasks.core.blocks import bind
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import by_fingerprint
 from tests.support import Adding, Unsteady, asker, prompts, text_options, user

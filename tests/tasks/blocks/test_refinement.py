@@ -3,7 +3,7 @@ import polars as pl
 from tasks.blocks import critics, refinement, sampling
 from tasks.blocks.sampling import candidates
 from tasks.core.blocks import bind
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tests.support import Adding, Unsteady, asker, prompts
 
 FACTORED = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}

@@ -4,8 +4,8 @@ import pytest
 
 from tasks import evaluate
 from tasks.blocks import critics, prompts, refinement, sampling, training
+from tasks.core.asking.demand import Counts, Demand
 from tasks.core.blocks import bind
-from tasks.core.demand import Counts, Demand
 
 COUNTS = Counts(prompts=10, candidates=40, questions=4)
 DRAWN = {"draws": 3, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tasks.blocks import selecting
 from tasks.blocks.sampling import candidates
 from tasks.core import tables
-from tasks.core.engine import Completion
+from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, UnknownName
 from tests.support import Adding, prompts, through, user
 

@@ -17,9 +17,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tasks.blocks import training
-from tasks.core import engines, losses, models, process, trainers
-from tasks.core.engine import Sampling
+from tasks.core import engines
+from tasks.core.engines.base import Sampling
 from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
+from tasks.core.models import folders
+from tasks.core.models import weights as models_weights
+from tasks.core.training import apart, losses, trainers
 from tests import tiny
 from tests.trainings import (
     ACCELERATE,
@@ -134,7 +137,7 @@ def test_training_that_runs_out_of_memory_goes_on_to_the_same_bytes(train, optio
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by RLIMIT_AS")
 def test_a_process_of_its_own_that_runs_out_of_memory_goes_on_to_the_same_bytes(train, monkeypatch, end, message):
     whole = train(SFT, "whole")
-    monkeypatch.setattr(process, "command", lambda folder, _: [sys.executable, "-c", FALLING, str(folder), end])
+    monkeypatch.setattr(apart, "command", lambda folder, _: [sys.executable, "-c", FALLING, str(folder), end])
     with pytest.raises(OutOfMemory, match=f"^{message}") as caught:
         train(SFT, "cut", apart="always", section="train.one")
     assert str(caught.value).endswith(f"; {LESS}; {KEPT_EXACT}")
@@ -150,7 +153,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 import torch
-from tasks.core import process
+from tasks.core.training import apart as process
 from tests.tasks.blocks import test_training
 
 def space():
@@ -249,9 +252,9 @@ def test_an_adapter_alone_is_what_merging_it_gives(train, initial):
     prompts, greedy = ["copy 1 2 : ", "copy 7 : "], Sampling(1, 0.0, 1.0, 8, 0)
     assert one.score(prompts, ["1 2", "7"]) == other.score(prompts, ["1 2", "7"])
     assert one.generate(prompts, greedy) == other.generate(prompts, greedy)
-    models.validate_folder(kept)
+    folders.validate_folder(kept)
     again = train({**SFT, "lora": KEPT}, "again", initial=kept).output
-    base = {"path": str(initial), "digest": models.digest(initial)}
+    base = {"path": str(initial), "digest": folders.digest(initial)}
     assert json.loads(files(kept)["base.json"]) == json.loads(files(again)["base.json"]) == base
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (kept, again))
     assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -297,7 +300,10 @@ def test_a_process_of_its_own_gives_the_same_bytes(train):
 def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, capfd):
     (tmp_path / "two.yaml").write_text(ACCELERATE)
     assert_learns_what_one_process_does(train, SFT, tmp_path / "two.yaml")
-    assert f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.process" in capfd.readouterr().out
+    assert (
+        f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.training.apart"
+        in capfd.readouterr().out
+    )
 
 
 FSDP = (
@@ -339,8 +345,8 @@ def test_two_machines(train, tmp_path, monkeypatch, capfd):
         started.append((asked, subprocess.Popen(given, cwd=root, env=alone, stdout=subprocess.DEVNULL)))
         return asked
 
-    command = process.command
-    monkeypatch.setattr(process, "command", start)
+    command = apart.command
+    monkeypatch.setattr(apart, "command", start)
     two = train({**SFT, "accelerate": str(tmp_path / "machines.yaml")}, "two")
     ((asked, other),) = started
     assert other.wait(timeout=60) == 0
@@ -351,7 +357,7 @@ def test_two_machines(train, tmp_path, monkeypatch, capfd):
 
 
 def test_the_reference_is_another_model_than_the_start(train, initial, tmp_path):
-    models.build(ARCHITECTURE, TOKENIZER, 7, tmp_path / "other")
+    models_weights.build(ARCHITECTURE, TOKENIZER, 7, tmp_path / "other")
     assert files(train(DPO, "a").output) != files(train(DPO, "b", reference=tmp_path / "other").output)
 
 

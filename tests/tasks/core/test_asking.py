@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.core import asking, engines
-from tasks.core.asking import installed
-from tasks.core.context import Pointer
-from tasks.core.engine import Sampling
+from tasks.core import engines
+from tasks.core.asking import local
+from tasks.core.asking.local import installed
+from tasks.core.asking.opener import Opener
+from tasks.core.asking.tally import Usage
+from tasks.core.engines.base import Sampling
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
-from tasks.core.opening import Opener
-from tasks.core.usage import Usage
+from tasks.core.models.pointer import Pointer
 from tests.support import ENGINE, Scripted, asker, digest_of, user
 
 QUESTIONS = [user(f"add {i} {i}") for i in range(50)]
@@ -120,7 +121,7 @@ def test_an_asker_is_pickled_as_how_to_open_its_model(tmp_path, monkeypatch):
     there = pickle.loads(packed)
     assert there is pickle.loads(packed)  # one for each process and model
     assert (there.identity(), there.folder, there._engine) == (made.identity(), tmp_path / "model", None)
-    monkeypatch.setattr(asking, "installed", lambda package: "0.0.1")
+    monkeypatch.setattr(local, "installed", lambda package: "0.0.1")
     with pytest.raises(
         StageFailed, match=r"would reply as .*0\.0\.1.* is asked for; give all machines the same versions"
     ):
@@ -265,7 +266,7 @@ def test_versions_are_those_of_the_package_that_is_installed():
 ASKING = """
 import sys, time
 from pathlib import Path
-from tasks.core.engine import Sampling
+from tasks.core.engines.base import Sampling
 from tests.support import asker, user
 log = open(sys.argv[1] + "/asked", "a")
 made, engine = asker(Path(sys.argv[1]), lambda prompt, draw: f"{prompt} {draw}", **eval(sys.argv[2]))

@@ -6,8 +6,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from tasks.core import chat, models, rendering
 from tasks.core.errors import BadInput
+from tasks.core.models import chat, folders, tokenizers
 from tests.support import model_files
 
 GEMMA = (
@@ -23,9 +23,9 @@ def test_templates_that_are_taken() -> None:
     for text in (
         GEMMA,
         TRACKED,
-        rendering.ROLE_TEMPLATE,
-        rendering.WORD_TEMPLATE,
-        rendering.chat_template("plain"),
+        tokenizers.ROLE_TEMPLATE,
+        tokenizers.WORD_TEMPLATE,
+        tokenizers.chat_template("plain"),
         "",
     ):
         chat.check(text, chat.MADE, "m", "")
@@ -57,9 +57,9 @@ def test_a_model_whose_template_cannot_work(tmp_path: Path, text: str, told: str
     folder = model_files(tmp_path / "m")
     (folder / "chat_template.jinja").write_text(text)
     with pytest.raises(BadInput) as caught:
-        models.validate_folder(folder)
+        folders.validate_folder(folder)
     assert told in str(caught.value)
-    models.validate_folder(folder, template=False)
+    folders.validate_folder(folder, template=False)
 
 
 def test_where_a_folder_has_its_template_and_tokens(tmp_path: Path) -> None:
@@ -76,14 +76,14 @@ def test_where_a_folder_has_its_template_and_tokens(tmp_path: Path) -> None:
 
 
 def test_the_outcome_is_that_of_transformers() -> None:
-    tokenizer = rendering.make_tokenizer(None, ["How many legs has a cat? Four. Be brief."], 300)
+    tokenizer = tokenizers.make_tokenizer(None, ["How many legs has a cat? Four. Be brief."], 300)
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     before: list[list[dict[str, str]]] = [[], chat.SYSTEM]
     for text in (
         GEMMA,
         TRACKED,
-        rendering.ROLE_TEMPLATE,
-        rendering.chat_template("plain"),
+        tokenizers.ROLE_TEMPLATE,
+        tokenizers.chat_template("plain"),
         "{{ raise_exception('no') }}",
     ):
         tokenizer.chat_template = text

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tasks.core import engines
-from tasks.core.engines import statistics, vllm_worker
+from tasks.core.engines import statistics
+from tasks.core.engines.vllm import worker
 from tasks.core.errors import BadInput, StageFailed
 from tests import engines as contract
 from tests.engines import PROMPTS, SINGLE, build, choosing
@@ -85,9 +86,9 @@ def test_statistics_are_those_of_the_definitions(engine: Any) -> None:
 def test_what_vllms_workers_compute_with_either_of_its_model_runners(name: Any) -> None:
     logits, tokens = torch.randn(5, 7), torch.zeros((5, 2), dtype=torch.int64)
     expected = statistics.at(logits, None, name)[:, None]
-    assert torch.equal(vllm_worker.in_rows(name)(logits), expected.expand(5, 7))
-    assert torch.equal(vllm_worker.in_columns(name)(logits, tokens), expected.expand(5, 2))
-    assert vllm_worker.in_rows("logprob") is None
+    assert torch.equal(worker.in_rows(name)(logits), expected.expand(5, 7))
+    assert torch.equal(worker.in_columns(name)(logits, tokens), expected.expand(5, 2))
+    assert worker.in_rows("logprob") is None
 
 
 def test_a_statistic_of_broken_weights_is_refused(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core import hub
+from tasks.core.models import hub
 
 ROOT = Path(__file__).parents[3]
 COMMIT = "c" * 40
 FILES = {"config.json": b'{"model_type": "qwen3"}', "model.safetensors": b"weights", "pytorch_model.bin": b"a pickle"}
 ASK = """
 import json, sys
-from tasks.core import hub
+from tasks.core.models import hub
 from tasks.core.errors import BadInput
 for asked in sys.argv[1:]:
     call, name = asked.split(":")

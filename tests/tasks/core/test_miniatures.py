@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tasks.blocks import training
-from tasks.core import engines, models, rendering
-from tasks.core.engine import Sampling
+from tasks.core import engines
+from tasks.core.engines.base import Sampling
+from tasks.core.models import folders, tokenizers, weights
 from tests import templates, tiny
 
 torch.set_num_threads(1)
@@ -39,18 +40,18 @@ def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param) / "model"
     kind, own = KINDS[request.param]
     tokenizer = templates.trained(templates.KINDS[kind])
-    models.build({"model_type": request.param, **SIZES, **own}, tokenizer, 1, path)
+    weights.build({"model_type": request.param, **SIZES, **own}, tokenizer, 1, path)
     return path
 
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return models.load_tokenizer(folder)
+    return tokenizers.load_tokenizer(folder)
 
 
 def spoken(tokenizer, question, answer):
     """Tokens of the prompt, and of the reply with its end."""
-    asked = rendering.render(tokenizer, tiny.user(question))
+    asked = tokenizers.render(tokenizer, tiny.user(question))
     asked, told = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, answer))
     return asked, [*told, tokenizer.eos_token_id]
 
@@ -63,10 +64,10 @@ def logprobs(model, asked, told):
 
 
 def test_asked_and_scored_as_transformers_does(folder, tokenizer):
-    models.validate_folder(folder)
+    folders.validate_folder(folder)
     engine = engines.load("transformers", folder, "float32", 1, 8)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
-    prompts = [rendering.render(tokenizer, tiny.user(question)) for question, _ in SHORT]
+    prompts = [tokenizers.render(tokenizer, tiny.user(question)) for question, _ in SHORT]
     replies = engine.generate(prompts, Sampling(1, 0.0, 1.0, 12, 0))
     scores = engine.score(prompts, [answer for _, answer in SHORT])
     for (reply,), (question, answer), score in zip(replies, SHORT, scores, strict=True):
@@ -108,12 +109,12 @@ def test_a_step_of_training_learns_the_replies_alone_and_is_kept(folder, tokeniz
     losses = {kind: [point["loss"] for point in job.curves] for kind, job in jobs.items()}
     for kind, made in jobs.items():
         assert losses[kind][1] < losses[kind][0]
-        models.validate_folder(made.output)
+        folders.validate_folder(made.output)
         before, after = load_file(folder / "model.safetensors"), load_file(made.output / "model.safetensors")
         assert before.keys() == after.keys()
         loaded = AutoModelForCausalLM.from_pretrained(made.output)
-        models.save(loaded, models.load_tokenizer(made.output), tmp_path / "again")
-        assert models.digest(tmp_path / "again") == models.digest(made.output)
+        weights.save(loaded, tokenizers.load_tokenizer(made.output), tmp_path / "again")
+        assert folders.digest(tmp_path / "again") == folders.digest(made.output)
 
     initial = AutoModelForCausalLM.from_pretrained(folder).eval()
     stepped = AutoModelForCausalLM.from_pretrained(train("dpo", 1).output).eval()
@@ -134,6 +135,6 @@ def test_a_model_that_learnt_its_replies_ends_its_turn(folder, tmp_path):
     step = {"steps": 60, "warmup_steps": 0, "learning_rate": 0.02, "schedule": "constant", "mixture": {"own": 1}}
     training.sft(job, training.SftOptions(**{**tiny.SFT, **step}))
     engine = engines.load("transformers", job.output, "float32", 1, 8)
-    asked = rendering.render(models.load_tokenizer(job.output), tiny.user(pair[0]))
+    asked = tokenizers.render(tokenizers.load_tokenizer(job.output), tiny.user(pair[0]))
     ((reply,),) = engine.generate([asked], Sampling(1, 0.0, 1.0, 40, 0))
     assert (reply.text, reply.finish_reason) == (pair[1], "stop")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core import model_files, models
 from tasks.core.errors import BadInput
+from tasks.core.models import files, folders, tokenizers
 from tests.support import model_files as written
 
 INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
@@ -20,14 +20,14 @@ def folder(tmp_path: Path) -> Path:
 
 def refusal(folder: Path) -> str:
     with pytest.raises(BadInput) as caught:
-        models.validate_folder(folder)
+        folders.validate_folder(folder)
     (line,) = str(caught.value).replace(f"{folder.parent}/", "").splitlines()
     return line
 
 
 def test_a_whole_model(folder: Path) -> None:
-    models.validate_folder(folder)
-    assert model_files.layers(folder) == {"model.layers.0.q_proj"}
+    folders.validate_folder(folder)
+    assert files.layers(folder) == {"model.layers.0.q_proj"}
 
 
 def headed(header: bytes, data: bytes = b"") -> bytes:
@@ -60,20 +60,20 @@ def test_weights_in_several_files(folder: Path) -> None:
     (folder / "model-00001-of-00002.safetensors").write_bytes(whole[:-1])
     assert refusal(folder).startswith("m/model-00001-of-00002.safetensors is no whole safetensors file")
     (folder / "model-00001-of-00002.safetensors").write_bytes(whole)
-    models.validate_folder(folder)
+    folders.validate_folder(folder)
 
 
 def test_a_tokenizer_that_is_not_there_or_damaged(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     assert refusal(folder).startswith("m/tokenizer.json is no whole tokenizer (EOF while parsing")
     with pytest.raises(BadInput, match=r"tokenizer\.json is no whole tokenizer"):
-        models.plain_tokenizer(folder)
+        tokenizers.plain_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     assert refusal(folder) == "m has no tokenizer.json; copy the tokenizer.json of the model it came from"
     with pytest.raises(BadInput, match=r"m has no tokenizer\.json; copy"):
-        models.plain_tokenizer(folder)
+        tokenizers.plain_tokenizer(folder)
     (folder / "vocab.json").write_text("{}")
-    models.validate_folder(folder)
+    folders.validate_folder(folder)
 
 
 @pytest.mark.parametrize(("file", "package"), [("tokenizer.model", "sentencepiece"), ("tiktoken.model", "tiktoken")])
@@ -81,23 +81,23 @@ def test_a_tokenizer_that_needs_a_package(
     folder: Path, file: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "tokenizer.json").rename(folder / file)
-    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
     told = refusal(folder)
     assert told.startswith(f"m has no tokenizer.json but {file}, which the package {package} reads")
     assert f"`pip install --constraint constraints.txt {package}`, or copy the tokenizer.json" in told
-    monkeypatch.setattr(model_files, "find_spec", lambda name: find_spec("json"))
-    models.validate_folder(folder)
+    monkeypatch.setattr(files, "find_spec", lambda name: find_spec("json"))
+    folders.validate_folder(folder)
 
 
 def test_a_name_that_can_be_no_model(folder: Path) -> None:
     root = folder.parent
-    models.check_name(root, "m")
-    models.check_name(root, str(folder))
-    models.check_name(root, "owner/name")
+    folders.check_name(root, "m")
+    folders.check_name(root, str(folder))
+    folders.check_name(root, "owner/name")
     for name, told in (
         ("gpt2", r"given 'gpt2'; it is no folder, and a hub name is owner/name \(openai-community/gpt2\)"),
         ("/nope/model", r"given '/nope/model': there is no such folder; name a model's folder, or a hub name"),
         ("m/config.json", r"given 'm/config.json'; it is a file: name the model's folder"),
     ):
         with pytest.raises(BadInput, match=told):
-            models.check_name(root, name)
+            folders.check_name(root, name)

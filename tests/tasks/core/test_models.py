@@ -13,24 +13,25 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tasks.core import models, rendering
-from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, UnknownName
+from tasks.core.models import folders, tokenizers
+from tasks.core.models import weights as models_weights
+from tasks.core.models.pointer import Pointer
 from tests import tiny
 
 torch.set_num_threads(1)
 
 WORDS = ["solve", ":", "->", "=", "+", *(str(n) for n in range(61))]
-WORD = rendering.make_tokenizer(WORDS, [], 300)
+WORD = tokenizers.make_tokenizer(WORDS, [], 300)
 TEXTS = ["How many apples has Ann?", "Ann has 12 apples. #### 12", "naïve café"] * 5
-BPE = rendering.make_tokenizer(None, TEXTS, 400)
+BPE = tokenizers.make_tokenizer(None, TEXTS, 400)
 ASKED = tiny.user("solve 3 4 -> 7 :")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model"
-    models.build(tiny.ARCHITECTURE, WORD, 0, path)
+    models_weights.build(tiny.ARCHITECTURE, WORD, 0, path)
     return path
 
 
@@ -39,9 +40,9 @@ def ids(tokenizer, text):
 
 
 def test_word_level_text_is_content_and_a_space_and_replies_end():
-    assert rendering.render(WORD, ASKED) == "solve 3 4 -> 7 : "
+    assert tokenizers.render(WORD, ASKED) == "solve 3 4 -> 7 : "
     whole = [*ASKED, *tiny.reply("3 + 4 = 7")]
-    (text,) = rendering.render_many(WORD, [whole], reply=False)
+    (text,) = tokenizers.render_many(WORD, [whole], reply=False)
     assert text == "solve 3 4 -> 7 : 3 + 4 = 7<eos>"
     assert ids(WORD, text)[-1] == WORD.eos_token_id
     assert len(ids(WORD, text)) == 12
@@ -52,17 +53,17 @@ def test_a_word_outside_the_vocabulary_is_unknown_and_a_bad_vocabulary_is_refuse
     assert ids(WORD, "nonsense") == [WORD.unk_token_id]
     for bad in ("two words", "", "<eos>"):
         with pytest.raises(BadInput, match="vocabulary"):
-            rendering.word_tokenizer(["a", bad])
+            tokenizers.word_tokenizer(["a", bad])
 
 
 def test_role_marked_text_of_the_trained_tokenizer():
-    assert rendering.render(BPE, tiny.user("Hi")) == "<|user|>Hi<|end|><|assistant|>"
+    assert tokenizers.render(BPE, tiny.user("Hi")) == "<|user|>Hi<|end|><|assistant|>"
     with pytest.raises(StageFailed, match="unknown role"):
-        rendering.render(BPE, [{"role": "tool", "content": "Hi"}])
+        tokenizers.render(BPE, [{"role": "tool", "content": "Hi"}])
 
 
 def test_training_a_tokenizer_twice_gives_the_same_one():
-    again = rendering.make_tokenizer(None, iter(TEXTS), 400)
+    again = tokenizers.make_tokenizer(None, iter(TEXTS), 400)
     assert again.get_vocab() == BPE.get_vocab()
     assert len(BPE) <= 400
 
@@ -70,8 +71,8 @@ def test_training_a_tokenizer_twice_gives_the_same_one():
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=60))
 def test_bpe_keeps_every_text(text):
-    assert BPE.decode(ids(BPE, rendering.neutralise(text, rendering.special_tokens(BPE)))) == rendering.neutralise(
-        text, rendering.special_tokens(BPE)
+    assert BPE.decode(ids(BPE, tokenizers.neutralise(text, tokenizers.special_tokens(BPE)))) == tokenizers.neutralise(
+        text, tokenizers.special_tokens(BPE)
     )
 
 
@@ -84,23 +85,23 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_content_never_becomes_a_control_token(text):
     for tokenizer, turn in ((WORD, [WORD.pad_token_id, WORD.eos_token_id]), (BPE, BPE.all_special_ids)):
-        tokens = ids(tokenizer, rendering.render(tokenizer, tiny.user(text)))
+        tokens = ids(tokenizer, tokenizers.render(tokenizer, tiny.user(text)))
         allowed = [] if tokenizer is WORD else ids(BPE, "<|user|><|end|><|assistant|>")
         assert [token for token in tokens if token in turn] == allowed
 
 
 def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
-    models.validate_folder(folder)
+    folders.validate_folder(folder)
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
     assert "training_args.bin" not in names
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (WORD.eos_token_id, WORD.pad_token_id)
-    models.build(tiny.ARCHITECTURE, WORD, 0, tmp_path / "same")
-    models.build(tiny.ARCHITECTURE, WORD, 1, tmp_path / "other")
-    assert models.digest(tmp_path / "same") == models.digest(folder) != models.digest(tmp_path / "other")
-    loaded = models.load_tokenizer(folder)
-    assert rendering.render(loaded, ASKED) == rendering.render(WORD, ASKED)
+    models_weights.build(tiny.ARCHITECTURE, WORD, 0, tmp_path / "same")
+    models_weights.build(tiny.ARCHITECTURE, WORD, 1, tmp_path / "other")
+    assert folders.digest(tmp_path / "same") == folders.digest(folder) != folders.digest(tmp_path / "other")
+    loaded = tokenizers.load_tokenizer(folder)
+    assert tokenizers.render(loaded, ASKED) == tokenizers.render(WORD, ASKED)
     assert ids(loaded, "solve 3 <eos>") == ids(WORD, "solve 3 <eos>")
 
 
@@ -108,7 +109,7 @@ def test_a_model_without_positions_can_be_built(tmp_path):
     from transformers import AutoModelForCausalLM
 
     nope = {key: value for key, value in tiny.ARCHITECTURE.items() if key != "head_dim"}
-    models.build({**nope, "model_type": "smollm3", "no_rope_layers": [0]}, WORD, 0, tmp_path / "m")
+    models_weights.build({**nope, "model_type": "smollm3", "no_rope_layers": [0]}, WORD, 0, tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     given_ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
@@ -119,18 +120,18 @@ def test_a_model_without_positions_can_be_built(tmp_path):
 
 def test_values_that_transformers_refuses(tmp_path):
     with pytest.raises(BadInput, match="no language model can be built"):
-        models.build({**tiny.ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
+        models_weights.build({**tiny.ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
 
 
 def test_pointers_are_followed_and_missing_models_named(folder, tmp_path):
     pointer = Pointer("data/i00/candidate", "d" * 32)
     with pytest.raises(MissingArtifact, match="data/i00/candidate"):
-        models.resolve(tmp_path, pointer)
-    models.write_pointer(tmp_path / "data/i00/candidate", Pointer(str(folder), "e" * 32))
-    assert models.resolve(tmp_path, pointer) == folder
-    assert models.digest(tmp_path / "data/i00/candidate") == "e" * 32
+        folders.resolve(tmp_path, pointer)
+    folders.write_pointer(tmp_path / "data/i00/candidate", Pointer(str(folder), "e" * 32))
+    assert folders.resolve(tmp_path, pointer) == folder
+    assert folders.digest(tmp_path / "data/i00/candidate") == "e" * 32
     with pytest.raises(MissingArtifact, match="hf download no-such/model-at-all"):
-        models.resolve(tmp_path, Pointer("no-such/model-at-all", ""))
+        folders.resolve(tmp_path, Pointer("no-such/model-at-all", ""))
 
 
 @pytest.mark.parametrize("text", ['{"foo": 1}', '{"path": 3, "digest": "d"}', '{"path": "x"}', "{}"])
@@ -138,16 +139,16 @@ def test_a_pointer_that_is_none(tmp_path, text):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "pointer.json").write_text(text)
     with pytest.raises(BadInput, match="is no pointer to a model"):
-        models.resolve(tmp_path, Pointer("m", ""))
+        folders.resolve(tmp_path, Pointer("m", ""))
     with pytest.raises(BadInput, match="is no pointer to a model"):
-        models.digest(tmp_path / "m")
+        folders.digest(tmp_path / "m")
 
 
 def test_a_pointer_that_leads_back_to_itself(tmp_path):
-    models.write_pointer(tmp_path / "a", Pointer("b", "d"))
-    models.write_pointer(tmp_path / "b", Pointer("a", "d"))
+    folders.write_pointer(tmp_path / "a", Pointer("b", "d"))
+    folders.write_pointer(tmp_path / "b", Pointer("a", "d"))
     with pytest.raises(BadInput, match="leads back to itself"):
-        models.resolve(tmp_path, Pointer("a", ""))
+        folders.resolve(tmp_path, Pointer("a", ""))
 
 
 @pytest.mark.parametrize(
@@ -163,15 +164,15 @@ def test_what_is_no_model_is_refused(folder, tmp_path, remove, message):
         if path.name != remove:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(BadInput, match=message):
-        models.validate_folder(tmp_path)
+        folders.validate_folder(tmp_path)
 
 
 def test_a_folder_that_is_not_there_or_damaged(tmp_path):
     with pytest.raises(BadInput, match="no such folder"):
-        models.validate_folder(tmp_path / "nothing")
+        folders.validate_folder(tmp_path / "nothing")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BadInput, match="is no JSON"):
-        models.validate_folder(tmp_path)
+        folders.validate_folder(tmp_path)
 
 
 @pytest.fixture
@@ -180,28 +181,28 @@ def part(folder, tmp_path):
     (tmp_path / "data/i00").mkdir(parents=True)
     (tmp_path / "data/i00/candidate").symlink_to(folder)
     made = tmp_path / "data/i01/candidate"
-    models.write_pointer(made, Pointer("data/i00/candidate", models.digest(folder)), models.BASE)
-    rendering.word_tokenizer(WORDS).save_pretrained(made)
+    folders.write_pointer(made, Pointer("data/i00/candidate", folders.digest(folder)), folders.BASE)
+    tokenizers.word_tokenizer(WORDS).save_pretrained(made)
     return made
 
 
 def test_a_part_of_a_model_finds_the_rest_and_notices_its_change(part, folder, tmp_path):
     base = tmp_path / "data/i00/candidate"
-    assert models.parts(part) == (base, None, part)
-    assert models.parts(folder) == (folder, None, folder)
-    models.validate_folder(part)
-    assert models.read_config(part)["model_type"] == "qwen3"
-    pointer = Pointer("data/i01/candidate", models.digest(part))
-    assert models.base_pointer(tmp_path, pointer) == Pointer("data/i00/candidate", models.digest(folder))
-    models.verify(part, pointer)
+    assert folders.parts(part) == (base, None, part)
+    assert folders.parts(folder) == (folder, None, folder)
+    folders.validate_folder(part)
+    assert folders.read_config(part)["model_type"] == "qwen3"
+    pointer = Pointer("data/i01/candidate", folders.digest(part))
+    assert folders.base_pointer(tmp_path, pointer) == Pointer("data/i00/candidate", folders.digest(folder))
+    folders.verify(part, pointer)
     with pytest.raises(BadInput, match="data/i01/candidate has changed"):
-        models.verify(part, Pointer("data/i01/candidate", "d" * 32))
+        folders.verify(part, Pointer("data/i01/candidate", "d" * 32))
     base.unlink()
     with pytest.raises(MissingArtifact, match="data/i00/candidate is not there"):
-        models.verify(part, pointer)
-    models.build(tiny.ARCHITECTURE, WORD, 5, base)
+        folders.verify(part, pointer)
+    models_weights.build(tiny.ARCHITECTURE, WORD, 5, base)
     with pytest.raises(BadInput, match="belongs to the model data/i00/candidate of digest"):
-        models.verify(part, pointer)
+        folders.verify(part, pointer)
 
 
 def test_adapters_that_others_made(folder, tmp_path):
@@ -211,28 +212,28 @@ def test_adapters_that_others_made(folder, tmp_path):
     about = {"peft_type": "LORA", "base_model_name_or_path": str(folder)}
     (adapter / "adapter_config.json").write_text(json.dumps(about))
     with pytest.raises(BadInput, match=r"has no adapter_model\.safetensors"):
-        models.validate_folder(adapter)
+        folders.validate_folder(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     with pytest.raises(BadInput, match=r"adapter_model\.safetensors is no whole safetensors file \(header too small\)"):
-        models.validate_folder(adapter)
+        folders.validate_folder(adapter)
     (adapter / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    models.validate_folder(adapter)
-    assert models.parts(adapter) == (folder, adapter, folder)
-    base = models.base_pointer(tmp_path, Pointer("adapter", models.digest(adapter)))
-    assert base == Pointer(str(folder), models.digest(folder))
+    folders.validate_folder(adapter)
+    assert folders.parts(adapter) == (folder, adapter, folder)
+    base = folders.base_pointer(tmp_path, Pointer("adapter", folders.digest(adapter)))
+    assert base == Pointer(str(folder), folders.digest(folder))
     (tmp_path / "other").mkdir()
     for path in folder.iterdir():
         (tmp_path / "other" / path.name).write_bytes(path.read_bytes() + b" " * path.name.startswith("config"))
-    before = models.digest(adapter)
+    before = folders.digest(adapter)
     (adapter / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "other"}))
-    assert models.digest(adapter) != before
+    assert folders.digest(adapter) != before
     for bad, message in (
         ({"peft_type": "IA3"}, "only LORA"),
         ({"base_model_name_or_path": None}, "does not say which"),
     ):
         (adapter / "adapter_config.json").write_text(json.dumps(about | bad))
         with pytest.raises(BadInput, match=message):
-            models.validate_folder(adapter)
+            folders.validate_folder(adapter)
 
 
 def copied(folder, place, config=None, **tensors):
@@ -246,7 +247,9 @@ def copied(folder, place, config=None, **tensors):
     return place
 
 
-@pytest.mark.parametrize("open_it", [models.check_loads, lambda folder: models.load(folder, torch.float32)])
+@pytest.mark.parametrize(
+    "open_it", [models_weights.check_loads, lambda folder: models_weights.load(folder, torch.float32)]
+)
 def test_a_model_whose_weights_are_not_those_of_its_configuration(folder, tmp_path, open_it):
     """transformers fills what is missing with random numbers, other ones every time."""
     open_it(folder)
@@ -265,7 +268,9 @@ def test_a_model_whose_weights_are_not_those_of_its_configuration(folder, tmp_pa
             open_it(copied(folder, tmp_path / name, **changes))
 
 
-@pytest.mark.parametrize("open_it", [models.check_loads, lambda folder: models.load(folder, torch.float32)])
+@pytest.mark.parametrize(
+    "open_it", [models_weights.check_loads, lambda folder: models_weights.load(folder, torch.float32)]
+)
 def test_an_adapter_of_another_model(folder, tmp_path, open_it):
     adapter = tmp_path / "adapter"
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -280,24 +285,24 @@ def test_an_adapter_of_another_model(folder, tmp_path, open_it):
         open_it(adapter)
     save_file({name: tensor.repeat(1, 2) for name, tensor in weights.items()}, file)
     with pytest.raises(BadInput, match=r"cannot be loaded as a language model: .*size mismatch"):
-        models.load(adapter, torch.float32)
+        models_weights.load(adapter, torch.float32)
 
 
 def plain():
-    tokenizer = rendering.make_tokenizer(None, TEXTS, 400)
-    tokenizer.chat_template = rendering.chat_template("plain")
+    tokenizer = tokenizers.make_tokenizer(None, TEXTS, 400)
+    tokenizer.chat_template = tokenizers.chat_template("plain")
     return tokenizer
 
 
 def test_the_plain_chat_template():
     asked = [{"role": "system", "content": "Be brief."}, *tiny.user("Hi")]
-    assert rendering.render(plain(), asked) == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
-    (whole,) = rendering.render_many(plain(), [[*asked, *tiny.reply("Yes.")]], reply=False)
-    assert whole == rendering.render(plain(), asked) + "Yes.<|end|>\n\n"
+    assert tokenizers.render(plain(), asked) == "System:\nBe brief.\n\nUser:\nHi\n\nAssistant:\n"
+    (whole,) = tokenizers.render_many(plain(), [[*asked, *tiny.reply("Yes.")]], reply=False)
+    assert whole == tokenizers.render(plain(), asked) + "Yes.<|end|>\n\n"
     with pytest.raises(StageFailed, match="unknown role"):
-        rendering.render(plain(), [{"role": "tool", "content": "Hi"}])
+        tokenizers.render(plain(), [{"role": "tool", "content": "Hi"}])
     with pytest.raises(UnknownName, match="did you mean 'plain'"):
-        rendering.chat_template("plane")
+        tokenizers.chat_template("plane")
 
 
 HEADS = st.sampled_from(["System:", "User:", "Assistant:", "\n", " ", "x", "\nUser:\n", "<|end|>"])
@@ -306,21 +311,21 @@ HEADS = st.sampled_from(["System:", "User:", "Assistant:", "\n", " ", "x", "\nUs
 @settings(max_examples=100, deadline=None)
 @given(st.lists(HEADS, max_size=8).map("".join))
 def test_no_message_opens_a_turn_of_the_plain_template(text):
-    lines = rendering.render(plain(), tiny.user(text)).split("\n")
+    lines = tokenizers.render(plain(), tiny.user(text)).split("\n")
     assert [line for line in lines if line.startswith(("System:", "User:", "Assistant:"))] == ["User:", "Assistant:"]
 
 
 def test_checks_do_not_import_torch(folder):
     code = (
-        "import sys; from pathlib import Path; from tasks.core import architectures, models; import tasks.base, tasks.train;"
-        f"models.validate_folder(Path({str(folder)!r})); architectures.check({tiny.ARCHITECTURE!r}, 'x');"
+        "import sys; from pathlib import Path; from tasks.core.models import architectures, folders; import tasks.base, tasks.train;"
+        f"folders.validate_folder(Path({str(folder)!r})); architectures.check({tiny.ARCHITECTURE!r}, 'x');"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_architectures_are_checked():
-    from tasks.core import architectures
+    from tasks.core.models import architectures
 
     with pytest.raises(UnknownName, match="did you mean qwen3"):
         architectures.check({"model_type": "qwen33"}, "base.architecture")
@@ -355,7 +360,7 @@ def test_architectures_are_checked():
     ],
 )
 def test_values_of_an_architecture_are_checked(key, value, fits):
-    from tasks.core import architectures
+    from tasks.core.models import architectures
 
     given = {"model_type": "qwen3", key: value}
     if fits:

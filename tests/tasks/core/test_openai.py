@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.core import engines
-from tasks.core.engine import Completion, Sampling
+from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.serving import DEFAULTS
 from tests.endpoint import Endpoint, completion
@@ -145,9 +145,9 @@ def test_a_server_without_logprobs_and_half_a_surrogate():
 
 
 def test_scores_are_read_from_the_echoed_prompt(tmp_path):
-    from tasks.core import models, rendering
+    from tasks.core.models import tokenizers
 
-    rendering.word_tokenizer(["add", "1", "2", "3", ":"]).save_pretrained(tmp_path)
+    tokenizers.word_tokenizer(["add", "1", "2", "3", ":"]).save_pretrained(tmp_path)
 
     def answer(body, before):
         reply = json.loads(completion({**body, "prompt": "x"}, "x"))
@@ -160,7 +160,7 @@ def test_scores_are_read_from_the_echoed_prompt(tmp_path):
             "openai", "m", tmp_path, ENGINE["endpoint"], {**DEFAULTS["serving"]["openai"], "base_urls": [server.url]}
         )
         assert scoring.score(["add 1 2 :", "add 1 2 :"], ["3", ""]) == [[-2.0, -2.5], [-2.0]]
-    words = models.load_tokenizer(tmp_path).convert_ids_to_tokens
+    words = tokenizers.load_tokenizer(tmp_path).convert_ids_to_tokens
     first = next(body for body in server.asked if len(body["prompt"]) == 6)
     assert words(first["prompt"]) == ["add", "1", "2", ":", "3", "<eos>"]
     assert (first["echo"], first["max_tokens"], first["logprobs"]) == (True, 0, 1)
@@ -168,9 +168,9 @@ def test_scores_are_read_from_the_echoed_prompt(tmp_path):
 
 @pytest.mark.parametrize(("protocol", "answer"), [("chat", None), ("completions", 400), ("completions", echo)])
 def test_scores_that_a_server_cannot_give(protocol, answer, tmp_path):
-    from tasks.core import rendering
+    from tasks.core.models import tokenizers
 
-    rendering.word_tokenizer(["a"]).save_pretrained(tmp_path)
+    tokenizers.word_tokenizer(["a"]).save_pretrained(tmp_path)
     given = answer if callable(answer) else lambda body, before: answer
     serving = {**DEFAULTS["serving"]["openai"], "retries": 1}
     with Endpoint(lambda body, before: given({**body, "prompt": "a"}, before)) as server:

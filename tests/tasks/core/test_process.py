@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from tasks.core import batches, process
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
+from tasks.core.training import apart, batches
 
 ROOT = Path(__file__).parents[3]
 ROWS = batches.Rows(np.arange(7), np.array([0, 3]), np.array([3, 4]), np.array([1, 2]))
@@ -24,9 +24,9 @@ ROWS = batches.Rows(np.arange(7), np.array([0, 3]), np.array([3, 4]), np.array([
 def test_batches_arrive_as_they_were():
     pairs = batches.PairBatches(ROWS, np.array([0.1]), np.array([0.2]), np.array([-1.0, -2.0]), np.array([[0], [0]]), 9)
     for source in (pairs, batches.SftBatches(ROWS, np.array([0.3, 1.0]), np.array([[0, 1]]), 0.5, 11, True)):
-        arrays: process.Arrays = {}
-        process._flatten(source, "0", arrays)
-        again = process._built(type(source).__name__, "0", arrays)
+        arrays: apart.Arrays = {}
+        apart._flatten(source, "0", arrays)
+        again = apart._built(type(source).__name__, "0", arrays)
         assert type(again) is type(source)
         assert again.digest() == source.digest()
         assert again.limit == source.limit
@@ -36,9 +36,9 @@ def test_batches_arrive_as_they_were():
 def run(monkeypatch, folder, code):
     """What `_run` does with a process that runs `code`, and the progress that it was told."""
     folder.mkdir(exist_ok=True)
-    monkeypatch.setattr(process, "command", lambda *given: [sys.executable, "-c", code])
+    monkeypatch.setattr(apart, "command", lambda *given: [sys.executable, "-c", code])
     told = []
-    process._run(folder, None, 1, lambda done, total: told.append((done, total)))
+    apart._run(folder, None, 1, lambda done, total: told.append((done, total)))
     return told
 
 
@@ -97,19 +97,19 @@ def test_an_interrupted_caller_ends_it(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     code = "import os, time; print('@progress', os.getpid(), 1, flush=True); time.sleep(60)"
-    monkeypatch.setattr(process, "command", lambda *given: [sys.executable, "-c", code])
+    monkeypatch.setattr(apart, "command", lambda *given: [sys.executable, "-c", code])
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        process._run(tmp_path, None, 1, interrupt)
+        apart._run(tmp_path, None, 1, interrupt)
     assert time.monotonic() - began < 30
 
 
-WATCHED = "import os, time; from tasks.core import process; process._watch(os.environ[process.PARENT]); print(os.getpid(), flush=True); time.sleep(60)"
+WATCHED = "import os, time; from tasks.core.training import apart as process; process._watch(os.environ[process.PARENT]); print(os.getpid(), flush=True); time.sleep(60)"
 
 
 def test_it_ends_with_the_process_that_it_works_for():
     parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    told = {**os.environ, process.PARENT: f"{socket.gethostname()}:{parent.pid}"}
+    told = {**os.environ, apart.PARENT: f"{socket.gethostname()}:{parent.pid}"}
     child = subprocess.Popen([sys.executable, "-c", WATCHED], cwd=ROOT, env=told, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     child.stdout.readline()
@@ -120,10 +120,10 @@ def test_it_ends_with_the_process_that_it_works_for():
 
 
 def test_the_command(tmp_path):
-    assert process.command(tmp_path, None)[1:] == ["-m", "tasks.core.process", str(tmp_path)]
-    launched = process.command(tmp_path, "two.yaml")[1:]
+    assert apart.command(tmp_path, None)[1:] == ["-m", "tasks.core.training.apart", str(tmp_path)]
+    launched = apart.command(tmp_path, "two.yaml")[1:]
     assert launched[:4] == ["-m", "accelerate.commands.launch", "--config_file", "two.yaml"]
-    assert launched[4:] == ["-m", "tasks.core.process", str(tmp_path)]
+    assert launched[4:] == ["-m", "tasks.core.training.apart", str(tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_other_errors_are_written_down_too(tmp_path, monkeypatch, error, name, w
     def fail(folder):
         raise error
 
-    monkeypatch.setattr(process, "work", fail)
-    monkeypatch.delenv(process.PARENT, raising=False)
+    monkeypatch.setattr(apart, "work", fail)
+    monkeypatch.delenv(apart.PARENT, raising=False)
     with pytest.raises(type(error)):
-        process.main(tmp_path)
+        apart.main(tmp_path)
     (found,) = tmp_path.iterdir()
     assert found.name == f"{name}.json"
     assert list(json.loads(found.read_text()).values()) == written
@@ -150,9 +150,9 @@ def test_what_is_refused_is_written_down(tmp_path, monkeypatch):
     def refuse(folder):
         raise BadInput("the model cannot be loaded")
 
-    monkeypatch.setattr(process, "work", refuse)
-    monkeypatch.delenv(process.PARENT, raising=False)
-    assert process.main(tmp_path) == 1
+    monkeypatch.setattr(apart, "work", refuse)
+    monkeypatch.delenv(apart.PARENT, raising=False)
+    assert apart.main(tmp_path) == 1
     assert json.loads((tmp_path / "error.json").read_text()) == {
         "type": "BadInput",
         "message": "the model cannot be loaded",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.core.asking.log import RequestLog
 from tasks.core.errors import StageFailed
-from tasks.core.request_log import RequestLog
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,7 +72,7 @@ def test_a_file_that_is_damaged_is_set_aside(path, damage, capsys):
 
 def test_a_disk_that_is_full(tmp_path):
     code = (
-        "import resource, signal, sys; from pathlib import Path; from tasks.core.request_log import RequestLog\n"
+        "import resource, signal, sys; from pathlib import Path; from tasks.core.asking.log import RequestLog\n"
         "log = RequestLog(Path(sys.argv[1])); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "import random\n"

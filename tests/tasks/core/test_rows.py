@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tasks.core.asking import Asker
-from tasks.core.context import Pointer
-from tasks.core.engine import Sampling
+from tasks.core.asking.local import Asker
+from tasks.core.asking.log import FILE
+from tasks.core.asking.opener import Opener
+from tasks.core.engines.base import Sampling
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.opening import Opener
-from tasks.core.request_log import FILE
+from tasks.core.models.pointer import Pointer
 from tasks.core.serving import DEFAULTS
 from tests.endpoint import Endpoint, completion
 from tests.support import ENGINE, user
@@ -191,7 +191,7 @@ import sys
 from pathlib import Path
 from tests.support import user
 from tests.tasks.core.test_rows import asker
-from tasks.core.engine import Sampling
+from tasks.core.engines.base import Sampling
 model = asker(Path(sys.argv[1]), sys.argv[2])
 replies = model.generate([user(f"question {i}") for i in range(200)], Sampling(3, 1.0, 1.0, 8, 0), "x")
 print(hash(tuple(reply.text for several in replies for reply in several)), model.usage.made)

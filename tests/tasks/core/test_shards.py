@@ -2,7 +2,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.core.shards import Shard, cut, run_here
+from tasks.core.asking.shards import Shard, cut, run_here
 
 
 def counted(tmp_path, calls, key="k"):

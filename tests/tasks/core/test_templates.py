@@ -2,7 +2,8 @@
 
 import pytest
 
-from tasks.core import batches, models, rendering
+from tasks.core.models import tokenizers
+from tasks.core.training import batches
 from tasks.families import text_templates
 from tasks.families.text import TEMPLATES
 from tests import templates, tiny
@@ -20,7 +21,7 @@ def kind(request):
 def tokenizer(kind, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     templates.trained(kind).save_pretrained(folder)
-    return models.plain_tokenizer(folder)
+    return tokenizers.plain_tokenizer(folder)
 
 
 def ids(tokenizer, text):
@@ -58,8 +59,8 @@ def test_the_tokenizers_are_of_a_real_size(tokenizer):
 
 def test_what_is_asked_begins_what_is_told(kind, tokenizer):
     for prompt in conversations(kind):
-        asked = rendering.render(tokenizer, prompt)
-        (whole,) = rendering.render_many(tokenizer, [[*prompt, *tiny.reply(ANSWER)]], reply=False)
+        asked = tokenizers.render(tokenizer, prompt)
+        (whole,) = tokenizers.render_many(tokenizer, [[*prompt, *tiny.reply(ANSWER)]], reply=False)
         assert whole.startswith(asked)
         reply = ids(tokenizer, whole[len(asked) :])
         assert ids(tokenizer, whole) == ids(tokenizer, asked) + reply
@@ -79,7 +80,7 @@ def test_the_reply_and_its_end_are_learnt_and_nothing_else(kind, tokenizer):
 
 
 def test_no_text_forges_a_turn(kind, tokenizer):
-    controls = set(map(tokenizer.convert_tokens_to_ids, rendering.special_tokens(tokenizer)))
+    controls = set(map(tokenizer.convert_tokens_to_ids, tokenizers.special_tokens(tokenizer)))
 
     def turns(said):
         first, learnt = encoded(tokenizer, tiny.user(said), said)
@@ -95,7 +96,7 @@ def test_thoughts_are_learnt_where_they_are_asked_for():
     first, learnt = encoded(tokenizer, tiny.user(QUESTION), thought)
     assert tokenizer.decode(first).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(learnt) == f"{thought}<|im_end|>"
-    tokenizer.chat_template = rendering.with_options(qwen.template, {"enable_thinking": False})
+    tokenizer.chat_template = tokenizers.with_options(qwen.template, {"enable_thinking": False})
     first, learnt = encoded(tokenizer, tiny.user(QUESTION), ANSWER)
     assert tokenizer.decode(first).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(learnt) == f"{ANSWER}<|im_end|>"

@@ -8,14 +8,16 @@ import pytest
 import torch
 from trl import DPOConfig, DPOTrainer
 
-from tasks.core import batches, losses, models, rendering, trainers
 from tasks.core.errors import StageFailed
+from tasks.core.models import tokenizers
+from tasks.core.models import weights as models_weights
+from tasks.core.training import batches, losses, trainers
 from tests import tiny
 
 torch.set_num_threads(1)
 
 WORDS = [str(n) for n in range(10)]
-TOKENIZER = rendering.make_tokenizer([*WORDS, ":"], [], 300)
+TOKENIZER = tokenizers.make_tokenizer([*WORDS, ":"], [], 300)
 ARCHITECTURE = {**tiny.ARCHITECTURE, "initializer_range": 0.5}
 OPTIONS = SimpleNamespace(
     **{**tiny.SFT, **tiny.DPO, "steps": 2, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0, "beta": 0.3}
@@ -29,12 +31,12 @@ REJECTED = ["2 2 2 2", "4", "6"]
 def folders(tmp_path_factory):
     path = tmp_path_factory.mktemp("trainers")
     for seed in (0, 1):
-        models.build(ARCHITECTURE, TOKENIZER, seed, path / str(seed))
+        models_weights.build(ARCHITECTURE, TOKENIZER, seed, path / str(seed))
     return path
 
 
 def load(folder):
-    return models.load(folder, torch.float32)
+    return models_weights.load(folder, torch.float32)
 
 
 def trainer_of(kind, model, folder, source, options=OPTIONS):
@@ -201,14 +203,14 @@ def test_groups_hold_every_row_once_and_are_bounded():
 def test_rows_too_long_and_templates_that_cannot_be_cut():
     with pytest.raises(StageFailed, match="row 1 2 : has 6 tokens; the model holds 4"):
         batches.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["1 2 :"], 4)
-    odd = rendering.make_tokenizer(WORDS, [], 300)
+    odd = tokenizers.make_tokenizer(WORDS, [], 300)
     odd.chat_template = "{{ messages | length }} {{ messages[0]['content'] }}"
     with pytest.raises(StageFailed, match="cannot be told apart"):
         batches.encode(odd, [tiny.user("1 2")], [tiny.reply("2 1")], ["r"], 64)
 
 
 def test_the_completion_ends_where_generation_would():
-    chat = rendering.make_tokenizer(WORDS, [], 300)
+    chat = tokenizers.make_tokenizer(WORDS, [], 300)
     chat.chat_template = "{% for m in messages %}{{ m['content'] + ' ' + eos_token + ' 9 ' }}{% endfor %}"
     rows = batches.encode(chat, [tiny.user("1 2")], [tiny.reply("3")], ["r"], 64)
     words = chat.convert_ids_to_tokens(rows.tokens[rows.prompts[0] :])
@@ -251,7 +253,7 @@ def test_models_that_carry_on_from_row_to_row_are_not_packed(tmp_path, kind):
             "layer_types": ["conv"],
         },
     }[kind]
-    models.build({"model_type": kind, **sizes, **extra}, TOKENIZER, 0, tmp_path)
+    models_weights.build({"model_type": kind, **sizes, **extra}, TOKENIZER, 0, tmp_path)
     with pytest.raises(StageFailed, match=f"packing: in a {kind} model packed rows see one another"):
         trainers.check_packing(load(tmp_path))
 

@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tasks.core import engines
-from tasks.core.engines import cache, draws
+from tasks.core.engines import uniforms
+from tasks.core.engines.transformers import cache
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed, UnknownName
 from tests import engines as contract
 from tests.engines import KINDS, PROMPTS, RESPONSES, WORDS, build, same, sampled, sampling, write_tokenizer
@@ -112,24 +113,24 @@ def test_samples_follow_the_distribution(qwen: Path, temperature: float, top_p: 
 
 
 def test_uniform_numbers_are_uniform_and_independent() -> None:
-    keys = draws.row_keys(0, ["p", "q"], range(2000))
-    numbers = np.stack([draws.uniforms(keys.ravel(), np.full(4000, place)) for place in range(5)])
+    keys = uniforms.row_keys(0, ["p", "q"], range(2000))
+    numbers = np.stack([uniforms.uniforms(keys.ravel(), np.full(4000, place)) for place in range(5)])
     assert numbers.min() >= 0
     assert numbers.max() < 1
     assert chisquare(np.histogram(numbers, bins=50, range=(0, 1))[0]).pvalue > 0.01
     assert np.abs(np.corrcoef(numbers) - np.eye(5)).max() < 0.05
-    assert len(np.unique(draws.row_keys(0, ["p"], range(1000)))) == 1000
+    assert len(np.unique(uniforms.row_keys(0, ["p"], range(1000)))) == 1000
 
 
 def test_picks_invert_the_cumulative_distribution() -> None:
     logits = torch.tensor([[0.5, 0.2, 0.3]]).log().repeat(5, 1)
     uniform = torch.tensor([0.0, 0.49, 0.51, 0.71, 1 - 2.0**-23])
-    assert draws.pick(logits, uniform, 1.0, 1.0).tolist() == [0, 0, 1, 2, 2]
-    assert draws.pick(logits, uniform, 1.0, 0.6).tolist() == [0, 0, 0, 2, 2]  # 0 and 2, as 5 to 3
-    assert draws.pick(logits, uniform, 1.0, 0.1).tolist() == [0] * 5
-    assert draws.pick(logits, uniform, 0.0, 1.0).tolist() == [0] * 5
+    assert uniforms.pick(logits, uniform, 1.0, 1.0).tolist() == [0, 0, 1, 2, 2]
+    assert uniforms.pick(logits, uniform, 1.0, 0.6).tolist() == [0, 0, 0, 2, 2]  # 0 and 2, as 5 to 3
+    assert uniforms.pick(logits, uniform, 1.0, 0.1).tolist() == [0] * 5
+    assert uniforms.pick(logits, uniform, 0.0, 1.0).tolist() == [0] * 5
     barred = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
-    assert draws.pick(barred, torch.tensor([0.5, 1 - 2.0**-23]), 1.0, 1.0).tolist() == [2, 2]
+    assert uniforms.pick(barred, torch.tensor([0.5, 1 - 2.0**-23]), 1.0, 1.0).tolist() == [2, 2]
 
 
 def test_prefills_are_cut_by_tokens_and_lengths() -> None:

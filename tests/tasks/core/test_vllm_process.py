@@ -9,11 +9,11 @@ import time
 import psutil
 import pytest
 
-from tasks.core.engines import vllm_process
+from tasks.core.engines.vllm import process
 
 PARENT = """
 import sys, time
-from tasks.core.engines import vllm_process
+from tasks.core.engines.vllm.engine import process as vllm_process
 child = __import__("subprocess").Popen(["sleep", "600"])
 vllm_process.watch([child.pid])
 print(child.pid, flush=True)
@@ -35,7 +35,7 @@ def test_what_is_watched_ends_with_a_process_that_is_killed() -> None:
 
 def test_what_is_no_longer_watched_lives_on() -> None:
     child = subprocess.Popen(["sleep", "600"])
-    vllm_process.unwatch(vllm_process.watch([child.pid]))
+    process.unwatch(process.watch([child.pid]))
     time.sleep(0.2)
     assert child.poll() is None
     child.kill()
@@ -47,7 +47,7 @@ def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch, eager: boo
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
     before = dict(os.environ)
-    with vllm_process.environment(3, 5, eager):
+    with process.environment(3, 5, eager):
         assert (os.environ["OMP_NUM_THREADS"], os.environ["VLLM_CPU_KVCACHE_SPACE"]) == ("3", "5")
         assert ("TORCHDYNAMO_DISABLE" in os.environ) == eager
         os.environ["LD_PRELOAD"] = "libtcmalloc.so"  # as vLLM does

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tasks.core import model_files
 from tasks.core.errors import BadInput, first_line
+from tasks.core.models import files
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -37,7 +37,7 @@ def cached(name: str) -> Path | None:
 def is_whole(folder: Path) -> bool:
     """Whether weights are there, and all the files of which an index says that they belong to them."""
     try:
-        named = model_files.shards(folder)
+        named = files.shards(folder)
     except BadInput:
         named = []
     return all((folder / name).is_file() for name in named) if named else any(folder.glob("*.safetensors"))

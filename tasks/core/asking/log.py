@@ -1,7 +1,7 @@
 """The request log: raw replies of endpoints, one row a request, each durable the moment it has arrived.
 
 One SQLite file in scratch (`requests.sqlite`, write-ahead log), table `replies`: `key` (what the reply depends on, as
-tasks/core/rows.py makes it) and `body` (the reply as it arrived, compressed; the compression's checksum finds a
+tasks/core/asking/endpoint.py makes it) and `body` (the reply as it arrived, compressed; the compression's checksum finds a
 flipped bit). A kill loses only what had not arrived. Several processes may use one log: the first reply to a request
 stays, and everybody reads that one. A damaged reply counts as not there, and a file that is no database is
 set aside: both cost new requests and nothing else. Safe to delete, at the price of asking again.

@@ -9,7 +9,7 @@ all the same, because it knows neither, fails the request. Token counts are the 
 and response as token ids with `echo`, which vLLM and SGLang take.
 
 `serving.openai` says how the servers are reached, `engine.endpoint` what is asked. The key is read from the environment
-when something is asked, is sent as a bearer token, and is nowhere else. Faults: tasks/core/engines/calls.py.
+when something is asked, is sent as a bearer token, and is nowhere else. Faults: tasks/core/engines/openai/calls.py.
 """
 
 import json
@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engine import Completion, Row, Sampling, Statistic, Unusable, no_reply, one_of
-from tasks.core.engines.calls import Caller
+from tasks.core.engines.base import Completion, Row, Sampling, Statistic, Unusable, no_reply, one_of
+from tasks.core.engines.openai.calls import Caller
+from tasks.core.engines.options import Openai
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.seeds import derive
-from tasks.core.serving import Openai
 
 PATHS = {"completions": "completions", "chat": "chat/completions"}
 ROUNDS = 16  # how often a block of rows keeps every connection busy
@@ -39,7 +39,7 @@ def connect(model: str, folder: Path, endpoint: Mapping[str, Any], serving: Mapp
 
 
 class Endpoint:
-    """Servers that have one model. See `tasks.core.engine.RowEngine` for the contract."""
+    """Servers that have one model. See `tasks.core.engines.base.RowEngine` for the contract."""
 
     def __init__(self, model: str, folder: Path, endpoint: Mapping[str, Any], serving: Openai) -> None:
         self.model, self.folder, self.endpoint, self.serving = model, folder, endpoint, serving
@@ -173,7 +173,7 @@ class Endpoint:
         return scores
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
-        """As `tasks.core.engine.Engine.generate`; a request without a usable reply gives one that has `failed`."""
+        """As `tasks.core.engines.base.Engine.generate`; a request without a usable reply gives one that has `failed`."""
         single = replace(sampling, n=1)
         rows = [
             Row(f"{index}/{draw}", prompt, single, draw)
@@ -192,7 +192,7 @@ class Endpoint:
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
     ) -> list[list[float]]:
-        """As `tasks.core.engine.Engine.score`. Raises `BadInput` where the server cannot, `StageFailed` where it fails."""
+        """As `tasks.core.engines.base.Engine.score`. Raises `BadInput` where the server cannot, `StageFailed` where it fails."""
         pairs = enumerate(zip(prompts, responses, strict=True))
         rows = [
             Row(str(index), prompt, Sampling(1, 0.0, 1.0, 1, 0), 0, response, statistic)
@@ -227,9 +227,9 @@ class Endpoint:
 
     def _loaded(self) -> Any:
         if self._tokenizer is None:
-            from tasks.core import models
+            from tasks.core.models import tokenizers
 
-            self._tokenizer = models.plain_tokenizer(self.folder)
+            self._tokenizer = tokenizers.plain_tokenizer(self.folder)
         return self._tokenizer
 
 

@@ -14,15 +14,14 @@ base, and `verify` makes sure that the base is still that one.
 Whatever needs no torch (`validate_folder`, `resolve`, `digest`) does not import it.
 """
 
-import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.core import architectures, digests, hub, memory, model_files, rendering
-from tasks.core.context import Pointer
-from tasks.core.errors import BadInput, MissingArtifact, one_line
-from tasks.core.model_files import read_json
+from tasks.core import digests
+from tasks.core.errors import BadInput, MissingArtifact
+from tasks.core.models import architectures, files, hub
+from tasks.core.models.files import read_json
+from tasks.core.models.pointer import Pointer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NO_TEMPLATE = (
@@ -34,156 +33,6 @@ POINTER = "pointer.json"
 BASE = "base.json"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-# --- folders ---------------------------------------------------------------------------------------
-
-
-def build(architecture: Mapping[str, Any], tokenizer: Any, seed: int, folder: Path) -> None:
-    """Writes a freshly initialised model and its tokenizer to `folder`: equal arguments, equal bytes.
-    Raises `BadInput` for an architecture that transformers refuses."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    architectures.check(architecture, "architecture")
-    rest = {key: value for key, value in architecture.items() if key != "model_type"}
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    try:
-        config = AutoConfig.for_model(architecture["model_type"], **{"vocab_size": len(tokenizer)} | rest | ids)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except Exception as error:  # every architecture has its own way of refusing values
-        raise BadInput(f"architecture: no language model can be built from {dict(architecture)}: {error}") from error
-    save(model, tokenizer, folder)
-
-
-def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
-    """Writes weights (safetensors), config, generation config and tokenizer, and nothing else. `state`: the weights, if
-    they are not to be taken from the model."""
-    from transformers.utils import logging
-
-    folder.mkdir(parents=True, exist_ok=True)
-    logging.disable_progress_bar()
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config.eos_token_id is None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
-
-
-def load(folder: Path, dtype: Any, **options: Any) -> Any:
-    """The model in the number format `dtype`, an adapter merged into it. Remote code is never run; `options` go to
-    transformers. Raises `BadInput` if transformers or peft cannot load it, a library's own error if memory runs out."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    found = parts(folder)
-    logging.set_verbosity_error()  # what is wrong is said below
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            found.weights,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
-        model, told = loaded
-        _check_whole(found.weights, told)
-        return model if found.adapter is None else _merged(model, found)
-    except BadInput:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if memory.is_short(error):
-            raise
-        raise BadInput(f"{folder} cannot be loaded as a language model: {one_line(error)}") from error
-
-
-def check_loads(folder: Path) -> None:
-    """Raises `BadInput` unless all weights of the model are there, in the shapes that its config.json says, and an
-    adapter fits them. Reads headers only."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that nothing is copied there
-        load(folder, "float32", device_map={"": "meta"})
-
-
-def _check_whole(folder: Path, told: Mapping[str, Any]) -> None:
-    """Refuses what transformers would fill with random numbers, other ones every time."""
-    if wrong := sorted(told["mismatched_keys"]):
-        name, there, expected = wrong[0]
-        raise BadInput(
-            f"{folder}: config.json says that {name} has the shape {list(expected)}, and the weights have {list(there)}"
-            f"{_more(wrong)}; is it the configuration of another model?"
-        )
-    if missing := sorted(told["missing_keys"]):
-        raise BadInput(
-            f"{folder} has no weights for {missing[0]}{_more(missing)}, which a language model of its config.json needs; "
-            "save it with AutoModelForCausalLM, or fetch all of its files"
-        )
-
-
-def _more(several: Sequence[Any]) -> str:
-    return f" (and {len(several) - 1} more)" if len(several) > 1 else ""
-
-
-def _merged(model: Any, found: "Parts") -> Any:
-    """The model with an adapter merged into it. Raises `BadInput` for an adapter of another model."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    assert found.adapter is not None
-    adapted = PeftModel.from_pretrained(model, str(found.adapter))
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    with safe_open(found.adapter / ADAPTER_WEIGHTS, "pt") as file:
-        given = set(file.keys())
-    if missing := sorted(expected - given):
-        raise BadInput(
-            f"{found.adapter} does not fit its base {found.weights}: it has nothing for {missing[0]}{_more(missing)} but "
-            f"{min(given, default='no weights')}; is it the adapter of another model?"
-        )
-    merged: Any = adapted.merge_and_unload()
-    return merged.requires_grad_(True)  # peft froze them
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer. Raises `BadInput` if it cannot be loaded or has no chat template."""
-    tokenizer = plain_tokenizer(folder)
-    if not tokenizer.chat_template:
-        raise BadInput(NO_TEMPLATE.format(folder))
-    return tokenizer
-
-
-def plain_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer, with a chat template or without; its end token is the one that its template writes. Raises
-    `BadInput` if it cannot be loaded."""
-    tokenizer = stored_tokenizer(folder)
-    if tokenizer.chat_template:
-        rendering.end_as_templated(tokenizer)
-    return tokenizer
-
-
-def stored_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer as its files have it. Raises `BadInput` if it cannot be loaded."""
-    from transformers import AutoTokenizer
-
-    place = parts(folder).tokenizer
-    if not (place / model_files.TOKENIZER).is_file():  # transformers makes an empty one for some architectures
-        model_files.check_tokenizer(place)
-    try:
-        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library tokenizers raises no other kind
-        model_files.check_tokenizer(place)
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {why}") from error
-
-
-# --- parts and pointers ----------------------------------------------------------------------------
 
 
 class Parts(NamedTuple):
@@ -328,9 +177,6 @@ def write_pointer(folder: Path, pointer: Pointer, name: str = POINTER) -> None:
     (folder / name).write_text(pointer.text(), encoding="utf-8")
 
 
-# --- checks ----------------------------------------------------------------------------------------
-
-
 def validate_folder(path: Path, template: bool = True) -> None:
     """Raises `BadInput` unless `path` is a model folder: configuration, safetensors, a tokenizer with a chat
     template (without one where `template` is False), or a part of a model whose base is one. Of weights only headers are read."""
@@ -343,15 +189,15 @@ def validate_folder(path: Path, template: bool = True) -> None:
     if not isinstance(config.get("model_type"), str):
         raise BadInput(f"{found.weights} is no model folder: it has no config.json with a model_type")
     architectures.check_model_type(config["model_type"], str(found.weights / "config.json"))
-    for file in model_files.weights(found.weights):
-        model_files.header(file)
-    model_files.check_tokenizer(found.tokenizer)
+    for file in files.weights(found.weights):
+        files.header(file)
+    files.check_tokenizer(found.tokenizer)
     if template:
         _validate_template(path, found.tokenizer)
 
 
 def _validate_template(path: Path, tokenizer: Path) -> None:
-    from tasks.core import chat
+    from tasks.core.models import chat
 
     text = chat.of_folder(tokenizer)
     if text is None:
@@ -366,7 +212,7 @@ def _validate_adapter(folder: Path) -> None:
         raise BadInput(f"{folder / ADAPTER}: given peft_type {kind!r}; only LORA adapters are loaded")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise BadInput(f"{folder} is no adapter: it has no {ADAPTER_WEIGHTS}; other weight formats are not loaded")
-    model_files.header(folder / ADAPTER_WEIGHTS)
+    files.header(folder / ADAPTER_WEIGHTS)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

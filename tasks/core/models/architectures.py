@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.core import model_files
 from tasks.core.errors import BadInput, UnknownName, unknown_name
+from tasks.core.models import files
 
 FROM_TOKENIZER = {"vocab_size", "pad_token_id", "eos_token_id", "bos_token_id"}
 OLD_KEYS = {"rope_theta", "rope_scaling"}  # read by transformers, though no field carries the name
@@ -108,7 +108,7 @@ def layers(model_type: str) -> frozenset[str]:
     if re.search(r"^from \.\.\w+\.modeling_", text, re.MULTILINE):
         return frozenset()
     found = re.findall(r"self\.(\w+) = (?:nn\.)?(?:\w*Linear|Conv[12][dD]|Embedding)\(", text)
-    return frozenset(found) - model_files.HEADS
+    return frozenset(found) - files.HEADS
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from tasks.core.shards import Spent
+from tasks.core.asking.shards import Spent
 
 
 @dataclass

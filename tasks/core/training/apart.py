@@ -1,9 +1,9 @@
 """Training in a process of its own: so that a GPU's memory is free of it afterwards, and on several GPUs or machines.
 
-    python -m tasks.core.process FOLDER
-    accelerate launch --config_file FILE -m tasks.core.process FOLDER   # with `accelerate: FILE` in the block's options
+    python -m tasks.core.training.apart FOLDER
+    accelerate launch --config_file FILE -m tasks.core.training.apart FOLDER   # with `accelerate: FILE` in the block's options
 
-`fit` and `reference_logps` do what those of `tasks.core.trainers` and `tasks.core.losses` do, with the same arguments,
+`fit` and `reference_logps` do what those of `tasks.core.training.trainers` and `tasks.core.training.losses` do, with the same arguments,
 in such a process. FOLDER, in scratch, holds the request: `request.json` (paths, options, seed), `arrays.npz` (token
 rows and plans, no pickles), and afterwards the answer: `result.json`, `result.npy`; or what went wrong: `error.json` in
 words of this project, `unexpected.json` in others. (One of several processes may fail because another did, so the first
@@ -35,12 +35,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.core import batches, memory
-from tasks.core.context import Pointer
+from tasks.core import memory
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
+from tasks.core.models.pointer import Pointer
+from tasks.core.training import batches
 
 if TYPE_CHECKING:
-    from tasks.core.trainers import Fitted
+    from tasks.core.training.trainers import Fitted
 
 Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
@@ -67,7 +68,7 @@ def fit(
     base: Pointer | None = None,
 ) -> "Fitted":
     """`trainers.fit` in another process, or in those that `options["accelerate"]` describes."""
-    from tasks.core.trainers import Fitted
+    from tasks.core.training.trainers import Fitted
 
     arrays: Arrays = {}
     for number, source in enumerate(sources):
@@ -104,7 +105,7 @@ def reference_logps(
 
 def command(folder: Path, accelerate: str | None) -> list[str]:
     """What is run."""
-    module = ["-m", "tasks.core.process", str(folder)]
+    module = ["-m", "tasks.core.training.apart", str(folder)]
     if accelerate is None:
         return [sys.executable, *module]
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate, *module]
@@ -128,7 +129,7 @@ def _run(folder: Path, accelerate: str | None, threads: int, progress: Progress)
     asked = command(folder.absolute(), accelerate)
     if accelerate is not None:
         print(f"training: {' '.join(['accelerate launch', *asked[3:]])}", flush=True)
-    code = Path(__file__).parents[2]
+    code = Path(__file__).parents[3]
     path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
     told = {PARENT: f"{socket.gethostname()}:{os.getpid()}", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     process = subprocess.Popen(
@@ -235,13 +236,13 @@ def work(folder: Path) -> None:
         arrays = dict(stored)
     torch.set_num_threads(int(request["options"]["threads"]))
     if request["call"] == "reference":
-        from tasks.core import losses
+        from tasks.core.training import losses
 
         rows = _built("Rows", "rows", arrays)
         path, precision, limit = Path(request["folder"]), request["precision"], request["limit"]
         np.save(folder / "result.npy", losses.reference_logps(path, rows, precision, _tell, limit))
         return
-    from tasks.core import trainers
+    from tasks.core.training import trainers
 
     sources = [_built(kind, str(number), arrays) for number, kind in enumerate(request["sources"])]
     options = json.loads(json.dumps(request["options"]), object_hook=lambda given: SimpleNamespace(**given))

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core import chat
 from tasks.core.errors import BadInput, StageFailed, unknown_name
+from tasks.core.models import chat, files, tokenizers
+from tasks.core.models.folders import NO_TEMPLATE, parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+
 Messages = Sequence[Mapping[str, str]]
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant")
-CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
+CHAT_TEMPLATES = Path(__file__).parents[2] / "chat_templates"
 OPTIONS = "base.chat_template_options"
 GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now")  # to a template
 NO_SYSTEM = (
@@ -229,3 +231,35 @@ def neutralise(text: str, specials: Sequence[str]) -> str:
             text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
         found = [token for token in specials if token in text]
     return text
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer. Raises `BadInput` if it cannot be loaded or has no chat template."""
+    tokenizer = plain_tokenizer(folder)
+    if not tokenizer.chat_template:
+        raise BadInput(NO_TEMPLATE.format(folder))
+    return tokenizer
+
+
+def plain_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer, with a chat template or without; its end token is the one that its template writes. Raises
+    `BadInput` if it cannot be loaded."""
+    tokenizer = stored_tokenizer(folder)
+    if tokenizer.chat_template:
+        tokenizers.end_as_templated(tokenizer)
+    return tokenizer
+
+
+def stored_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer as its files have it. Raises `BadInput` if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    place = parts(folder).tokenizer
+    if not (place / files.TOKENIZER).is_file():  # transformers makes an empty one for some architectures
+        files.check_tokenizer(place)
+    try:
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library tokenizers raises no other kind
+        files.check_tokenizer(place)
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {why}") from error

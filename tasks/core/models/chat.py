@@ -15,7 +15,7 @@ from jinja2 import ext, nodes, parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tasks.core.errors import BadInput
-from tasks.core.model_files import read_json
+from tasks.core.models.files import read_json
 
 TODAY = datetime(2024, 7, 26)  # what Llama's own templates print where they are given no date
 FILE = "chat_template.jinja"

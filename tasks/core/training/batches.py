@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.core.errors import StageFailed
-from tasks.core.rendering import render_many
+from tasks.core.models.tokenizers import render_many
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -4,9 +4,9 @@ Why not `model.generate`: it prefills every sample of a prompt anew, carries fin
 slowest, and copies the keys and values at every step. Here a call's rows (prompts x draws) are sorted by
 prompt length and decoded at most `batch_size` side by side; a prompt is prefilled once for its draws, a
 finished row leaves the batch at once, and waiting rows enter when so few are left that a step costs no
-less with fewer (`tasks.core.engines.cache`). Equal prompts of one call are decoded once.
+less with fewer (`tasks.core.engines.transformers.cache`). Equal prompts of one call are decoded once.
 
-Each row has random numbers of its own (`tasks.core.engines.draws`), so a draw depends on the sampling seed,
+Each row has random numbers of its own (`tasks.core.engines.uniforms`), so a draw depends on the sampling seed,
 the prompt's text and the draw's number alone, up to the last bits of floating point: those may differ with
 the batch's shape, which can only show where a random number falls onto the edge between two tokens.
 
@@ -23,12 +23,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.core import memory, models
-from tasks.core.engine import Completion, Sampling, Statistic
-from tasks.core.engines import cache, draws, statistics
-from tasks.core.engines.choices import Choices
+from tasks.core import memory
+from tasks.core.engines import statistics, uniforms
+from tasks.core.engines.base import Completion, Sampling, Statistic
 from tasks.core.engines.texts import Texts
+from tasks.core.engines.transformers import cache
+from tasks.core.engines.transformers.choices import Choices
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
+from tasks.core.models import folders, tokenizers, weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFILL_ROWS = 32  # on CPU, where more rows than these cost in proportion and unequal lengths waste attention
@@ -51,23 +53,23 @@ def load(
         raise BadInput(f"engine.precision: given {precision!r}; allowed are {', '.join(PRECISIONS)}")
     if batch_size < 1 or threads < 1:
         raise BadInput(f"engine: given batch_size {batch_size} and threads {threads}; both must be 1 or more")
-    if not models.is_part(folder) and not (folder / "config.json").is_file():
+    if not folders.is_part(folder) and not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     less = "" if precision == "bfloat16" else "engine.precision: bfloat16 halves it; or "
     advice = f"{less}end what else uses memory, or use a smaller model"
     try:
-        tokenizer = models.plain_tokenizer(folder)
+        tokenizer = tokenizers.plain_tokenizer(folder)
         with memory.told(f"{folder} does not fit into memory", advice):
-            model = models.load(folder, PRECISIONS[precision]).to(device).eval()
+            model = weights.load(folder, PRECISIONS[precision]).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder}: no model that transformers can load: {error}") from error
     return TransformersEngine(model, tokenizer, threads, batch_size)
 
 
 class TransformersEngine:
-    """A model in memory. See `tasks.core.engine.Engine` for the contract."""
+    """A model in memory. See `tasks.core.engines.base.Engine` for the contract."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, threads: int, batch_size: int
@@ -90,7 +92,7 @@ class TransformersEngine:
         unique = list(dict.fromkeys(prompts))
         tokens = self.texts.prompts(unique)
         count = 1 if sampling.temperature == 0 else sampling.n  # greedy draws are all the same
-        keys = draws.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
+        keys = uniforms.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
         rows = [(index, draw) for index in _longest_first(tokens) for draw in range(count)]
         choices = Choices(self.texts, sampling.choices) if sampling.choices else None
         with torch.inference_mode():
@@ -164,7 +166,7 @@ class TransformersEngine:
     def _decode(
         self,
         tokens: list[list[int]],
-        keys: draws.Keys,
+        keys: uniforms.Keys,
         rows: list[tuple[int, int]],
         sampling: Sampling,
         choices: Choices | None,
@@ -211,10 +213,10 @@ class TransformersEngine:
         """Gives every row from slot `start` its next token; which of all rows are finished."""
         rows = slice(start, live.count)
         logits = logits.float()
-        uniform = torch.from_numpy(draws.uniforms(live.key[rows], live.length[rows])).to(logits.device)
+        uniform = torch.from_numpy(uniforms.uniforms(live.key[rows], live.length[rows])).to(logits.device)
         if choices is not None:
             logits = choices.among(logits, live.node[rows])
-        tokens = draws.pick(logits, uniform, sampling.temperature, sampling.top_p)
+        tokens = uniforms.pick(logits, uniform, sampling.temperature, sampling.top_p)
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
         picked, sums = tokens.cpu().numpy(), logprobs.cpu().numpy()
         if not np.isfinite(sums).all():
@@ -264,7 +266,7 @@ class _Live:
         self.logprob = np.zeros(size, dtype=np.float64)
         self.new = np.zeros((size, new_tokens), dtype=np.int64)
 
-    def enter(self, row: NDArray[np.int64], key: draws.Keys, limit: NDArray[np.int64]) -> None:
+    def enter(self, row: NDArray[np.int64], key: uniforms.Keys, limit: NDArray[np.int64]) -> None:
         slots = slice(self.count, self.count + len(row))
         self.row[slots], self.key[slots], self.limit[slots] = row, key, limit
         self.length[slots] = 0

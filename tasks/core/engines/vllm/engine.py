@@ -1,11 +1,11 @@
 """The `vllm` engine: continuous batching, paged attention and prefix caching, for GPUs; on CPU it runs too.
 
-vLLM computes in processes of its own (`tasks.core.engines.vllm_process`), so closing the engine gives all its memory
+vLLM computes in processes of its own (`tasks.core.engines.vllm.process`), so closing the engine gives all its memory
 back, and they end with this process even if it is killed. Tokens go in and out: the tokenizer, the ends of a reply and
 the texts are those of the `transformers` engine (`tasks.core.engines.texts`).
 
 Every draw is a request with a seed of its own, made of sampling seed, prompt and number of the draw as in
-`tasks.core.engines.draws`, so which requests share a batch plays no part, up to the last bits of floating point.
+`tasks.core.engines.uniforms`, so which requests share a batch plays no part, up to the last bits of floating point.
 The same options give the distribution of the `transformers` engine, not its draws; greedy replies are the same but
 for ties. Choices become one of vLLM's grammars, which also allows ways to cut a text into tokens that its tokenizer does not
 take. Log-probabilities are vLLM's `raw_logprobs`: of the model's own distribution, at temperature 1. A
@@ -29,12 +29,14 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from tasks.core import digests, engines, models
-from tasks.core.engine import Completion, Sampling, Statistic, one_of
-from tasks.core.engines import draws, vllm_process, vllm_worker
+from tasks.core import digests, engines
+from tasks.core.engines import uniforms
+from tasks.core.engines.base import Completion, Sampling, Statistic, one_of
+from tasks.core.engines.options import Vllm
 from tasks.core.engines.texts import UNBOUNDED, Texts
+from tasks.core.engines.vllm import process, worker
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.serving import Vllm
+from tasks.core.models import folders, tokenizers
 
 MEMORY = (
     "where memory is short, lower serving.vllm.longest, serving.vllm.memory_share (on a GPU that others use too) or "
@@ -70,7 +72,7 @@ class Room(NamedTuple):
 
 
 class VllmEngine:
-    """A model served by vLLM. See `tasks.core.engine.Engine` and `Taking` for the contract."""
+    """A model served by vLLM. See `tasks.core.engines.base.Engine` and `Taking` for the contract."""
 
     def __init__(self, folder: Path, precision: str, threads: int, batch_size: int, serving: Vllm) -> None:
         parts = _parts(folder)
@@ -131,7 +133,7 @@ class VllmEngine:
         room = [min(sampling.max_new_tokens, self.texts.positions - len(ids)) for ids in tokens]
         self._fits([len(ids) + new for ids, new in zip(tokens, room, strict=True)])
         count = 1 if sampling.temperature == 0 else sampling.n  # greedy draws are all the same
-        keys = draws.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
+        keys = uniforms.row_keys(sampling.seed, unique, range(first_draw, first_draw + count))
         found = self._ask(
             [ids for ids in tokens for _ in range(count)],
             [
@@ -159,7 +161,7 @@ class VllmEngine:
         self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
     ) -> list[list[float]]:
         """The statistic at each token of each response and at the end of text; all but log-probabilities are computed by
-        what is added to vLLM's workers (`tasks.core.engines.vllm_worker`).
+        what is added to vLLM's workers (`tasks.core.engines.vllm.worker`).
 
         Raises `BadInput` for texts that do not fit the model, `StageFailed` if it computes something that is no number.
         """
@@ -180,11 +182,11 @@ class VllmEngine:
 
     def close(self) -> None:
         """Ends vLLM's processes, and so gives all their memory back; the engine cannot be used afterwards."""
-        vllm_process.unwatch(self.watcher)
+        process.unwatch(self.watcher)
         self.llm.llm_engine.engine_core.shutdown(STOPPING)
         del self.llm
 
-    def _serve(self, parts: models.Parts) -> None:
+    def _serve(self, parts: folders.Parts) -> None:
         from vllm.lora.request import LoRARequest
 
         self.weights, self.adapter = _state(parts.weights), None
@@ -264,7 +266,7 @@ class VllmEngine:
 
 
 def _options(
-    parts: models.Parts, precision: str, batch_size: int, serving: Vllm, longest: int, room: Room
+    parts: folders.Parts, precision: str, batch_size: int, serving: Vllm, longest: int, room: Room
 ) -> dict[str, Any]:
     """What `vllm.LLM` is called with. Raises `StageFailed` where memory cannot suffice."""
     options: dict[str, Any] = {
@@ -279,7 +281,7 @@ def _options(
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "worker_extension_cls": f"{vllm_worker.__name__}.{vllm_worker.Telling.__name__}",
+        "worker_extension_cls": f"{worker.__name__}.{worker.Telling.__name__}",
     }
     if longest < UNBOUNDED:
         options["max_model_len"] = longest + 1  # vLLM always generates a token, also after what is only scored
@@ -305,9 +307,9 @@ def _options(
 
 def _start(options: Mapping[str, Any], threads: int, serving: Vllm) -> tuple[Any, Any]:
     """A `vllm.LLM`, and who ends its processes with this one. Raises `StageFailed` where it cannot be."""
-    before, began = vllm_process.children(), time.perf_counter()
+    before, began = process.children(), time.perf_counter()
     try:
-        with vllm_process.environment(threads, serving.cpu_cache_gib, serving.eager):
+        with process.environment(threads, serving.cpu_cache_gib, serving.eager):
             from vllm import LLM
 
             llm: Any = LLM(**options)
@@ -315,21 +317,21 @@ def _start(options: Mapping[str, Any], threads: int, serving: Vllm) -> tuple[Any
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise StageFailed(f"vLLM could not start with {options['model']}: {' '.join(lines[:3])}; {MEMORY}") from error
     print(f"engine vllm: started in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    return llm, vllm_process.watch(sorted(vllm_process.children() - before))
+    return llm, process.watch(sorted(process.children() - before))
 
 
-def _parts(folder: Path) -> models.Parts:
+def _parts(folder: Path) -> folders.Parts:
     """What the model in `folder` is made of. Raises `BadInput` where there is none."""
-    if not models.is_part(folder) and not (folder / "config.json").is_file():
+    if not folders.is_part(folder) and not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: no model there (no config.json); give a folder that save_pretrained wrote")
-    return models.parts(folder)
+    return folders.parts(folder)
 
 
 def _adapter(folder: Path) -> Any:
     try:
-        return json.loads((folder / models.ADAPTER).read_text(encoding="utf-8"))
+        return json.loads((folder / folders.ADAPTER).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"{folder / models.ADAPTER} is no JSON: {error}") from error
+        raise BadInput(f"{folder / folders.ADAPTER} is no JSON: {error}") from error
 
 
 def _room(adapter: Path | None) -> Room:
@@ -339,7 +341,7 @@ def _room(adapter: Path | None) -> Room:
     rank = _adapter(adapter).get("r")
     if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
         raise BadInput(
-            f"{adapter / models.ADAPTER}: given rank {rank!r}; vLLM serves LoRA adapters of rank 1 to {RANKS[-1]}"
+            f"{adapter / folders.ADAPTER}: given rank {rank!r}; vLLM serves LoRA adapters of rank 1 to {RANKS[-1]}"
         )
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
@@ -352,7 +354,7 @@ def _room(adapter: Path | None) -> Room:
 
 def _shape(weights: Path) -> str:
     """What must be the same for weights to be read into place: the configuration without names and versions."""
-    config = models.read_config(weights)
+    config = folders.read_config(weights)
     return digests.of_value({key: value for key, value in config.items() if key not in VOLATILE})
 
 
@@ -374,7 +376,7 @@ def _texts(folder: Path, weights: Path) -> Texts:
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{weights}: no model that transformers can load: {error}") from error
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Texts(models.plain_tokenizer(folder), getattr(settings, "eos_token_id", None), positions)
+    return Texts(tokenizers.plain_tokenizer(folder), getattr(settings, "eos_token_id", None), positions)
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -1,6 +1,6 @@
 """How blocks ask a model: chat template, then content-keyed shards, then the engine.
 
-`tasks.core.opening` turns a pointer into an `Asker`.
+`tasks.core.asking.opener` turns a pointer into an `Asker`.
 The engine is loaded when the first shard without a stored reply is computed, so a stage whose replies
 are all stored needs no model. Replies are stored raw: parsing them anew asks for nothing again.
 
@@ -11,7 +11,7 @@ A shard's key covers the rendered prompts (and so templates, system prompts and 
 model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and
 batch size, and the sampling options with seed and sample numbers.
 
-Engines behind endpoints are asked row by row, with a log in place of shards: see `tasks.core.rows`.
+Engines behind endpoints are asked row by row, with a log in place of shards: see `tasks.core.asking.endpoint`.
 """
 
 import contextlib
@@ -29,17 +29,18 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from tasks.core import digests, rows
-from tasks.core.context import Pointer
-from tasks.core.engine import Completion, Engine, RowEngine, Sampling, Statistic
+from tasks.core import digests
+from tasks.core.asking import endpoint as rows
+from tasks.core.asking.shards import Shard, Spent, cut
+from tasks.core.asking.tally import Usage
 from tasks.core.engines import ENDPOINTS, server_renders
+from tasks.core.engines.base import Completion, Engine, RowEngine, Sampling, Statistic
 from tasks.core.errors import BadInput, OutOfMemory
 from tasks.core.family import Messages
-from tasks.core.shards import Shard, Spent, cut
-from tasks.core.usage import Usage
+from tasks.core.models.pointer import Pointer
 
 if TYPE_CHECKING:
-    from tasks.core.opening import Opener
+    from tasks.core.asking.opener import Opener
 
 FORMAT = 1  # of the stored replies; raise it when their meaning changes
 PACKAGES = {  # whose versions a reply depends on; of several names for one package that which is installed
@@ -50,7 +51,7 @@ PACKAGES = {  # whose versions a reply depends on; of several names for one pack
 
 @dataclass
 class Asker:
-    """One model, ready to be asked. Made by `tasks.core.opening.Opener`."""
+    """One model, ready to be asked. Made by `tasks.core.asking.opener.Opener`."""
 
     pointer: Pointer
     folder: Path
@@ -117,7 +118,7 @@ class Asker:
         what: str,
         statistic: Statistic = "logprob",
     ) -> list[list[float]]:
-        """The statistic (see `tasks.core.engine`) at every token of each response, end of text included. Raises
+        """The statistic (see `tasks.core.engines.base`) at every token of each response, end of text included. Raises
         `BadInput` for one that the engine cannot give."""
         pairs = list(zip(self.render(messages), responses, strict=True))
         if self.row_by_row:
@@ -139,7 +140,7 @@ class Asker:
     def render(self, messages: Sequence[Messages | str]) -> list[str]:
         """The text the model reads: a conversation with the chat template and the opening of the reply, a text as it
         stands; for a server that renders messages itself, the messages as JSON."""
-        from tasks.core import models, rendering
+        from tasks.core.models import tokenizers
 
         if server_renders(self.engine_options):
             if any(isinstance(asked, str) for asked in messages):
@@ -149,8 +150,8 @@ class Asker:
                 )
             return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
         if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(self.folder)
-        return [asked if isinstance(asked, str) else rendering.render(self._tokenizer, asked) for asked in messages]
+            self._tokenizer = tokenizers.load_tokenizer(self.folder)
+        return [asked if isinstance(asked, str) else tokenizers.render(self._tokenizer, asked) for asked in messages]
 
     def identity(self) -> dict[str, Any]:
         """Everything but the requests that decides what the engine replies."""
@@ -178,9 +179,9 @@ class Asker:
         """The loaded engine. Raises `BadInput` if the folder is not the model that the pointer names, `OutOfMemory` if
         it does not fit even alone."""
         if self._engine is None:
-            from tasks.core import models
+            from tasks.core.models import folders
 
-            models.verify(self.folder, self.pointer, self.scratch / digests.KNOWN)
+            folders.verify(self.folder, self.pointer, self.scratch / digests.KNOWN)
             self._engine = self.opener.make_room(self) or self._load()
         return self._engine
 
@@ -210,10 +211,11 @@ class Asker:
     def endpoint(self) -> RowEngine:
         """The engine where it is one behind an endpoint. Nothing is sent yet."""
         if self._endpoint is None:
-            from tasks.core import engines, models
+            from tasks.core import engines
+            from tasks.core.models import folders
 
             options = self.engine_options
-            name = models.followed(self.opener.root, self.pointer).path
+            name = folders.followed(self.opener.root, self.pointer).path
             self._endpoint = engines.connect(
                 options["name"], name, self.folder, options["endpoint"], self.opener.serving.get(options["name"])
             )
@@ -223,7 +225,7 @@ class Asker:
         return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from tasks.core.opening import asker_here
+        from tasks.core.asking.opener import asker_here
 
         opener = self.opener
         how = (opener.root, dict(opener.engine_options), opener.scratch, dict(opener.serving))

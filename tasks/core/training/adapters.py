@@ -5,13 +5,15 @@ the next, and every iteration is one plain PEFT adapter, with `base.json` beside
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tasks.core import models, trainable
-from tasks.core.context import Pointer
 from tasks.core.errors import BadInput, StageFailed
+from tasks.core.models import files, folders
+from tasks.core.models import weights as models_weights
+from tasks.core.models.pointer import Pointer
 
 
 def initial(folder: Path, options: Any) -> Any:
@@ -20,18 +22,18 @@ def initial(folder: Path, options: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
     if not options.lora:
-        return models.load(folder, torch.float32)
+        return models_weights.load(folder, torch.float32)
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    weights = models.parts(folder).weights
+    weights = folders.parts(folder).weights
     if not options.lora.load_in_4bit:
-        return models.load(weights, dtype)
-    if why := trainable.lacking("bitsandbytes"):
+        return models_weights.load(weights, dtype)
+    if why := lacking("bitsandbytes"):
         raise BadInput(f"lora.load_in_4bit: {why}")
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     four = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    return models.load(weights, dtype, quantization_config=four, device_map={"": device})
+    return models_weights.load(weights, dtype, quantization_config=four, device_map={"": device})
 
 
 def configuration(options: Any) -> Any:
@@ -55,9 +57,9 @@ def take_up(model: Any, adapter: Path, options: Any) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    for problem in trainable.beyond_options(adapter):
+    for problem in beyond_options(adapter):
         raise BadInput(problem)
-    config = models.read_json(adapter / models.ADAPTER)
+    config = files.read_json(adapter / folders.ADAPTER)
     before = {name: config.get(name) for name in ("r", "lora_alpha")} | {"target_modules": _names(config)}
     now = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": sorted(options.targets)}
     if before != now:
@@ -65,7 +67,7 @@ def take_up(model: Any, adapter: Path, options: Any) -> None:
             f"lora: the initial model is an adapter with {before}, which training continues, and the options say {now}; "
             "give the same, or begin anew from a whole model (adapter: merge)"
         )
-    set_peft_model_state_dict(model, load_file(adapter / models.ADAPTER_WEIGHTS))
+    set_peft_model_state_dict(model, load_file(adapter / folders.ADAPTER_WEIGHTS))
 
 
 def _names(config: Mapping[str, Any]) -> Any:
@@ -79,18 +81,46 @@ def write(model: Any, state: Any, base: Pointer, tokenizer: Any, folder: Path) -
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    models.write_pointer(folder, base, models.BASE)
+    folders.write_pointer(folder, base, folders.BASE)
     weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
-    save_file(weights, folder / models.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / folders.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": base.path, "inference_mode": True}
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, sort_keys=True, indent=2, default=_listed)
-    (folder / models.ADAPTER).write_text(text + "\n", encoding="utf-8")
+    (folder / folders.ADAPTER).write_text(text + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
 
 def _listed(value: Any) -> Any:
     """JSON for what a PEFT configuration holds beside plain values: sets and enumerations."""
     return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
+
+
+EXTRAS = {"bitsandbytes": "qlora", "deepspeed": "deepspeed"}  # optional packages, and the extra that has them
+
+
+PLAIN: dict[str, Any] = {  # what an adapter that is made here has, by keys of PEFT's configuration
+    "bias": "none", "fan_in_fan_out": False, "layers_to_transform": None, "lora_bias": False, "modules_to_save": None,
+    "rank_pattern": {}, "alpha_pattern": {}, "target_parameters": None, "trainable_token_indices": None,
+    "use_dora": False, "use_rslora": False,
+}  # fmt: skip
+
+
+def lacking(package: str) -> str | None:
+    """That an optional package is not installed, and what installs it; None where it is."""
+    if find_spec(package) is not None:
+        return None
+    return f"{package} is not installed; `pip install --constraint constraints.txt '.[{EXTRAS[package]}]'` adds it"
+
+
+def beyond_options(adapter: Path) -> Iterator[str]:
+    """What the adapter has beside that which the options of `lora` say: further training would lose it."""
+    config = files.read_json(adapter / folders.ADAPTER)
+    for key, plain in PLAIN.items():
+        if (given := config.get(key)) not in (plain, None, [], {}):
+            yield (
+                f"{adapter}: has {key} {given!r}, which training would not keep; merge it into its base first (PEFT's "
+                "merge_and_unload), or train all weights (lora: null)"
+            )

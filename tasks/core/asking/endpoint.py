@@ -1,7 +1,7 @@
 """Row by row: how an engine behind an endpoint is asked, and what is paid for once.
 
 A reply of an endpoint is paid for when it has arrived, so each is a piece of work of its own: it goes raw into the
-request log (`tasks.core.request_log`) at once, under a key that covers the rendered prompt, the model's digest, the
+request log (`tasks.core.asking.log`) at once, under a key that covers the rendered prompt, the model's digest, the
 endpoint's identity (`engine.endpoint`), the sampling options, the seed and the number of the draw. Other rows play no
 part: more prompts or more samples ask only what is new, and a kill loses only the requests in flight. Rows that
 the log does not hold are asked in blocks, each a job of `Opener.map_shards`; a block whose rows have all arrived since
@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.core import digests
-from tasks.core.engine import Completion, Row, RowEngine, Sampling, Statistic, Unusable, no_reply
+from tasks.core.asking.log import FILE, RequestLog
+from tasks.core.asking.shards import Spent
+from tasks.core.engines.base import Completion, Row, RowEngine, Sampling, Statistic, Unusable, no_reply
 from tasks.core.errors import StageFailed
-from tasks.core.request_log import FILE, RequestLog
-from tasks.core.shards import Spent
 
 if TYPE_CHECKING:
-    from tasks.core.asking import Asker
+    from tasks.core.asking.local import Asker
 
 FORMAT = 1  # of the keys and of what is posted; raise it when their meaning changes
 UNSAMPLED = Sampling(1, 0.0, 1.0, 1, 0)  # of a request for scores

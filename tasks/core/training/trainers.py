@@ -14,11 +14,11 @@ completion token is to be predicted. A step's rows go through the model in group
 gradients add up: a row only sees tokens to its left, so padding on its right needs no attention mask.
 
 `fit` keeps checkpoints in a scratch folder and continues from the newest complete one. On CPU equal arguments give
-equal bytes, whether or not the training was interrupted. Started by `accelerate launch` (`tasks.core.process`), it is
+equal bytes, whether or not the training was interrupted. Started by `accelerate launch` (`tasks.core.training.apart`), it is
 one of several processes: each takes its share of a step's rows, the gradients add up to those of the whole step, and
 the first process writes the model.
 
-`lora`: see `tasks.core.adapters`. `adapter: keep` writes the adapter alone, `merge` a whole model, merged in float32.
+`lora`: see `tasks.core.training.adapters`. `adapter: keep` writes the adapter alone, `merge` a whole model, merged in float32.
 """
 
 import contextlib
@@ -41,11 +41,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from tasks.core import adapters, checkpoints, models
-from tasks.core.batches import Batches, Rows, SftBatches, pack
-from tasks.core.context import Pointer
 from tasks.core.errors import StageFailed
-from tasks.core.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
+from tasks.core.models import folders, tokenizers
+from tasks.core.models import weights as models_weights
+from tasks.core.models.pointer import Pointer
+from tasks.core.training import adapters, checkpoints
+from tasks.core.training.batches import Batches, Rows, SftBatches, pack
+from tasks.core.training.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
 
 # One of several processes on CPUs has the device "cpu:0", on which torch.load puts checkpoints and which it does not know.
 torch.serialization.register_package(
@@ -241,11 +243,11 @@ def fit(
     latest = checkpoints.latest(place)
     logging.set_verbosity_error()
     arguments = arguments_for(kind, place, options, seed)  # before the model: DeepSpeed and FSDP load it their way
-    model, tokenizer = adapters.initial(initial, options), models.load_tokenizer(initial)
+    model, tokenizer = adapters.initial(initial, options), tokenizers.load_tokenizer(initial)
     config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
     trainer = trainer_for(kind, model, tokenizer, arguments, sources, options)
-    if options.lora and (found := models.parts(initial)).adapter:
+    if options.lora and (found := folders.parts(initial)).adapter:
         adapters.take_up(trainer.model, found.adapter, options.lora)
     trainer.add_callback(report)
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
@@ -257,11 +259,11 @@ def fit(
         aside = output.with_name(output.name + ".part")
         shutil.rmtree(aside, ignore_errors=True)
         if options.lora:
-            weights = models.parts(initial).weights
-            named = base or Pointer(str(weights.resolve()), models.digest(weights))
+            weights = folders.parts(initial).weights
+            named = base or Pointer(str(weights.resolve()), folders.digest(weights))
             adapters.write(trainer.model, state, named, tokenizer, aside)
             if options.lora.adapter == "merge":
-                trained = models.load(aside, torch.float32)
+                trained = models_weights.load(aside, torch.float32)
                 shutil.rmtree(aside)
                 trained.config, trained.generation_config = config, generation
                 _write(trained, None, initial, tokenizer, aside)
@@ -372,12 +374,12 @@ def check_packing(model: Any) -> None:
 
 def _write(model: Any, state: Any, initial: Path, tokenizer: Any, folder: Path) -> None:
     """A whole model, in the number format that `initial` says it has. `state`: its weights, where it was sharded."""
-    config = models.read_config(initial)
+    config = folders.read_config(initial)
     dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."))
     if state is None:
-        models.save(model.to("cpu", dtype), tokenizer, folder)
+        models_weights.save(model.to("cpu", dtype), tokenizer, folder)
         return
     tied = getattr(model, "all_tied_weights_keys", {})  # DeepSpeed gives them twice
     state = {name: tensor.to("cpu", dtype) for name, tensor in state.items() if name not in tied}
     model.config.dtype = dtype
-    models.save(model, tokenizer, folder, state)
+    models_weights.save(model, tokenizer, folder, state)

@@ -6,8 +6,8 @@ divergence of p from the uniform distribution (Kang and others 2025, Scalable Be
 `entropy`, -sum_j p(j) log p(j).
 
 An engine is loaded from a model folder (`tasks.core.engines.load`). The chat template is applied
-before it, by `Asker` (`tasks/core/asking.py`), which also cuts requests into content-keyed shards. An engine
-behind an endpoint is asked row by row instead (`RowEngine`, `tasks/core/rows.py`).
+before it, by `Asker` (`tasks/core/asking/local.py`), which also cuts requests into content-keyed shards. An engine
+behind an endpoint is asked row by row instead (`RowEngine`, `tasks/core/asking/endpoint.py`).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """The losses of training on the level of one group of rows, and what they are computed from.
 
-A group's tensors come from `tasks.core.batches`: rows of like length, padded on the right. `Head` lets a model project
+A group's tensors come from `tasks.core.training.batches`: rows of like length, padded on the right. `Head` lets a model project
 onto its vocabulary only at the positions that are to be predicted, where most of a small model's time goes.
-Formulas: see `tasks.core.trainers`.
+Formulas: see `tasks.core.training.trainers`.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tasks.core import models
-from tasks.core.batches import PASS_TOKENS, Group, Rows, gather, groups
+from tasks.core.models import weights
+from tasks.core.training.batches import PASS_TOKENS, Group, Rows, gather, groups
 
 Tensors = dict[str, torch.Tensor]
 
@@ -62,7 +62,7 @@ def reference_logps(
     folder: Path, rows: Rows, precision: str, progress: Callable[[int, int], None], limit: int = PASS_TOKENS
 ) -> np.ndarray:
     """Summed log-probability of every row's completion under a model, (rows,) in nats."""
-    model = models.load(folder, torch.float32).eval()
+    model = weights.load(folder, torch.float32).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     head = Head(model)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core import digests
-from tasks.core.asking import Asker
-from tasks.core.context import Pointer, Progress
-from tasks.core.engine import Engine, Taking
+from tasks.core.asking.local import Asker
+from tasks.core.asking.model import Progress
+from tasks.core.asking.shards import MapShards, run_here
+from tasks.core.asking.tally import Usage
 from tasks.core.engines import server_renders
+from tasks.core.engines.base import Engine, Taking
 from tasks.core.errors import StageFailed
-from tasks.core.shards import MapShards, run_here
-from tasks.core.usage import Usage
+from tasks.core.models.pointer import Pointer
 
 
 @dataclass
@@ -40,11 +41,11 @@ class Opener:
     _resting: list[Taking] = field(default_factory=list)  # engines that hold no memory until they take a model
 
     def __call__(self, pointer: Pointer) -> Asker:
-        from tasks.core import models
+        from tasks.core.models import folders
 
         if pointer.digest not in self._askers:
             remote = server_renders(self.engine_options)  # then nothing of the folder is needed here
-            folder = self.root / pointer.path if remote else models.resolve(self.root, pointer)
+            folder = self.root / pointer.path if remote else folders.resolve(self.root, pointer)
             self._askers[pointer.digest] = Asker(pointer, folder, self.engine_options, self.scratch, self)
         asker = self._askers.pop(pointer.digest)
         self._askers[pointer.digest] = asker

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tasks.core.engine import Statistic
 from tasks.core.engines import statistics
+from tasks.core.engines.base import Statistic
 
 
 class Telling:

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tasks.core.engine import Unusable
+from tasks.core.engines.base import Unusable
+from tasks.core.engines.options import Openai
 from tasks.core.errors import AutodidactError, BadInput, StageFailed
-from tasks.core.serving import Openai
 
 PASSING = {408, 409, 425, 429}  # and 5xx
 FORBIDDEN = {401, 402, 403}

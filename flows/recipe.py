@@ -25,7 +25,7 @@ import typer
 from pydantic import Field
 
 from flows import exits, layout
-from tasks.core import families
+from tasks import families
 from tasks.core import params as parameters
 from tasks.core.blocks import Options, validate
 from tasks.core.errors import BadInput, unknown_name

@@ -14,9 +14,8 @@ from random import Random
 from typing import Any
 
 from flows import artifacts, speed
-from tasks import evaluate
+from tasks import evaluate, families
 from tasks.blocks import critics, prompts, refinement, sampling
-from tasks.core import families
 from tasks.core import params as parameters
 from tasks.core.asking.demand import Counts, Demand, Kind
 from tasks.core.family import Family, Messages

@@ -8,7 +8,7 @@ Reads `data/tasks/family.json` (vocabulary) and `data/tasks/corpus.parquet` (tab
 
 `pretrained` is a folder, relative to the repository or absolute, or the hub name of a model (fetched once if the local
 Hugging Face cache has it not); whole, or a LoRA adapter. It is used as it is, and costs its hash and nothing else.
-`chat_template` is the name of a file in tasks/chat_templates: `plain`, or one of your own; null takes the tokenizer's
+`chat_template` is the name of a file in tasks/templates/chat: `plain`, or one of your own; null takes the tokenizer's
 own template, and refuses a model that has none. `chat_template_options` sets variables of the template's own
 (`{enable_thinking: false}`); they are written into it, and so hold for every model of the loop.
 
@@ -26,8 +26,9 @@ from typing import Any
 import polars as pl
 from pydantic import Field, JsonValue
 
+from tasks import families
 from tasks.blocks import training
-from tasks.core import digests, families, tables
+from tasks.core import digests, tables
 from tasks.core.blocks import Options, validate
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, EmptyDataset
@@ -47,7 +48,7 @@ class BaseOptions(Options):
     """The `base` section. `architecture`: `model_type` and any key of its transformers configuration."""
 
     pretrained: str | None  # a folder or a hub name; null: a model is made and trained here
-    chat_template: str | None  # plain, or a file in tasks/chat_templates; null: the model's own
+    chat_template: str | None  # plain, or a file in tasks/templates/chat; null: the model's own
     chat_template_options: dict[str, JsonValue]  # values of the template's variables
     tokenizer: TokenizerOptions  # of a model that is made here
     architecture: dict[str, Any]  # likewise: model_type and any key of its transformers configuration

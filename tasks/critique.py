@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from tasks import families
 from tasks.blocks import critics as blocks
-from tasks.core import families, tables
+from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
 

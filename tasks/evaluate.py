@@ -23,8 +23,9 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
+from tasks import families
 from tasks.blocks import benchmarks, critics, metrics, refinement, sampling
-from tasks.core import digests, families, labels, tables
+from tasks.core import digests, labels, tables
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.asking.local import Asker
 from tasks.core.blocks import Bound, Options, bind, validate

@@ -32,7 +32,8 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.core import blocks, families, tables
+from tasks import families
+from tasks.core import blocks, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput
 from tasks.core.family import Family, SeedData

@@ -11,8 +11,9 @@ from typing import Any
 
 import polars as pl
 
+from tasks import families
 from tasks.blocks import critics, refinement
-from tasks.core import families, tables
+from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
 from tasks.core.errors import unknown_name

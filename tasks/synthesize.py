@@ -12,8 +12,9 @@ from typing import Any
 
 import polars as pl
 
+from tasks import families
 from tasks.blocks import prompts as blocks
-from tasks.core import families, tables
+from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
 from tasks.core.seeds import derive

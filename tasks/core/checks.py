@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks.core import engines, families, fitting, trainable
+from tasks import families
+from tasks.core import engines, fitting, trainable
 from tasks.core.blocks import validate
 from tasks.core.engines import server_renders
 from tasks.core.engines.options import endpoint_problems
@@ -268,7 +269,7 @@ def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[st
     if not (root / files).is_dir():
         yield (
             f"evaluate.benchmark_files: given {files!r}, but {root / files} is no folder; name the one with your tasks for "
-            "lm-eval (a recipe writes tasks/benchmarks), benchmarks or not: stage evaluate depends on it"
+            "lm-eval (a recipe writes tasks/templates/benchmarks), benchmarks or not: stage evaluate depends on it"
         )
     sections = {key: section(params, "evaluate", key) for key in keys}
     for key, own in sections.items():
@@ -320,7 +321,7 @@ def _check_model(root: Path, params: Mapping[str, Any]) -> Path | None:
         tokenizer = folders.parts(folder).tokenizer
         text, special = chat.of_folder(tokenizer), chat.tokens(tokenizer)
     if isinstance(own, str):
-        text, where = tokenizers.chat_template(own), f"base.chat_template: tasks/chat_templates/{own}.jinja"
+        text, where = tokenizers.chat_template(own), f"base.chat_template: tasks/templates/chat/{own}.jinja"
         chat.check(text, special, where, "correct it")
     if text is not None and isinstance(prepare := params.get("prepare"), Mapping):
         chat.check_system(text, special, prepare.get("options") or {}, where)

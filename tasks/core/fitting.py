@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from tasks.core import families
+from tasks import families
 from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.errors import unknown_name
 from tasks.core.params import BASE, FILE, options, section

@@ -1,11 +1,11 @@
 r"""Text: the user's own prompts from files, with or without answers.
 
-`prepare.options` (`tasks.families.text_options`) name the fields; `tasks.families.text_rows` says which rows are used.
+`prepare.options` (`tasks.families.text.options`) name the fields; `tasks.families.text.corpus` says which rows are used.
 They are split by a hash of the prompt: held-out set, probe set, labelled rows (the corpus' part `solve`, completions as
 the file gives them), and the rest is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
 or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
 
-Templates are the files of `tasks/families/templates/text/` (`text_templates`: variables, checks, quoting); prepare
+Templates are the files of `tasks/templates/text/` (`text_templates`: variables, checks, quoting); prepare
 copies them beside its data, and the other stages render those copies. Replies are read by `text_replies`. A critique is
 an additive score of five points (Self-Rewarding Language Models, Yuan and others 2024); two answers are compared as A and
 B (Zheng and others 2023, in both orders), and a checklist is asked criterion by criterion (TICK, Cook and others 2024).
@@ -34,7 +34,7 @@ from tasks.families.text_replies import POINTS
 from tasks.families.text_templates import defused
 
 TEMPLATES = Path(__file__).parent / "templates" / "text"
-CODE = ("text_replies.py", "text_rows.py", "text_templates.py")  # that decide what is asked and read
+CODE = ("replies.py", "corpus.py", "templates.py")  # that decide what is asked and read
 ACCEPTED = 4  # points from which the verdict is yes
 INVENTED_WORDS = (3, 150)  # shortest and longest prompt that a model may write, as in Self-Instruct
 INVENTED_CHARACTERS = 2000  # of such a prompt, at most

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import critique, filter, refine, sample
-from tasks.core import families, tables
+from tasks import critique, families, filter, refine, sample
+from tasks.core import tables
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Completion, Sampling
 from tasks.core.models import folders, tokenizers, weights

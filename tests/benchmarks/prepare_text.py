@@ -4,7 +4,7 @@
 
 Prompts of 20 to 40 words, drawn from 20,000 with the frequencies of a language (Zipf); of each hundred, two are copies
 of an earlier one, five are copies with the last word replaced, one begins with 13 words of a benchmark prompt. Every
-size runs in a process of its own, for its peak of memory. `select` is the whole of `tasks.families.text_rows`: reading
+size runs in a process of its own, for its peak of memory. `select` is the whole of `tasks.families.text.corpus`: reading
 JSONL, fields, exact and near duplicates (MinHash, 128 permutations, threshold 0.8), split, 13-grams of 1,300 evaluated
 prompts. The floor reads the same file, normalises the words and drops exact duplicates, nothing else. `found` is the
 share of what was planted that was dropped for that reason; copies of what shares a passage share it too.
@@ -23,9 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.core import overlap
-from tasks.families import text_rows
-from tasks.families.text_options import Options
+from tasks.families.text import corpus, overlap
+from tasks.families.text.options import Options
 
 VOCABULARY, BENCHMARK = 20_000, 300
 OPTIONS = {
@@ -89,7 +88,7 @@ def measure(rows: int) -> str:
         least = floor(folder / "rows.jsonl")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         began = time.perf_counter()
-        made = text_rows.select(Options.model_validate(OPTIONS), folder, lambda text: text)
+        made = corpus.select(Options.model_validate(OPTIONS), folder, lambda text: text)
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     dropped = Counter(drop.reason for drop in made.dropped)

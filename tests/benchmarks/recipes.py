@@ -28,7 +28,8 @@ from typing import Any
 
 import polars as pl
 
-from tasks.core import digests, families, labels, tables
+from tasks import families
+from tasks.core import digests, labels, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("flows", "tasks", "dvc.yaml", "params.yaml", ".dvcignore")

@@ -30,8 +30,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
 
+    from tasks import families
     from tasks.blocks import training
-    from tasks.core import families, tables
+    from tasks.core import tables
     from tasks.core.models import tokenizers
     from tasks.core.models import weights as models_weights
 

@@ -87,7 +87,7 @@ def appended(file: str, text: str) -> Callable[[Path], None]:
 
 
 def template(name: str) -> Callable[[Path], None]:
-    return appended(f"tasks/families/templates/text/{name}.j2", "\nTake care.\n")
+    return appended(f"tasks/templates/text/{name}.j2", "\nTake care.\n")
 
 
 def row_changed(folder: Path) -> None:
@@ -127,7 +127,7 @@ EDITS = {
     "template of a judge that no stage uses": Edit(template("pairwise"), {"prepare", "critique@i01"}, {}),
     "self-instruct template": Edit(template("invent"), {"prepare", "synthesize@i01"}, {}),
     "how replies are read": Edit(
-        appended("tasks/families/text_replies.py", "# mine\n"),
+        appended("tasks/families/text/replies.py", "# mine\n"),
         {"prepare", "synthesize@i01", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
         {},
     ),
@@ -143,7 +143,7 @@ EDITS = {
     ),
     "model weights": Edit(param("base.sft.steps", 11), ALL - {"prepare"}, EVERYTHING),
     "parser code": Edit(
-        appended("tasks/families/text.py", "# mine\n"),
+        appended("tasks/families/text/family.py", "# mine\n"),
         {
             "prepare",
             "base",

@@ -20,7 +20,7 @@ from tests.support import ENGINE, Scripted
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install -c constraints.txt -e '.[lm-eval]'")
 
 ROOT = Path(__file__).parents[2]
-FACTS = [json.loads(line) for line in (ROOT / "tasks/benchmarks/facts.jsonl").read_text().splitlines()]
+FACTS = [json.loads(line) for line in (ROOT / "tasks/templates/benchmarks/facts.jsonl").read_text().splitlines()]
 PLAIN = {"tasks": ["facts", "facts_choice"], "fewshot": None, "limit": None, "chat_template": True, "max_new_tokens": 8}
 ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
                 "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
@@ -48,7 +48,7 @@ def reply(prompt: str, draw: int) -> str:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the repository's task files."""
-    shutil.copytree(ROOT / "tasks/benchmarks", tmp_path / "tasks/benchmarks")
+    shutil.copytree(ROOT / "tasks/templates/benchmarks", tmp_path / "tasks/templates/benchmarks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path
@@ -65,7 +65,7 @@ def ask(root: Path, engine: Any, model: Path | None = None, digest: str = "d" * 
 
 def measure(root: Path, model: Asker, **changes: Any) -> dict[str, float | None]:
     chosen = {"own": benchmarks.Benchmark(**{**PLAIN, **changes})}
-    return benchmarks.measure(benchmarks.load(chosen, root, "tasks/benchmarks"), model, 1)
+    return benchmarks.measure(benchmarks.load(chosen, root, "tasks/templates/benchmarks"), model, 1)
 
 
 def test_figures_by_hand_and_replies_that_are_stored(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_figures_by_hand_and_replies_that_are_stored(folder: Path) -> None:
 def test_an_edited_file_is_measured_anew(folder: Path) -> None:
     before = measure(folder, ask(folder, Examinee(reply)), tasks=["facts"])
     lines = [json.dumps({**row, "answer": "0"}) + "\n" for row in FACTS]
-    (folder / "tasks/benchmarks/facts.jsonl").write_text("".join(lines))
+    (folder / "tasks/templates/benchmarks/facts.jsonl").write_text("".join(lines))
     after = measure(folder, ask(folder, Examinee(reply)), tasks=["facts"])
     assert after["benchmark_facts_exact_match"] != before["benchmark_facts_exact_match"]
 
@@ -105,7 +105,7 @@ def test_examples_come_as_turns_or_as_text(folder: Path) -> None:
         seen.append(prompt)
         return "1"
 
-    task = folder / "tasks/benchmarks/facts.yaml"
+    task = folder / "tasks/templates/benchmarks/facts.yaml"
     task.write_text(task.read_text() + "fewshot_split: test\n")
     measure(folder, ask(folder, Scripted(note)), tasks=["facts"], fewshot=2, limit=1)
     assert len(seen[0].splitlines()) == 5  # two examples, each a question and an answer, and the question
@@ -120,7 +120,7 @@ def test_examples_come_as_turns_or_as_text(folder: Path) -> None:
 
 
 def test_stop_strings_and_repeated_samples(folder: Path) -> None:
-    task = folder / "tasks/benchmarks/facts.yaml"
+    task = folder / "tasks/templates/benchmarks/facts.yaml"
     text = task.read_text().replace('until: ["\\n"]', 'until: ["!", "."], do_sample: true, temperature: 0.7')
     task.write_text(text + "repeats: 3\n")
     draws: list[int] = []
@@ -139,12 +139,12 @@ def test_scores_are_not_asked_of_a_server_that_tells_none(folder: Path) -> None:
     for task, refused in (("facts", False), ("facts_choice", True)):
         chosen = {"own": benchmarks.Benchmark(**{**PLAIN, "tasks": [task]})}
         if not refused:
-            assert benchmarks.load(chosen, folder, "tasks/benchmarks", scores=False)
+            assert benchmarks.load(chosen, folder, "tasks/templates/benchmarks", scores=False)
             continue
         with pytest.raises(
             BadInput, match=r"benchmarks\.own: task facts_choice is scored by log-probabilities of given text"
         ):
-            benchmarks.load(chosen, folder, "tasks/benchmarks", scores=False)
+            benchmarks.load(chosen, folder, "tasks/templates/benchmarks", scores=False)
 
 
 def test_a_request_without_a_reply_is_no_wrong_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,11 +160,15 @@ def test_a_request_without_a_reply_is_no_wrong_answer(folder: Path, monkeypatch:
         (None, {"tasks": ["fcats"]}, "unknown task 'fcats'"),
         (lambda text: text + "\n  : [", {}, r"facts\.yaml is no task of lm-eval"),
         (
-            lambda text: text.replace("tasks/benchmarks/facts.jsonl", "outside.jsonl"),
+            lambda text: text.replace("tasks/templates/benchmarks/facts.jsonl", "outside.jsonl"),
             {},
             "reads outside.jsonl, which is outside",
         ),
-        (lambda text: text.replace("tasks/benchmarks/facts.jsonl", "gone.jsonl"), {}, "its tasks cannot be loaded"),
+        (
+            lambda text: text.replace("tasks/templates/benchmarks/facts.jsonl", "gone.jsonl"),
+            {},
+            "its tasks cannot be loaded",
+        ),
         (
             lambda text: text.replace("generate_until", "loglikelihood_rolling"),
             {},
@@ -180,8 +184,8 @@ def test_a_request_without_a_reply_is_no_wrong_answer(folder: Path, monkeypatch:
     ],
 )
 def test_refusals(folder: Path, edit: Callable[[str], str] | None, changes: dict[str, Any], message: str) -> None:
-    task = folder / "tasks/benchmarks/facts.yaml"
-    shutil.copy(folder / "tasks/benchmarks/facts.jsonl", folder / "outside.jsonl")
+    task = folder / "tasks/templates/benchmarks/facts.yaml"
+    shutil.copy(folder / "tasks/templates/benchmarks/facts.jsonl", folder / "outside.jsonl")
     if edit:
         task.write_text(edit(task.read_text()))
     engine = Scripted(reply)
@@ -199,18 +203,18 @@ def test_lm_evals_own_model_gives_the_same_figures(folder: Path, chat: bool) -> 
 
     texts = [f"{row['question']} {row['answer']}" for row in FACTS]
     weights.build({**ARCHITECTURE, "initializer_range": 0.3}, tokenizers.bpe_tokenizer(texts, 400), 3, folder / "model")
-    choice = (folder / "tasks/benchmarks/facts_choice.yaml").read_text()
+    choice = (folder / "tasks/templates/benchmarks/facts_choice.yaml").read_text()
     likely = choice.replace("facts_choice", "facts_likely").replace("multiple_choice", "loglikelihood")
     likely = likely.replace("{{right}}", " {{answer}}").replace('doc_to_choice: "{{choices}}"\n', "")
     likely = likely.replace(
         "  - {metric: acc,",
         "  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}\n  - {metric: acc,",
     )
-    (folder / "tasks/benchmarks/likely.yaml").write_text(likely)
+    (folder / "tasks/templates/benchmarks/likely.yaml").write_text(likely)
     names = ["facts", "facts_choice", "facts_likely"]
     theirs = simple_evaluate(
         model=HFLM(pretrained=str(folder / "model"), dtype="float32", device="cpu", batch_size=8),
-        tasks=names, task_manager=TaskManager(include_path="tasks/benchmarks", include_defaults=False), limit=12,
+        tasks=names, task_manager=TaskManager(include_path="tasks/templates/benchmarks", include_defaults=False), limit=12,
         bootstrap_iters=0, log_samples=True, apply_chat_template=chat, fewshot_as_multiturn=chat,
     )  # fmt: skip
     engine = Opener(folder, ENGINE, folder / "scratch")

@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 def repository(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     (tmp_path / "params.yaml").write_text(layout.render(recipe.compose("self_evolution")))
-    (tmp_path / "tasks/families").mkdir(parents=True)
-    (tmp_path / "tasks/benchmarks").mkdir()
-    for name in ("countdown_corpus.py", "strings.py"):
+    (tmp_path / "tasks/templates/benchmarks").mkdir(parents=True)
+    for name in ("countdown/corpus.py", "strings/family.py"):
+        (tmp_path / "tasks/families" / name).parent.mkdir(parents=True)
         (tmp_path / "tasks/families" / name).touch()
     return tmp_path
 
@@ -94,11 +94,11 @@ def test_check_imports_no_heavy_library(repository: Path) -> None:
             "sample.3: given the int 3 as a name; a name is text",
         ),
         (
-            lambda r: (r / "tasks/families/countdown_corpus.py").unlink(),
-            "prepare.source: given 'tasks/families/countdown_corpus.py'",
+            lambda r: (r / "tasks/families/countdown/corpus.py").unlink(),
+            "prepare.source: given 'tasks/families/countdown/corpus.py'",
         ),
         (
-            lambda r: edit(r / "params.yaml", "source: tasks/families/countdown_corpus.py", "source: openai/gsm8k"),
+            lambda r: edit(r / "params.yaml", "source: tasks/families/countdown/corpus.py", "source: openai/gsm8k"),
             "if it is a dataset of the Hugging Face hub, `python -m flows.fetch openai/gsm8k` makes files of it",
         ),
         (
@@ -260,13 +260,13 @@ def test_a_model_that_a_late_stage_would_refuse(repository: Path, monkeypatch: p
     assert refused(repository, params).startswith(
         "base.pretrained: m: its chat template refuses a system message (System role not supported); this model takes no "
     )
-    templates = repository / "tasks/chat_templates"
+    templates = repository / "tasks/templates/chat"
     templates.mkdir()
     (templates / "own.jinja").write_text("{{ raise_exception('never') }}")
     monkeypatch.setattr(tokenizers, "CHAT_TEMPLATES", templates)
     params["base"]["chat_template"] = "own"
     assert refused(repository, params) == (
-        "base.chat_template: tasks/chat_templates/own.jinja refuses a conversation of one question and its reply (never); "
+        "base.chat_template: tasks/templates/chat/own.jinja refuses a conversation of one question and its reply (never); "
         "correct it"
     )
     (templates / "own.jinja").write_text("{% if %}")

@@ -30,7 +30,7 @@ SECTION: dict[str, Any] = {
     "refine": {"block": "critique_revise", "critic": "own", "per_prompt": 1, "rounds": 1, "temperature": 0.0, "top_p": 1.0,
                "max_new_tokens": 4},
     "benchmarks": None,
-    "benchmark_files": "tasks/benchmarks",
+    "benchmark_files": "tasks/templates/benchmarks",
 }  # fmt: skip
 BENCHMARK = {"tasks": ["sums"], "fewshot": None, "limit": 2, "chat_template": True, "max_new_tokens": 4}
 

@@ -15,10 +15,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks import families
 from tasks.blocks import critics
 from tasks.blocks.sampling import candidates
 from tasks.blocks.selecting import Selection
-from tasks.core import families, tables
+from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion
 from tests.support import Scripted, asker, text_options, through, user

@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks import prepare
-from tasks.core import families, tables
+from tasks import families, prepare
+from tasks.core import tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, UnknownName
-from tasks.families import text
+from tasks.families.text import family as text_family
 from tests.support import text_options
 
 COUNTDOWN = {
@@ -145,7 +145,7 @@ def test_benchmarks_are_avoided_but_not_evaluated(tmp_path):
     assert reserved["words"].list.len().to_list() == [6] * 6
     guard = families.load(root).guard(reserved)
     family = families.load(root)
-    assert isinstance(family, text.Text)
+    assert isinstance(family, text_family.Text)
     assert guard(family._prompt("how much is 7 and 1")) == "held out"
     [dropped] = tables.read(root / "data/tasks/dropped.parquet", tables.UNUSED).to_dicts()
     assert (dropped["row"], dropped["other_file"]) == (8, "test.jsonl")
@@ -159,7 +159,7 @@ def test_later_stages_render_the_templates_that_prepare_copied(tmp_path):
     assert copies == families.templates("text")
     (root / families.TEMPLATES / "answer.j2").write_text("Now: {{ question }}")
     family = families.load(root)
-    assert isinstance(family, text.Text)
+    assert isinstance(family, text_family.Text)
     assert family._prompt("Why?") == [{"role": "user", "content": "Now: Why?"}]
 
 

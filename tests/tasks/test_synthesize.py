@@ -5,8 +5,8 @@ import json
 import polars as pl
 import pytest
 
-from tasks import prepare, synthesize
-from tasks.core import families, tables
+from tasks import families, prepare, synthesize
+from tasks.core import tables
 from tests.support import asker, context, policy, text_options
 
 OPTIONS = {key: value for key, value in text_options(heldout=4, probe=3, labelled=2).items() if key != "path"}

@@ -51,7 +51,7 @@ def pairs():
 
 @pytest.fixture
 def context(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.core.families.load", lambda root: Words([":", *map(str, range(10))]))
+    monkeypatch.setattr("tasks.families.load", lambda root: Words([":", *map(str, range(10))]))
     (tmp_path / "data/tasks").mkdir(parents=True)
     (tmp_path / "data/tasks/family.json").write_text("{}")
     tables.write(rows(["copy"]), tmp_path / "data/tasks/corpus.parquet", tables.SFT)
@@ -114,7 +114,7 @@ def test_base_repeats_to_the_byte_and_follows_its_seed(context, tmp_path):
 
 
 def test_base_trains_a_tokenizer_where_the_family_has_no_words(context, monkeypatch):
-    monkeypatch.setattr("tasks.core.families.load", lambda root: Words(None))
+    monkeypatch.setattr("tasks.families.load", lambda root: Words(None))
     base.run(context)
     tokenizer = tokenizers.load_tokenizer(candidate(context))
     assert tokenizers.render(tokenizer, tiny.user("3 :")) == "<|user|>3 :<|end|><|assistant|>"

@@ -26,7 +26,7 @@ from tasks.core.models.pointer import Pointer
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NO_TEMPLATE = (
     "{}: its tokenizer has no chat template; set base.chat_template (`plain`, or one of your own in "
-    "tasks/chat_templates), or use an instruction-tuned model"
+    "tasks/templates/chat), or use an instruction-tuned model"
 )
 RESTORE = "restore it with `dvc checkout`, or, for a pretrained model that was replaced, run `dvc repro -f base`"
 POINTER = "pointer.json"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant")
-CHAT_TEMPLATES = Path(__file__).parents[2] / "chat_templates"
+CHAT_TEMPLATES = Path(__file__).parents[2] / "templates" / "chat"
 OPTIONS = "base.chat_template_options"
 GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now")  # to a template
 NO_SYSTEM = (
@@ -114,11 +114,11 @@ def _fast(raw: Any, pad: str, end: str, template: str, **special: Any) -> "PreTr
 
 
 def chat_template(name: str) -> str:
-    """The text of `tasks/chat_templates/NAME.jinja`. Stage base depends on that folder, so that an edit is seen. Raises
+    """The text of `tasks/templates/chat/NAME.jinja`. Stage base depends on that folder, so that an edit is seen. Raises
     `UnknownName`, and `BadInput` for a file that is no template."""
     files = {path.stem: path for path in sorted(CHAT_TEMPLATES.glob("*.jinja"))}
     if name not in files:
-        where = "base.chat_template (files in tasks/chat_templates, without .jinja; copy yours there)"
+        where = "base.chat_template (files in tasks/templates/chat, without .jinja; copy yours there)"
         raise unknown_name("chat template", name, files, where)
     text = files[name].read_text(encoding="utf-8")
     chat.parse(text, str(files[name]))

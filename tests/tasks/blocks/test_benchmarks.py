@@ -44,4 +44,4 @@ def test_without_lm_eval_the_message_says_how_to_install_it(monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "tasks.blocks.harness", raising=False)
     chosen = {"x": validate(benchmarks.Benchmark, GIVEN, "x")}
     with pytest.raises(BadInput, match=r"lm-eval is not installed; `pip install .*\[lm-eval\]'` adds it"):
-        benchmarks.load(chosen, Path(), "tasks/benchmarks")
+        benchmarks.load(chosen, Path(), "tasks/templates/benchmarks")

@@ -6,9 +6,10 @@ from math import exp, log
 import polars as pl
 import pytest
 
+from tasks import families
 from tasks.blocks import critics, judges
 from tasks.blocks.sampling import candidates
-from tasks.core import families, tables
+from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput

@@ -3,8 +3,9 @@ import random
 import polars as pl
 import pytest
 
+from tasks import families
 from tasks.blocks import prompts as blocks
-from tasks.core import families, tables
+from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, StageFailed

@@ -73,7 +73,7 @@ def test_evaluation_asks_for_answers_their_critiques_and_one_refinement() -> Non
             "critics": {"own": {"block": "factored_critique", "max_new_tokens": 4}},
             "best_of": "own",
             "benchmarks": None,
-            "benchmark_files": "tasks/benchmarks",
+            "benchmark_files": "tasks/templates/benchmarks",
             "refine": {"block": "critique_revise", **REVISE, "per_prompt": 1, "rounds": 1},
         }
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import overlap
+from tasks.families.text import overlap
 
 WORDS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=12).map(" ".join)
 

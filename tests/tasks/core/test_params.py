@@ -13,7 +13,7 @@ from flows.declared import declared
 from tasks.core import params as parameters
 from tasks.core import trainable
 from tasks.core.errors import BadInput, UnknownName
-from tasks.families import text as text_family
+from tasks.families.text import family
 from tests.support import model_files
 
 ROOT = Path(__file__).parents[3]
@@ -283,9 +283,9 @@ def test_one_message_lists_all_problems(params: dict[str, Any]) -> None:
 
 def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
     params["base"]["pretrained"] = "./models/mine"
-    (tmp_path / "tasks/families").mkdir(parents=True)
-    (tmp_path / "tasks/families/countdown_corpus.py").touch()
-    (tmp_path / "tasks/benchmarks").mkdir()
+    (tmp_path / "tasks/families/countdown").mkdir(parents=True)
+    (tmp_path / "tasks/families/countdown/corpus.py").touch()
+    (tmp_path / "tasks/templates/benchmarks").mkdir(parents=True)
     whole = model_files(tmp_path / "whole")
     for file, expected in [
         (None, r"base\.pretrained: given '\./models/mine': there is no such folder; name a model's folder"),
@@ -347,11 +347,13 @@ def test_a_critic_must_say_what_a_filter_asks_for(
 def test_benchmarks_need_their_folder_and_lm_eval(params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit of a task file must be seen: the folder that evaluate depends on is one, and it is there."""
     params["evaluate"]["benchmark_files"] = "tasks/nowhere"
-    put(params, "evaluations.i02", {"benchmark_files": "tasks/benchmarks"})
+    put(params, "evaluations.i02", {"benchmark_files": "tasks/templates/benchmarks"})
     with pytest.raises(BadInput) as caught:
         parameters.check(params, ROOT)
     assert "evaluate.benchmark_files: given 'tasks/nowhere'" in str(caught.value)
-    assert "evaluations.i02.benchmark_files: given 'tasks/benchmarks'; it is one folder for" in str(caught.value)
+    assert "evaluations.i02.benchmark_files: given 'tasks/templates/benchmarks'; it is one folder for" in str(
+        caught.value
+    )
     put(params, "evaluations.i02", {})
     params["evaluate"] |= {"benchmark_files": "tasks/families", "benchmarks": {"own": BENCHMARK}}
     assert "tasks/families" in declared(ROOT, params, "evaluate", "i02").deps
@@ -504,9 +506,9 @@ def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.Monk
     assert "critique.judge.criteria: given []" in found
     found = refusal(text_params({**PAIRWISE, "pair": 3}, PREFERRED))
     assert "unknown key 'pair'; did you mean 'pairs'" in found
-    broken = shutil.copytree(text_family.TEMPLATES, tmp_path / "text")
+    broken = shutil.copytree(family.TEMPLATES, tmp_path / "text")
     (broken / "checklist.j2").write_text("{{ question | fenced }}\n{{ respons | fenced }} {{ criterion }}\n")
-    monkeypatch.setattr(text_family, "TEMPLATES", broken)
+    monkeypatch.setattr("tasks.families.text.TEMPLATES", broken)
     assert f"{broken / 'checklist.j2'}, line 2: unknown variable 'respons'" in refusal(text_params(PAIRWISE, PREFERRED))
 
 
@@ -563,7 +565,7 @@ def test_benchmarks_that_a_chat_server_cannot_be_asked(params: dict[str, Any], t
     assert len(told.splitlines()) == 1
     asked["chat_template"] = True
     parameters.check(params)
-    shutil.copytree(ROOT / "tasks/benchmarks", tmp_path / "tasks/benchmarks")
+    shutil.copytree(ROOT / "tasks/templates/benchmarks", tmp_path / "tasks/templates/benchmarks")
     with pytest.raises(BadInput) as caught:
         parameters.check(params, tmp_path)
     scored = [line for line in str(caught.value).splitlines() if "scored" in line]

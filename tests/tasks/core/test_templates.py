@@ -4,8 +4,8 @@ import pytest
 
 from tasks.core.models import tokenizers
 from tasks.core.training import batches
-from tasks.families import text_templates
-from tasks.families.text import TEMPLATES
+from tasks.families.text import templates as text_templates
+from tasks.families.text.family import TEMPLATES
 from tests import templates, tiny
 
 QUESTION, ANSWER = "  Ann has 5 nuts — and 7 „more“.\nHow many?  ", "She has 5 + 7 = 12.\n\n#### 12 ✓"

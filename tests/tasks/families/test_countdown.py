@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.core import family as core_family
 from tasks.core.errors import BadInput
 from tasks.core.family import Verdict
-from tasks.families import countdown, countdown_corpus, countdown_steps
+from tasks.families import countdown
+from tasks.families.countdown import corpus, language, options
+from tasks.families.countdown import steps as countdown_steps
 
 SIZES = {"critique": 90, "refine": 60, "usage": 300, "invent": 20}
 OPTIONS = {
@@ -24,8 +27,8 @@ OPTIONS = {
     "probe": 30,
     "corpus": SIZES,
 }
-FAMILY = countdown.create(countdown.Options.model_validate(OPTIONS))
-SOLVE = countdown.user("solve 14 4 13 -> 3 :")
+FAMILY = countdown.create(options.Options.model_validate(OPTIONS))
+SOLVE = core_family.user("solve 14 4 13 -> 3 :")
 WORDS = [*FAMILY.vocabulary(), "61", "007", "-1", "١٢", "9" * 5000, "²", "\u2028", "\x1c", "", "OK", "ｙｅｓ"]
 HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join))
 
@@ -54,15 +57,15 @@ def truth(question: str) -> str:
 
 
 def judged(puzzle: str, response: str) -> Verdict:
-    messages = countdown.user(f"solve {puzzle} :")
+    messages = core_family.user(f"solve {puzzle} :")
     asked = FAMILY.questions(messages, response)
     assert asked is not None
     return FAMILY.assemble(messages, response, [truth(q.messages[0]["content"]) for q in asked])
 
 
 def test_puzzles_are_all_that_have_a_solution():
-    assert len(countdown_corpus.puzzles(3, 20, 60)) == 11_090
-    small = set(countdown_corpus.puzzles(3, 4, 20))
+    assert len(corpus.puzzles(3, 20, 60)) == 11_090
+    small = set(corpus.puzzles(3, 4, 20))
     for numbers in product(range(1, 5), repeat=3):
         reached = set()
         for a, b, c in permutations(numbers):
@@ -80,9 +83,9 @@ def test_all_solutions_are_right_and_found():
         assert found
         assert len(set(found)) == len(found)
         for steps in found:
-            text = countdown.steps_text(steps)
+            text = language.steps_text(steps)
             assert right(list(numbers), target, text)
-            assert FAMILY.verify(countdown.user(f"solve {countdown.puzzle_text(numbers, target)} :"), None, text)
+            assert FAMILY.verify(core_family.user(f"solve {language.puzzle_text(numbers, target)} :"), None, text)
 
 
 NUMBER = st.integers(0, 60)
@@ -101,9 +104,9 @@ def test_verify_and_the_factored_critic_agree_with_brute_force(steps, honest, ch
     if honest:
         s = min(max(eval(f"{c}{g}{d}"), 0), 60)
     target = s if reach else 3
-    response = countdown.steps_text([(a, f, b, r), (c, g, d, s)])
+    response = language.steps_text([(a, f, b, r), (c, g, d, s)])
     expected = right([14, 4, 13], target, response)
-    assert FAMILY.verify(countdown.user(f"solve 14 4 13 -> {target} :"), None, response) == expected
+    assert FAMILY.verify(core_family.user(f"solve 14 4 13 -> {target} :"), None, response) == expected
     read = judged(f"14 4 13 -> {target}", response)
     assert read.parsed
     assert read.verdict == expected
@@ -112,18 +115,18 @@ def test_verify_and_the_factored_critic_agree_with_brute_force(steps, honest, ch
 
 @pytest.mark.parametrize("numbers", [2, 3, 4])
 def test_true_answers_accept_solutions_and_refuse_every_wrong_kind(numbers):
-    family = countdown.create(countdown.Options.model_validate(OPTIONS | {"numbers": numbers}))
+    family = countdown.create(options.Options.model_validate(OPTIONS | {"numbers": numbers}))
     rng = random.Random(numbers)
-    examiner = countdown_corpus.Examiner(family, rng)
-    everything = countdown_corpus.puzzles(numbers, 9, 60)
+    examiner = corpus.Examiner(family, rng)
+    everything = corpus.puzzles(numbers, 9, 60)
     for values, target in rng.sample(everything, 20):
-        messages = countdown.user(f"solve {countdown.puzzle_text(values, target)} :")
+        messages = core_family.user(f"solve {language.puzzle_text(values, target)} :")
         for steps in countdown_steps.solutions(values, target, 60)[:5]:
             assert examiner.critique(values, target, steps).verdict is True
         for kind in countdown_steps.KINDS.values():
             steps = kind(values, target, 60, rng)
             if steps is not None:
-                text = countdown.steps_text(steps)
+                text = language.steps_text(steps)
                 assert family.verify(messages, None, text) == right(list(values), target, text)
                 assert examiner.critique(values, target, steps).verdict == right(list(values), target, text)
 
@@ -203,11 +206,11 @@ def test_a_holistic_score_is_the_share_of_points():
 
 def test_templates():
     response, critique = "14 + 13 = 27 30 - 27 = 3", "27 ok 3 bad no"
-    assert FAMILY.critique_messages(SOLVE, response) == countdown.user(f"check 14 4 13 -> 3 : {response} ?")
-    assert FAMILY.refine_messages(SOLVE, response, critique) == countdown.user(
+    assert FAMILY.critique_messages(SOLVE, response) == core_family.user(f"check 14 4 13 -> 3 : {response} ?")
+    assert FAMILY.refine_messages(SOLVE, response, critique) == core_family.user(
         f"refine 14 4 13 -> 3 : {response} ? {critique} !"
     )
-    assert FAMILY.parse_invented("18 15 7 -> 40")[0].messages == countdown.user("solve 18 15 7 -> 40 :")
+    assert FAMILY.parse_invented("18 15 7 -> 40")[0].messages == core_family.user("solve 18 15 7 -> 40 :")
     for bad in ("0 15 7 -> 40", "21 1 1 -> 3", "1 2 3 -> 61", "1 2 -> 3", "1 2 3 > 3"):
         assert FAMILY.parse_invented(bad)[0].messages is None
 
@@ -218,11 +221,11 @@ def test_answers_that_differ_only_in_operand_order_are_one():
 
 
 def test_fingerprints_and_difficulties():
-    assert FAMILY.fingerprint(SOLVE) == "4 13 14 -> 3" == FAMILY.fingerprint(countdown.user("solve 13 14 4 -> 3 :"))
-    difficulties = [FAMILY.difficulty(countdown.user(f"solve 14 4 13 -> {t} :")) for t in (3, 14, 15, 31, 32)]
+    assert FAMILY.fingerprint(SOLVE) == "4 13 14 -> 3" == FAMILY.fingerprint(core_family.user("solve 13 14 4 -> 3 :"))
+    difficulties = [FAMILY.difficulty(core_family.user(f"solve 14 4 13 -> {t} :")) for t in (3, 14, 15, 31, 32)]
     assert difficulties == [1, 1, 2, 2, 3]
     with pytest.raises(BadInput, match="no Countdown prompt"):
-        FAMILY.fingerprint(countdown.user("check 14 4 13 -> 3 :"))
+        FAMILY.fingerprint(core_family.user("check 14 4 13 -> 3 :"))
 
 
 def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
@@ -239,7 +242,7 @@ def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
         assert {*prompt.split(), *reply.split()} <= vocabulary
         count[row["part"]] += 1
         if row["part"] in ("solve", "critique", "refine"):
-            solve = countdown.user("solve " + prompt.split(" ", 1)[1].split(" :")[0] + " :")
+            solve = core_family.user("solve " + prompt.split(" ", 1)[1].split(" :")[0] + " :")
             puzzle = FAMILY.puzzle(solve)
             used.add(FAMILY.fingerprint(solve))
             numbers, target = [int(n) for n in puzzle.numbers], int(puzzle.target)
@@ -278,7 +281,7 @@ def test_the_split_does_not_depend_on_the_seed_and_the_corpus_does():
 )
 def test_sizes_that_cannot_work_are_refused(change, message):
     with pytest.raises(BadInput, match=message):
-        countdown.check_inputs(countdown.create(countdown.Options.model_validate(OPTIONS | change)), ".")
+        countdown.check_inputs(countdown.create(options.Options.model_validate(OPTIONS | change)), ".")
 
 
 def test_what_is_known_before_any_work():
@@ -291,4 +294,4 @@ def test_what_is_known_before_any_work():
 @pytest.mark.parametrize("change", [{"numbers": 4, "largest": 99, "bound": 99}, {"largest": 99, "bound": 999}])
 def test_more_puzzles_than_can_be_listed_are_refused(change):
     with pytest.raises(BadInput, match="puzzles, and all of them are listed"):
-        countdown.create(countdown.Options.model_validate(OPTIONS | change))
+        countdown.create(options.Options.model_validate(OPTIONS | change))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.core import families
+from tasks import families
 from tasks.core.errors import BadInput
 
 OPTIONS = {

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import families, tables
+from tasks import families
+from tasks.core import tables
 from tasks.core.errors import BadInput
-from tasks.core.plain_text import plain
-from tasks.families.text import number_in, numbers
-from tasks.families.text_templates import fenced
+from tasks.families.text.answers import number_in, numbers
+from tasks.families.text.plain import plain
+from tasks.families.text.templates import fenced
 from tests.support import text_options
 
 OPTIONS = text_options(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core.plain_text import plain
-from tasks.families.text_replies import PREFERENCE, YES_OR_NO, points, prompts, read
+from tasks.families.text.plain import plain
+from tasks.families.text.replies import PREFERENCE, YES_OR_NO, points, prompts, read
 
 BARE, WORDED = points(bare=True), points(bare=False)
 SCORES = {

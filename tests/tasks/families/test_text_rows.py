@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.core import families
+from tasks import families
 from tasks.core.errors import BadInput
-from tasks.families import text_files, text_rows
+from tasks.families.text import corpus, readers
 from tests.tasks.families.test_text import OPTIONS
 
 SHARED = Path(__file__).parents[4] / "shared/data"
@@ -28,12 +28,12 @@ def lines(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def select(path: Path, **options) -> text_rows.Selected:
+def select(path: Path, **options) -> corpus.Selected:
     family = families.create("text", LOOSE | {"path": str(path)} | options)
-    return text_rows.select(family.options, path, lambda text: family.extract([], text))
+    return corpus.select(family.options, path, lambda text: family.extract([], text))
 
 
-def everything(made: text_rows.Selected) -> list[text_rows.Row]:
+def everything(made: corpus.Selected) -> list[corpus.Row]:
     return sorted([*made.heldout, *made.probe, *made.labelled, *made.pool], key=lambda row: row.number)
 
 
@@ -67,14 +67,14 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
 
 def test_a_json_list_longer_than_what_is_looked_at_first(tmp_path, monkeypatch):
     path = as_file(tmp_path, "a.json")
-    monkeypatch.setattr(text_files, "PIECE", 300)
-    assert [record["id"] for _, record in text_files.records(path, {"id": "id_field"})] == [row["id"] for row in ROWS]
+    monkeypatch.setattr(readers, "PIECE", 300)
+    assert [record["id"] for _, record in readers.records(path, {"id": "id_field"})] == [row["id"] for row in ROWS]
     whole = path.read_text()
     path.write_text(whole[:-30])
     seen = []
     with pytest.raises(BadInput, match="is no JSON"):
-        seen.extend(number for number, _ in text_files.records(path, {"id": "id_field"}))
-    assert next(text_files.records(path, {"id": "id_field"})) == (1, ROWS[0])
+        seen.extend(number for number, _ in readers.records(path, {"id": "id_field"}))
+    assert next(readers.records(path, {"id": "id_field"})) == (1, ROWS[0])
 
 
 def test_a_folder_is_all_its_data_files_in_the_order_of_their_names(tmp_path):
@@ -85,7 +85,7 @@ def test_a_folder_is_all_its_data_files_in_the_order_of_their_names(tmp_path):
     lines(tmp_path / ".cache/hidden.jsonl", ROWS)
     made = select(tmp_path)
     assert Counter(row.file for row in everything(made)) == {"a.jsonl": 10, "b/two.jsonl": 10}
-    assert text_files.data_files(tmp_path)[1] == ["README.md"]
+    assert readers.data_files(tmp_path)[1] == ["README.md"]
     chosen = everything(select(tmp_path, split=NO_SPLIT | {"file": "two.*"}))
     assert {row.file for row in chosen} == {"b/two.jsonl"}
 
@@ -304,18 +304,18 @@ def test_large_files_are_looked_at_and_not_read_before_any_work(tmp_path, monkey
     path = lines(tmp_path / "a.jsonl", ROWS * 10)
     with path.open("a") as file:
         file.write("no JSON\n")
-    monkeypatch.setattr(text_rows, "SMALL", 1000)
+    monkeypatch.setattr(corpus, "SMALL", 1000)
     read = Counter[str]()
-    records = text_files.records
+    records = readers.records
 
     def counted(file, fields):
         for number, record in records(file, fields):
             read[file.name] += 1
             yield number, record
 
-    monkeypatch.setattr(text_files, "records", counted)
+    monkeypatch.setattr(readers, "records", counted)
     assert families.check_inputs("text", LOOSE | {"path": "a.jsonl", "duplicates": "drop"}, tmp_path) is None
-    assert read == {"a.jsonl": text_rows.SAMPLED}
+    assert read == {"a.jsonl": corpus.SAMPLED}
     with pytest.raises(BadInput, match="row 201 is no JSON"):
         select(path)
     with pytest.raises(BadInput, match=r"prompt_field: given 'question', but row 1 of .* no such field"):
@@ -375,7 +375,7 @@ def test_questions_that_differ_by_a_sign_are_two(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("same", ["3 − 2 = ?", "３－２", "3 - 2", "3 -2 =", "(3)-2!"])
 def test_look_alike_signs_make_no_new_question(same: str) -> None:
-    assert text_rows.fingerprint("3 - 2 = ?") == text_rows.fingerprint(same) != text_rows.fingerprint("3 + 2 = ?")
+    assert corpus.fingerprint("3 - 2 = ?") == corpus.fingerprint(same) != corpus.fingerprint("3 + 2 = ?")
 
 
 def test_very_small_and_large_numbers_are_read_as_they_are(tmp_path: Path) -> None:

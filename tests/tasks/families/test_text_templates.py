@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.core.errors import BadInput
-from tasks.families import text_templates
-from tasks.families.text import TEMPLATES
+from tasks.families.text import templates
+from tasks.families.text.family import TEMPLATES
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def folder(tmp_path):
 
 
 def test_the_projects_own_templates_pass(folder):
-    text_templates.check(folder)
+    templates.check(folder)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_template_that_cannot_work_is_refused_with_its_place(folder, name, old
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(BadInput, match=message) as caught:
-        text_templates.check(folder)
+        templates.check(folder)
     assert str(path) in str(caught.value)
 
 
@@ -57,22 +57,22 @@ def test_missing_and_unreadable_files(folder):
     (folder / "invent.j2").unlink()
     (folder / "refine.j2").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match=r"refine\.j2: is not UTF-8.*\n.*invent\.j2: the template is not there"):
-        text_templates.check(folder)
+        templates.check(folder)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(["`", "```", "\n", "<|im_end|>", "[INST]", "~~~"])).map("".join)))
 def test_a_message_quotes_and_is_bounded(text):
     values = {"question": text, "first": text, "second": text * 1000, "numeric": True, "brief": False}
-    message = text_templates.render(TEMPLATES, "pairwise.j2", **values)
-    assert text_templates.fenced(text) in message
-    assert len(message) < 8 * text_templates.QUOTED
+    message = templates.render(TEMPLATES, "pairwise.j2", **values)
+    assert templates.fenced(text) in message
+    assert len(message) < 8 * templates.QUOTED
     assert "<|" not in message.replace("< |", "")
 
 
 def test_a_long_quotation_says_what_is_left_out():
     long = "a" * 15_000 + "b" * 15_000
-    quoted = text_templates.fenced(long)
+    quoted = templates.fenced(long)
     assert "[10,000 characters left out]" in quoted
     assert quoted.count("a") == 10_000 + 2  # the remark has two
-    assert text_templates.fenced("x" * text_templates.QUOTED).count("x") == text_templates.QUOTED
+    assert templates.fenced("x" * templates.QUOTED).count("x") == templates.QUOTED

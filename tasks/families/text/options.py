@@ -16,7 +16,7 @@ class Split(blocks.Options):
 
 
 class NearDuplicates(blocks.Options):
-    """What counts as nearly the same prompt (`tasks.core.overlap`)."""
+    """What counts as nearly the same prompt (`tasks.families.text.overlap`)."""
 
     threshold: float = Field(gt=0, le=1)  # Jaccard similarity of the sets of shingles
     shingle: int = Field(ge=1, le=20)  # consecutive words
@@ -31,7 +31,7 @@ class Benchmark(blocks.Options):
 
 
 class Decontaminate(blocks.Options):
-    """Which prompts are too much like those that are evaluated (`tasks.core.overlap`)."""
+    """Which prompts are too much like those that are evaluated (`tasks.families.text.overlap`)."""
 
     ngram: int = Field(ge=2, le=100)  # consecutive words in common that are too much; 13 in GPT-3
     shortest: int = Field(ge=1, le=100)  # words from which a shorter text counts when it stands in another as a whole

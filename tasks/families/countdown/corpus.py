@@ -19,14 +19,13 @@ from itertools import combinations_with_replacement, permutations
 from tasks.core import digests
 from tasks.core.errors import BadInput
 from tasks.core.family import SeedData, Verdict, user
-from tasks.families.countdown import (
+from tasks.families.countdown import create
+from tasks.families.countdown.family import Countdown
+from tasks.families.countdown.language import (
     INVENT,
     NONE_LEFT,
     NOT_AVAILABLE,
     OPERATORS,
-    Countdown,
-    Options,
-    create,
     critique_text,
     fact_text,
     puzzle_text,
@@ -35,7 +34,8 @@ from tasks.families.countdown import (
     steps_text,
     usage_text,
 )
-from tasks.families.countdown_steps import KINDS, Numbers, Steps, solutions, value
+from tasks.families.countdown.options import Options
+from tasks.families.countdown.steps import KINDS, Numbers, Steps, solutions, value
 
 Puzzle = tuple[Numbers, int]  # sorted numbers, target
 OUTSIDE_FACTS = 5  # one in so many of the facts outside 0 to bound is asked

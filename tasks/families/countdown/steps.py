@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
-from tasks.families.countdown import OPERATORS
+from tasks.families.countdown.language import OPERATORS
 
 Numbers = tuple[int, ...]
 Steps = tuple[tuple[int, str, int, int], ...]  # a, operator, b, claimed result

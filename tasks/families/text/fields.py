@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tasks.core.errors import BadInput
-from tasks.families import text_files
-from tasks.families.text_options import Options
+from tasks.families.text import readers
+from tasks.families.text.options import Options
 
 WHERE = "prepare.options"
 NAMES = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
@@ -44,8 +44,8 @@ class Reader:
 
     def split_rows(self, file: Path) -> Iterator[tuple[Row, str | None]]:
         """The file's rows, each with its value of the split's field."""
-        options, name = self.options, text_files.relative(file, self.path)
-        for number, record in text_files.records(file, self.fields):
+        options, name = self.options, readers.relative(file, self.path)
+        for number, record in readers.records(file, self.fields):
 
             def text(given: str | None, *types: type, of: Mapping[str, Any] = record, at: int = number) -> str | None:
                 return None if given is None else self._text(file, at, given, of[given], types or (str,))
@@ -68,10 +68,10 @@ class Reader:
         """The prompts of a benchmark's file; those without text are left out."""
         assert self.options.decontaminate is not None
         field = self.options.decontaminate.benchmarks[name].field
-        for number, record in text_files.records(file, {field: f"{WHERE}.decontaminate.benchmarks.{name}.field"}):
+        for number, record in readers.records(file, {field: f"{WHERE}.decontaminate.benchmarks.{name}.field"}):
             text = self._text(file, number, field, record[field], (str,), f"{name}: {field}")
             if text and text.strip():
-                yield Row(text_files.relative(file, self.path), number, None, text, None, None)
+                yield Row(readers.relative(file, self.path), number, None, text, None, None)
 
     def _text(
         self, file: Path, number: int, field: str, value: Any, types: tuple[type, ...], name: str | None = None

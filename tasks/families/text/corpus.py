@@ -24,12 +24,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.core import digests, overlap
+from tasks.core import digests
 from tasks.core.errors import BadInput
-from tasks.core.plain_text import plain
-from tasks.families import text_files
-from tasks.families.text_fields import WHERE, Reader, Row
-from tasks.families.text_options import Options
+from tasks.families.text import overlap, readers
+from tasks.families.text.fields import WHERE, Reader, Row
+from tasks.families.text.options import Options
+from tasks.families.text.plain import plain
 
 LONGEST_PROMPT = 100_000  # characters
 SAMPLED, SAMPLED_FILES = 100, 50  # rows of a file, and files of a folder, that are looked at before any work
@@ -87,7 +87,7 @@ class Sources(NamedTuple):
 
 def sources(options: Options, path: Path) -> Sources:
     """The files that the options name. Raises `BadInput`."""
-    files, others = text_files.data_files(path)
+    files, others = readers.data_files(path)
     wanted = options.decontaminate.benchmarks if options.decontaminate else {}
     if wanted and path.is_file():
         raise BadInput(
@@ -95,7 +95,7 @@ def sources(options: Options, path: Path) -> Sources:
             f"put both into one folder and name that, with {WHERE}.split.file for the rows (DVC then sees them change)"
         )
     benchmarks = {
-        name: text_files.chosen(files, path, benchmark.file, f"{WHERE}.decontaminate.benchmarks.{name}.file")
+        name: readers.chosen(files, path, benchmark.file, f"{WHERE}.decontaminate.benchmarks.{name}.file")
         for name, benchmark in sorted(wanted.items())
     }
     taken = {file for several in benchmarks.values() for file in several}
@@ -104,8 +104,8 @@ def sources(options: Options, path: Path) -> Sources:
             raise BadInput(
                 f"{WHERE}.split.file: given '{options.split.file}', but {path} is a file, no folder; give null"
             )
-        rows = text_files.chosen(files, path, options.split.file, f"{WHERE}.split.file")
-        if both := sorted(text_files.relative(file, path) for file in taken & set(rows)):
+        rows = readers.chosen(files, path, options.split.file, f"{WHERE}.split.file")
+        if both := sorted(readers.relative(file, path) for file in taken & set(rows)):
             raise BadInput(f"{WHERE}.split.file: {', '.join(both)}: cannot be rows and a benchmark at once")
     else:
         rows = [file for file in files if file not in taken]

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tasks.core.plain_text import plain, simple
+from tasks.families.text.plain import plain, simple
 
 POINTS = 5
 LONGEST = 300  # characters of a sentence that may be a verdict

@@ -1,0 +1,131 @@
+"""Strings: copying digits, with length as difficulty; the family of length generalisation.
+
+    solve   + 5 1 7 =      5 1 7
+
+One digit is one word and one token. The corpus has labels up to the longest base length; the pool has
+only longer ones, so that a curriculum of one digit an iteration meets nothing that was ever labelled
+(Lee and others 2025, "Self-Improving Transformers Overcome Easy-to-Hard and Length Generalization
+Challenges"). There is one skill: no critique, no refinement, no inventing.
+
+`extract` asks only that the reply is one or more digits: it looks neither at which digits nor at how
+many, so it is no label in disguise.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import polars as pl
+
+from tasks.core.errors import BadInput
+from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint, user
+from tasks.families.strings.options import Options
+
+NO_CRITIC = "strings has no critique skill"
+NO_REFINEMENT = "strings has no refinement skill"
+NO_INVENTING = "strings has no skill to invent prompts"
+
+
+def solve_messages(digits: str) -> Messages:
+    return user(f"+ {digits} =")
+
+
+@dataclass(frozen=True)
+class Strings:
+    """The family (`tasks.core.family.Family`); `options` are the validated ones."""
+
+    options: Options
+    name: str = "strings"
+    has_truth: bool = True
+
+    @cached_property
+    def symbols(self) -> list[str]:
+        return [str(digit) for digit in range(self.options.digits)]
+
+    def build(self, rng: random.Random, root: str) -> SeedData:
+        """Random strings, no string in two parts or twice outside the corpus. Generated: `root` is not looked at."""
+        options = self.options
+        seen: set[str] = set()
+
+        def fresh(length: int) -> str:
+            while (text := " ".join(rng.choices(self.symbols, k=length))) in seen:
+                pass
+            return text
+
+        def drawn(lengths: Sequence[int], number: int) -> list[dict]:
+            rows = []
+            for length in lengths:
+                for _ in range(number):
+                    text = fresh(length)
+                    seen.add(text)
+                    rows.append({"messages": solve_messages(text), "difficulty": length, "answer": None})
+            return rows
+
+        shortest, longest = options.base_lengths
+        heldout = drawn(options.evaluated_lengths, options.heldout)
+        probe = drawn(options.evaluated_lengths, options.probe)
+        pool = drawn(range(longest + 1, options.max_length + 1), options.pool)
+        corpus = []
+        for number in range(options.corpus):
+            text = fresh(shortest + number % (longest - shortest + 1))
+            completion = [{"role": "assistant", "content": text}]
+            corpus.append({"part": "solve", "prompt": solve_messages(text), "completion": completion})
+        return SeedData(corpus, pool, probe, heldout)
+
+    def vocabulary(self) -> list[str]:
+        return [*self.symbols, "+", "="]
+
+    def _string(self, messages: Messages) -> str:
+        """The digits to copy. Raises `BadInput` for a prompt of another shape."""
+        words = messages[-1]["content"].split() if messages else []
+        if words[:1] != ["+"] or words[-1] != "=" or not self._is_string(words[1:-1]):
+            raise BadInput(f"{' '.join(words)!r} is no prompt of strings; it looks like '+ 5 1 7 ='")
+        return " ".join(words[1:-1])
+
+    def _is_string(self, words: Sequence[str]) -> bool:
+        return bool(words) and set(words) <= set(self.symbols)
+
+    def extract(self, messages: Messages, response: str) -> str | None:
+        words = response.split()
+        return " ".join(words) if self._is_string(words) else None
+
+    def difficulty(self, messages: Messages) -> int:
+        """How many digits."""
+        return len(self._string(messages).split())
+
+    def fingerprint(self, messages: Messages) -> str:
+        return self._string(messages)
+
+    def traces(self, messages: Messages) -> list[int]:
+        return []
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        return by_fingerprint(self.fingerprint, reserved)
+
+    # --- skills that this family does not have -------------------------------------------------------
+    def critique_messages(self, messages: Messages, response: str) -> Messages | None:
+        return None
+
+    def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
+        return Verdict(False, why=NO_CRITIC)
+
+    def questions(self, messages: Messages, response: str) -> list[Question] | None:
+        return None
+
+    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+        return Verdict(False, why=NO_CRITIC)
+
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
+        return None
+
+    def invent_messages(self, examples: Sequence[Messages]) -> Messages:
+        raise BadInput(f"{NO_INVENTING}; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize")
+
+    def parse_invented(self, reply: str) -> list[Invented]:
+        return [Invented(None, NO_INVENTING)]
+
+    # --- truth -----------------------------------------------------------------------------------
+    def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
+        """The same digits in the same order."""
+        return self.extract(messages, response) == self._string(messages)

@@ -12,8 +12,8 @@ import polars as pl
 
 from flows import history, recipe
 from flows.artifacts import Artifacts, Record
-from tasks.blocks.benchmarks import PREFIX, scores
-from tasks.blocks.metrics import Z95
+from tasks.blocks.evaluate.benchmarks import PREFIX, scores
+from tasks.blocks.evaluate.metrics import Z95
 from tasks.core import params as parameters
 from tasks.core.models import hub
 

@@ -26,7 +26,7 @@ from typing import Any
 from flows import history, probe, workload
 from flows.speed import Speed, Training, alike, fitted
 from flows.workload import Stage, Task
-from tasks.blocks import training
+from tasks.blocks import train
 from tasks.core import params as parameters
 from tasks.core.asking.demand import Demand
 from tasks.core.blocks import validate
@@ -35,6 +35,7 @@ from tasks.core.family import Messages
 from tasks.core.models import folders
 from tasks.core.models.pointer import Pointer
 from tasks.core.serving import Prices
+from tasks.core.training import options as training_options
 
 TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
 ROW_BYTES = 5  # of a row of Parquet, for ids and numbers, compressed
@@ -152,17 +153,17 @@ def name_of(stage: Stage) -> str:
     return f"{stage[0]}@{stage[1]}" if stage[1] else stage[0]
 
 
-def _trainings(params: Mapping[str, Any], stage: str, key: str | None) -> list[training.TrainingOptions]:
+def _trainings(params: Mapping[str, Any], stage: str, key: str | None) -> list[training_options.TrainingOptions]:
     if stage == "base":
         return [] if params["base"]["pretrained"] else [parameters.options(params, stage, key).sft]
     return [bound.options for bound in parameters.options(params, stage, key)]
 
 
-def _mixture(options: training.TrainingOptions) -> dict[str, int]:
+def _mixture(options: training_options.TrainingOptions) -> dict[str, int]:
     """Rows of every part in a step; a pair is two rows of the iteration's own."""
-    if isinstance(options, training.DpoOptions):
+    if isinstance(options, training_options.DpoOptions):
         return {"own": 2 * options.batch_size} | options.replay
-    return options.mixture if isinstance(options, training.SftOptions) else {}
+    return options.mixture if isinstance(options, training_options.SftOptions) else {}
 
 
 def _measured(
@@ -170,7 +171,7 @@ def _measured(
     params: Mapping[str, Any],
     given: Task,
     asked: Mapping[Stage, list[Demand]],
-    trained: Mapping[Stage, list[training.TrainingOptions]],
+    trained: Mapping[Stage, list[training_options.TrainingOptions]],
     based: bool,
     seconds: float,
 ) -> Measured:
@@ -238,22 +239,22 @@ def _measured(
     return found
 
 
-def _step_tokens(options: training.TrainingOptions, measured: Measured) -> float:
+def _step_tokens(options: training_options.TrainingOptions, measured: Measured) -> float:
     """Tokens that a step reads."""
     return sum(n * measured.rows.get(part, 0.0) for part, n in _mixture(options).items())
 
 
-def _kind(options: training.TrainingOptions) -> str:
-    return "dpo" if isinstance(options, training.DpoOptions) else "sft"
+def _kind(options: training_options.TrainingOptions) -> str:
+    return "dpo" if isinstance(options, training_options.DpoOptions) else "sft"
 
 
-def _named(options: training.TrainingOptions) -> str:
+def _named(options: training_options.TrainingOptions) -> str:
     """Name of trainings whose steps are alike: what they read."""
     rows = ", ".join(f"{part} {n}" for part, n in sorted(_mixture(options).items()) if n)
     return f"{_kind(options)} of {rows}"
 
 
-def _alike(options: training.TrainingOptions, measured: Measured) -> Training | None:
+def _alike(options: training_options.TrainingOptions, measured: Measured) -> Training | None:
     """A training of the same kind, where the probe did not get to this one."""
     kind = f"{_kind(options)} of "
     return next((known for name, known in measured.training.items() if name.startswith(kind)), None)
@@ -313,11 +314,11 @@ def _lengths(demand: Demand, speed: Speed | None, measured: Measured) -> tuple[f
     return min(mean, limit), min(max(measured.longest[part] for part in parts), limit)
 
 
-def _add_training(need: Need, several: Sequence[training.TrainingOptions], measured: Measured) -> None:
+def _add_training(need: Need, several: Sequence[training_options.TrainingOptions], measured: Measured) -> None:
     """Adds the trainings of a stage, and the model that the last one writes."""
     for options in several:
         tokens = options.steps * _step_tokens(options, measured)
-        need.training_rows += training.rows(options)
+        need.training_rows += train.rows(options)
         need.training_tokens += tokens
         known = measured.training.get(_named(options)) or _alike(options, measured)
         if known is None or need.training_seconds is None:

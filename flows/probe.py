@@ -206,11 +206,13 @@ def _training(
     """A training of a few steps, as many as fit."""
     import polars as pl
 
-    from tasks.blocks import training
+    from tasks.blocks import train as blocks_train
+    from tasks.blocks.train import job as train_job
     from tasks.core import tables
+    from tasks.core.training import options as training_options
 
-    options = training.SftOptions(**given) if kind == "sft" else training.DpoOptions(**given)
-    mixed = options.mixture if isinstance(options, training.SftOptions) else options.replay
+    options = training_options.SftOptions(**given) if kind == "sft" else training_options.DpoOptions(**given)
+    mixed = options.mixture if isinstance(options, training_options.SftOptions) else options.replay
     rows = [_row(part, *row) for part in mixed for row in examples[part]]
     sft = tables.frame(rows, tables.SFT).with_columns(row_id=pl.int_range(len(rows)).cast(pl.String))
     own = [_pair(number, *row) for number, row in enumerate(examples["own"])] if kind == "dpo" else []
@@ -225,9 +227,9 @@ def _training(
                 raise _Enough
 
     began, imports = time.perf_counter(), clock.seconds()
-    job = training.Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress)
+    job = train_job.Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress)
     with contextlib.suppress(_Enough):
-        training.BLOCKS[kind](job, chosen)
+        blocks_train.BLOCKS[kind](job, chosen)
     whole = time.perf_counter() - began - (clock.seconds() - imports)
     steps = [after - before for before, after in pairwise(ends)]
     fixed = max(0.0, whole - sum(steps) * (1 + 1 / len(steps)))

@@ -18,18 +18,18 @@ import annotated_types
 from pydantic import BaseModel
 
 from flows import recipe
-from tasks.blocks.training import SftOptions, TrainingOptions
 from tasks.core import params as parameters
 from tasks.core.blocks import Block, options_class
 from tasks.core.serving import SECTIONS
+from tasks.core.training.options import SftOptions, TrainingOptions
 
 BLOCKS = {  # stage -> module in tasks/blocks
-    "synthesize": "prompts",
-    "sample": "sampling",
+    "synthesize": "synthesize",
+    "sample": "sample",
     "critique": "critics",
-    "refine": "refinement",
-    "filter": "selection",
-    "train": "training",
+    "refine": "refine",
+    "filter": "filter",
+    "train": "train",
 }
 KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "anything"}
 BOUNDS = {

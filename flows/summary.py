@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import costs, exits, history, state, tables
-from tasks.blocks.benchmarks import PREFIX, scores
-from tasks.blocks.metrics import Z95
+from tasks.blocks.evaluate.benchmarks import PREFIX, scores
+from tasks.blocks.evaluate.metrics import Z95
 from tasks.core import params as parameters
 
 if TYPE_CHECKING:

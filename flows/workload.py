@@ -15,7 +15,7 @@ from typing import Any
 
 from flows import artifacts, speed
 from tasks import evaluate, families
-from tasks.blocks import critics, prompts, refinement, sampling
+from tasks.blocks import critics, refine, sample, synthesize
 from tasks.core import params as parameters
 from tasks.core.asking.demand import Counts, Demand, Kind
 from tasks.core.family import Family, Messages
@@ -85,13 +85,13 @@ def demands(params: Mapping[str, Any], evaluated: Iterable[int], questions: int)
         )
         number = sum(bound.options.n for bound in chosen)
         counts = Counts(number, 0, questions)
-        asked = [prompts.REQUESTS[b.block](b.options, counts) for b in chosen if b.block in prompts.REQUESTS]
+        asked = [synthesize.REQUESTS[b.block](b.options, counts) for b in chosen if b.block in synthesize.REQUESTS]
         found["synthesize", key] = [demand for several in asked for demand in several]
-        answers = [d for b in sampled for d in sampling.REQUESTS[b.block](b.options, counts)]
+        answers = [d for b in sampled for d in sample.REQUESTS[b.block](b.options, counts)]
         found["sample", key] = answers
         counts = Counts(number, sum(demand.requests for demand in answers), questions)
         found["critique", key] = critics.requests(judges, counts)
-        found["refine", key] = [d for b in refiners for d in refinement.requests(b, judges, counts)]
+        found["refine", key] = [d for b in refiners for d in refine.requests(b, judges, counts)]
     return found
 
 

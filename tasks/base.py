@@ -27,13 +27,15 @@ import polars as pl
 from pydantic import Field, JsonValue
 
 from tasks import families
-from tasks.blocks import training
+from tasks.blocks.train import job as train_job
+from tasks.blocks.train.sft import sft
 from tasks.core import digests, tables
 from tasks.core.blocks import Options, validate
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, EmptyDataset
 from tasks.core.models import architectures, chat, files, folders, hub, tokenizers, weights
 from tasks.core.models.pointer import Pointer
+from tasks.core.training import options as training_options
 
 CORPUS = "data/tasks/corpus.parquet"
 
@@ -52,7 +54,7 @@ class BaseOptions(Options):
     chat_template_options: dict[str, JsonValue]  # values of the template's variables
     tokenizer: TokenizerOptions  # of a model that is made here
     architecture: dict[str, Any]  # likewise: model_type and any key of its transformers configuration
-    sft: training.SftOptions  # how that model is trained on the seed corpus
+    sft: training_options.SftOptions  # how that model is trained on the seed corpus
 
 
 def parse(section: Mapping[str, Any]) -> BaseOptions:
@@ -157,13 +159,13 @@ def _trained(context: Context, folder: str) -> None:
             "model, or let the family make a corpus (prepare.options)"
         )
     vocabulary = families.read(context).vocabulary()
-    training.use_threads(options.sft.threads)
+    train_job.use_threads(options.sft.threads)
     tokenizer = tokenizers.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
     template = tokenizer.chat_template if _set_template(tokenizer, options) else None
     known = digests.of_value([options.architecture, tokenizer.get_vocab(), template, context.seed])
     initial = context.scratch / "training" / f"initial-{known}"
     weights.build(options.architecture, tokenizer, context.seed, initial)
-    job = training.Job(
+    job = train_job.Job(
         initial=initial,
         reference=initial,
         sft=corpus,
@@ -176,7 +178,7 @@ def _trained(context: Context, folder: str) -> None:
         apart=context.apart,
         section="base.sft",
     )
-    training.sft(job, options.sft)
+    sft(job, options.sft)
     shutil.rmtree(initial)
     context.log(corpus=corpus.height, vocabulary=len(tokenizer), **job.figures)
     context.spend(**job.spent)

@@ -6,10 +6,10 @@ the model's own critiques of them (equal responses to one prompt are criticised 
 answer that the critic refuses, and the truth of every answer where the family has one.
 
 Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts), `metrics.json` beside it
-(flat figures of `tasks.blocks.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
+(flat figures of `tasks.blocks.evaluate.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
 `iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, and `guards`.
 Only `probe.json` may be read inside the loop. Figures are null where the family has no truth. `benchmarks` adds the
-figures of standard benchmarks to the held-out ones (`tasks.blocks.benchmarks`).
+figures of standard benchmarks to the held-out ones (`tasks.blocks.evaluate.benchmarks`).
 Reruns for another candidate, other sets, this section, its override in the iteration's row of
 `evaluations`, the folder `benchmark_files`, seed or engine.
 """
@@ -24,7 +24,10 @@ import polars as pl
 from pydantic import Field
 
 from tasks import families
-from tasks.blocks import benchmarks, critics, metrics, refinement, sampling
+from tasks.blocks import critics
+from tasks.blocks import refine as blocks_refine
+from tasks.blocks.evaluate import benchmarks, guards, metrics
+from tasks.blocks.sample import iid
 from tasks.core import digests, labels, tables
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.asking.local import Asker
@@ -82,7 +85,7 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
     names = [critic.name for critic in bound]
     refine = None
     if given.refine is not None:
-        refine = bind(refinement.BLOCKS, {"refine": given.refine}, "evaluate")[0]
+        refine = bind(blocks_refine.BLOCKS, {"refine": given.refine}, "evaluate")[0]
     gate = getattr(refine.options, "critic", None) if refine else None
     for place, name in (("evaluate.best_of", given.best_of), ("evaluate.refine.critic", gate)):
         if name is not None and name not in names:
@@ -115,7 +118,7 @@ def run(context: Context) -> None:
     figures |= benchmarks.measure(standard, model, context.seed)
     report = {
         "metrics": metrics.summary(probe.predictions, options.samples),
-        "guards": metrics.guards(probe.predictions, probe.critiques),
+        "guards": guards.guards(probe.predictions, probe.critiques),
     }
     for name in heldout.tokens:
         context.log(**{f"{name}_tokens": heldout.tokens[name] + probe.tokens[name]})
@@ -141,7 +144,7 @@ def requests(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
         *critics.requests(options.critics, answers),
     ]
     if options.refine is not None:
-        asked += refinement.requests(options.refine, options.critics, Counts(prompts, prompts, questions))
+        asked += blocks_refine.requests(options.refine, options.critics, Counts(prompts, prompts, questions))
     return asked
 
 
@@ -151,15 +154,15 @@ def examine(
     """Answers, samples, critiques and refinements of one prompt set (PROMPTS with answers), and their truth.
 
     `part` names the set in progress bars."""
-    greedily = sampling.IidK(n=1, temperature=0.0, top_p=1.0, max_new_tokens=options.max_new_tokens)
-    sampled = sampling.IidK(
+    greedily = iid.IidK(n=1, temperature=0.0, top_p=1.0, max_new_tokens=options.max_new_tokens)
+    sampled = iid.IidK(
         n=options.samples,
         temperature=options.temperature,
         top_p=options.top_p,
         max_new_tokens=options.max_new_tokens,
     )
-    greedy = sampling.iid_k(prompts, family, model, seed, f"{part} greedy", greedily)
-    drawn = sampling.iid_k(prompts, family, model, derive(seed, "samples"), f"{part} samples", sampled)
+    greedy = iid.iid_k(prompts, family, model, seed, f"{part} greedy", greedily)
+    drawn = iid.iid_k(prompts, family, model, derive(seed, "samples"), f"{part} samples", sampled)
     answers = pl.concat([greedy, drawn]).with_columns(
         judged_id=pl.col("candidate_id").first().over("prompt_id", "response")
     )

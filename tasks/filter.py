@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from tasks.blocks import selecting, selection
+from tasks.blocks import filter
+from tasks.blocks.filter import selection as selecting
 from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
@@ -20,7 +21,7 @@ from tasks.core.errors import EmptyDataset
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
     """The section's blocks in the order in which they run. Raises `BadInput`."""
-    return selection.in_order(bind(selection.BLOCKS, section, "filter"))
+    return filter.in_order(bind(filter.BLOCKS, section, "filter"))
 
 
 def run(context: Context) -> None:
@@ -55,7 +56,7 @@ def run(context: Context) -> None:
         prompts_with_rows=new["prompt_id"].n_unique(),
     )
     if context.options and new.is_empty() and not new_pairs:
-        lines = selection.reasons(state.dropped) or ["there was no candidate to begin with"]
+        lines = filter.reasons(state.dropped) or ["there was no candidate to begin with"]
         raise EmptyDataset(
             f"{context.name}: none of {candidates.height} candidates is left to train on: {'; '.join(lines)}. "
             f"Loosen the filter that drops most, or look at data/{context.key}/critiques.parquet"

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from tasks import families
-from tasks.blocks import critics, refinement
+from tasks.blocks import critics, refine
 from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
@@ -23,7 +23,7 @@ from tasks.core.seeds import derive
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
     """The section's blocks. Raises `BadInput`."""
-    return bind(refinement.BLOCKS, section, "refine")
+    return bind(refine.BLOCKS, section, "refine")
 
 
 def run(context: Context) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from tasks import families
-from tasks.blocks import sampling as blocks
+from tasks.blocks import sample
 from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
@@ -19,7 +19,7 @@ from tasks.core.seeds import derive
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
     """The section's blocks. Raises `BadInput`."""
-    return bind(blocks.BLOCKS, section, "sample")
+    return bind(sample.BLOCKS, section, "sample")
 
 
 def run(context: Context) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import polars as pl
 
 from tasks import families
-from tasks.blocks import prompts as blocks
+from tasks.blocks import synthesize
+from tasks.blocks.synthesize import supply as synthesize_supply
 from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
@@ -22,7 +23,7 @@ from tasks.core.seeds import derive
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
     """The section's blocks. Raises `BadInput`."""
-    return bind(blocks.BLOCKS, section, "synthesize")
+    return bind(synthesize.BLOCKS, section, "synthesize")
 
 
 def run(context: Context) -> None:
@@ -35,8 +36,10 @@ def run(context: Context) -> None:
     guard = family.guard(fingerprints)
     found = [tables.empty(tables.PROMPTS)]
     for bound in context.options:
-        model = context.model(context.pointer(context.row["previous"])) if bound.block in blocks.USES_MODEL else None
-        supply = blocks.Supply(
+        model = (
+            context.model(context.pointer(context.row["previous"])) if bound.block in synthesize.USES_MODEL else None
+        )
+        supply = synthesize_supply.Supply(
             family, pool, previous, invented, guard, model, derive(context.seed, bound.name), bound.name
         )
         found.append(bound(supply))
@@ -48,5 +51,5 @@ def run(context: Context) -> None:
         prompts = prompts.drop("answer").join(labels, on="prompt_id", how="left", maintain_order="left")
     context.log(prompts=prompts.height, held_out_refused=sum(held_out))
     tables.write(prompts, context.write(context.data("prompts.parquet")), tables.PROMPTS)
-    invented = blocks.invented(family, prompts, pool, invented)
+    invented = synthesize_supply.invented(family, prompts, pool, invented)
     tables.write(invented, context.write(context.data("invented.parquet")), tables.INVENTED)

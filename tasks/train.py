@@ -15,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tasks.blocks import training
+from tasks.blocks import train
+from tasks.blocks.train import job as train_job
 from tasks.core import digests, tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
@@ -27,9 +28,7 @@ from tasks.core.seeds import derive
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
     """The section's blocks in the order in which they run. Raises `BadInput`."""
-    blocks = sorted(
-        bind(training.BLOCKS, section, "train"), key=lambda bound: (training.PHASE[bound.block], bound.name)
-    )
+    blocks = sorted(bind(train.BLOCKS, section, "train"), key=lambda bound: (train.PHASE[bound.block], bound.name))
     whole = None
     for bound in blocks:
         keeps = bound.options.lora is not None and bound.options.lora.adapter == "keep"
@@ -55,12 +54,12 @@ def run(context: Context) -> None:
     rows: dict[str, dict[str, int]] = {}
     source = digests.of_value([digests.of_path(dataset), initial.digest, reference.digest, context.seed])
     between = context.scratch / "training" / "between" / source
-    so_far: list[Any] = [training.VERSION]
+    so_far: list[Any] = [train_job.VERSION]
     for bound in context.options:
         last = bound is context.options[-1]
         so_far.append([bound.name, bound.block.__name__, bound.options.model_dump()])
         kept = between / digests.of_value(so_far)
-        job = training.Job(
+        job = train_job.Job(
             initial=start,
             reference=anchor,
             sft=sft,
@@ -97,7 +96,7 @@ def run(context: Context) -> None:
     context.tags.update(initial=initial.digest, reference=reference.digest)
 
 
-def _once(bound: Bound, job: training.Job) -> None:
+def _once(bound: Bound, job: train_job.Job) -> None:
     """Trains what a later block starts from, or takes it up where that block failed the last time."""
     note = job.output.with_suffix(".json")
     if note.is_file() and job.output.is_dir():

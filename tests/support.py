@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 from ruamel.yaml import YAML
 
-from tasks.blocks import selection
-from tasks.blocks.selecting import Selection
+from tasks.blocks import filter
+from tasks.blocks.filter.selection import Selection
 from tasks.core import digests, tables
 from tasks.core.asking.local import Asker
 from tasks.core.asking.opener import Opener
@@ -163,7 +163,7 @@ def prompts(*texts: str, family: str = "adding") -> pl.DataFrame:
 
 def through(state: Selection, **section: Any) -> Selection:
     """What the filter blocks of a section make of a selection."""
-    for bound in selection.in_order(bind(selection.BLOCKS, section, "filter")):
+    for bound in filter.in_order(bind(filter.BLOCKS, section, "filter")):
         state = bound(state)
     return state
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.blocks import training
+from tasks.blocks.train import dpo, sft
+from tasks.blocks.train import job as train_job
 from tasks.core import tables
 from tasks.core.models import tokenizers
 from tasks.core.models import weights as models_weights
+from tasks.core.training import options as training_options
 from tests import tiny
 
 TOKENIZER = tokenizers.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
@@ -60,7 +62,7 @@ def run(
     kill_at: int | None = None,
     seed: int = 0,
     **changes: Any,
-) -> training.Job:
+) -> train_job.Job:
     """Trains into `place / name`, interrupted at step `kill_at`; `changes` to what a `Job` is."""
 
     def progress(what: str, done: int, total: int) -> None:
@@ -68,11 +70,11 @@ def run(
             raise KeyboardInterrupt
 
     given = {"sft": sft_rows(), "pairs": pair_rows(), "initial": initial, "reference": initial, **changes}
-    job = training.Job(output=place / name, scratch=place / "scratch", seed=seed, progress=progress, **given)
+    job = train_job.Job(output=place / name, scratch=place / "scratch", seed=seed, progress=progress, **given)
     if "mixture" in options:
-        training.sft(job, training.SftOptions(**options))
+        sft.sft(job, training_options.SftOptions(**options))
     else:
-        training.dpo(job, training.DpoOptions(**options))
+        dpo.dpo(job, training_options.DpoOptions(**options))
     return job
 
 
@@ -80,7 +82,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def losses_of(job: training.Job) -> list[float]:
+def losses_of(job: train_job.Job) -> list[float]:
     return [point["loss"] for point in job.curves]
 
 
@@ -89,7 +91,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def assert_learns_what_one_process_does(
-    train: Callable[..., training.Job], options: dict[str, Any], file: Path
+    train: Callable[..., train_job.Job], options: dict[str, Any], file: Path
 ) -> None:
     """Several processes, killed between two checkpoints and started again, against one that is left alone. `train`:
     `run`, its place and initial model given; `file`: for accelerate."""

@@ -212,7 +212,7 @@ def _shape(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:
     """Whether the iteration and the one before it measure what promotion compares."""
-    promote, metrics = import_module("tasks.promote"), import_module("tasks.blocks.metrics")
+    promote, metrics = import_module("tasks.promote"), import_module("tasks.blocks.evaluate.metrics")
     metric, prepare = section(params, "promote", key)["metric"], params["prepare"]
     given = families.with_source(prepare["family"], prepare["options"], prepare["source"])
     levels = families.difficulties(prepare["family"], given)

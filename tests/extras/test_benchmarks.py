@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.blocks import benchmarks
+from tasks.blocks.evaluate import benchmarks
 from tasks.core.asking.local import Asker
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Sampling, Statistic, no_reply

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tasks import evaluate
-from tasks.blocks import benchmarks
+from tasks.blocks.evaluate import benchmarks
 from tasks.core import tables
 from tasks.core.context import Context
 from tasks.core.engines.base import Completion, Sampling, no_reply

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from tasks import filter as stage
-from tasks.blocks.sampling import candidates
+from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
 from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, EmptyDataset

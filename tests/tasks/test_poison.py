@@ -17,8 +17,8 @@ import pytest
 
 from tasks import families
 from tasks.blocks import critics
-from tasks.blocks.sampling import candidates
-from tasks.blocks.selecting import Selection
+from tasks.blocks.filter.selection import Selection
+from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion

@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.blocks import critics, sampling
-from tasks.blocks.selecting import Selection
+from tasks.blocks import critics
+from tasks.blocks.filter.selection import Selection
+from tasks.blocks.sample import iid
 from tasks.core.blocks import bind
 from tests.endpoint import Answer, Body, Endpoint, completion
 from tests.support import Adding, prompts, through
@@ -34,8 +35,8 @@ def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, 
     table = prompts(*(f"add {i} {i + 2}" for i in range(40)))
     with Endpoint(replied) as server:
         model = asker(tmp_path, server.url, quarantine_share=1.0, retries=1, concurrency=16)
-        options = sampling.IidK(n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
-        samples = sampling.iid_k(table, Adding(), model, 1, "iid", options)
+        options = iid.IidK(n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
+        samples = iid.iid_k(table, Adding(), model, 1, "iid", options)
         lost = model.take_usage().quarantined
         judges = bind(critics.BLOCKS, {"j": {**JUDGE, "block": block}}, "critique")
         found = critics.critique(judges, samples, table, Adding(), model, 1, "critique", False)

@@ -237,7 +237,7 @@ def fit(
     base: Pointer | None = None,
 ) -> Fitted:
     """Trains `initial` ("sft" or "dpo") and writes the model to `output`, in the number format of `initial`; an adapter
-    that is kept names `base`. `options`: see `tasks.blocks.training`. `place`, of the checkpoints, is removed when the
+    that is kept names `base`. `options`: see `tasks.core.training.options`. `place`, of the checkpoints, is removed when the
     model is written. Raises `StageFailed` where model and options do not fit each other."""
     place.mkdir(parents=True, exist_ok=True)
     latest = checkpoints.latest(place)

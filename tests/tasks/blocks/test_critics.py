@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 
 from tasks.blocks import critics
-from tasks.blocks.sampling import candidates
+from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion

@@ -8,7 +8,7 @@ import pytest
 
 from tasks import families
 from tasks.blocks import critics, judges
-from tasks.blocks.sampling import candidates
+from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion

@@ -7,7 +7,7 @@ import random
 import polars as pl
 import pytest
 
-from tasks.blocks import metrics
+from tasks.blocks.evaluate import guards, metrics
 from tasks.core import tables
 
 
@@ -121,7 +121,7 @@ def test_transitions_by_hand() -> None:
     assert figures["refine_unchanged"] == pytest.approx(2 / 4)  # d repeats its answer, f its text
     assert figures["refine_share"] == pytest.approx(4 / 6)
     assert figures["refine_accuracy"] == pytest.approx(3 / 6)  # b keeps its answer: the refinement is refused
-    assert metrics.guards(pl.concat([greedy, refined]), tables.empty(tables.CRITIQUES))["over_refinement"] == 0.0
+    assert guards.guards(pl.concat([greedy, refined]), tables.empty(tables.CRITIQUES))["over_refinement"] == 0.0
 
 
 def test_diversity_by_hand() -> None:

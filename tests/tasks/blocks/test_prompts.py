@@ -4,7 +4,9 @@ import polars as pl
 import pytest
 
 from tasks import families
-from tasks.blocks import prompts as blocks
+from tasks.blocks import synthesize
+from tasks.blocks.synthesize import self_instruct
+from tasks.blocks.synthesize import supply as synthesize_supply
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion
@@ -21,11 +23,11 @@ def supply(previous=None, model=None, pool=POOL, forbidden=(), invented=None, fa
     family = family or Adding()
     rows = [{"fingerprint": f, "part": "heldout", "words": []} for f in forbidden]
     guard = by_fingerprint(family.fingerprint, tables.frame(rows, tables.FINGERPRINTS))
-    return blocks.Supply(family, pool, before, known, guard, model, 1, "block")
+    return synthesize_supply.Supply(family, pool, before, known, guard, model, 1, "block")
 
 
 def block(name, **options):
-    [bound] = bind(blocks.BLOCKS, {name: options}, "synthesize")
+    [bound] = bind(synthesize.BLOCKS, {name: options}, "synthesize")
     return bound
 
 
@@ -115,7 +117,9 @@ def test_near_copies_and_everything_invented_before_are_refused_by_reason(tmp_pa
         "Translate the sentence into French",
         "List five uses of a brick",  # more than are wanted
     ]
-    before = blocks.invented(TEXT, text_prompts("Explain why leaves are green"), SHOWN, tables.empty(tables.INVENTED))
+    before = synthesize_supply.invented(
+        TEXT, text_prompts("Explain why leaves are green"), SHOWN, tables.empty(tables.INVENTED)
+    )
     model, _ = asker(tmp_path, lambda p, d: replies[d])
     given = supply(model=model, pool=SHOWN, invented=before, family=TEXT)
     made = block("self_instruct", **INSTRUCT)(given)
@@ -146,9 +150,9 @@ def test_a_prompt_that_was_cut_off_is_none(tmp_path):
 
 
 def test_what_was_invented_is_carried_on():
-    first = blocks.invented(Adding(), prompts("add 7 7", "add 0 1"), POOL, tables.empty(tables.INVENTED))
+    first = synthesize_supply.invented(Adding(), prompts("add 7 7", "add 0 1"), POOL, tables.empty(tables.INVENTED))
     assert first["fingerprint"].to_list() == ["7 7"]  # the other one is of the pool
-    second = blocks.invented(Adding(), prompts("add 8 8", "add 7 7"), POOL, first)
+    second = synthesize_supply.invented(Adding(), prompts("add 8 8", "add 7 7"), POOL, first)
     assert second["fingerprint"].to_list() == ["7 7", "8 8"]
     assert second.schema == tables.INVENTED
 
@@ -162,13 +166,15 @@ def slow_lcs(one, other):
 
 
 def test_rouge_l_is_that_of_the_textbook():
-    assert blocks.rouge_l(
+    assert self_instruct.rouge_l(
         ["the", "cat", "is", "on", "the", "mat"], ["the", "cat", "sat", "on", "the", "mat"]
     ) == pytest.approx(10 / 12)
     rng = random.Random(0)
     for _ in range(300):
         one, other = ([rng.choice("abcd") for _ in range(rng.randint(0, 90))] for _ in range(2))
         expected = 2 * slow_lcs(one, other) / (len(one) + len(other)) if one and other else 0.0
-        assert blocks.rouge_l(one, other) == expected
+        assert self_instruct.rouge_l(one, other) == expected
         least = rng.choice([0.3, 0.5, 0.7, 1.0])
-        assert blocks.Words(least, [" ".join(one)]).near(" ".join(other)) == (bool(one and other) and expected >= least)
+        assert self_instruct.Words(least, [" ".join(one)]).near(" ".join(other)) == (
+            bool(one and other) and expected >= least
+        )

@@ -1,7 +1,8 @@
 import polars as pl
 
-from tasks.blocks import critics, refinement, sampling
-from tasks.blocks.sampling import candidates
+from tasks.blocks import critics, refine
+from tasks.blocks.sample import iid
+from tasks.blocks.sample.candidates import candidates
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion
 from tests.support import Adding, Unsteady, asker, prompts
@@ -18,7 +19,7 @@ def revise(tmp_path, responses, reply, **changed):
     model, _engine = asker(tmp_path, reply)
     known = bind(critics.BLOCKS, {**FACTORED, "vote": {}}, "critique")
     critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
-    [bound] = bind(refinement.BLOCKS, {"critique_revise": {**OPTIONS, **changed}}, "refine")
+    [bound] = bind(refine.BLOCKS, {"critique_revise": {**OPTIONS, **changed}}, "refine")
     new, judged = bound.block(
         samples, critiques, table, Adding(), model, known, model, 1, "revise", "refine", False, bound.options
     )
@@ -53,12 +54,10 @@ def test_at_most_per_prompt_and_equal_responses_once(tmp_path):
 def test_a_refinement_that_failed_is_no_candidate():
     table = prompts("add 2 3", "add 1 1")
     model = Unsteady(lambda p, d: None if "2 3" in p and "fix" in p else "0" if p.startswith("add") else answer(p, d))
-    samples = sampling.iid_k(
-        table, Adding(), model, 1, "iid", sampling.IidK(n=1, temperature=1.0, top_p=1.0, max_new_tokens=4)
-    )
+    samples = iid.iid_k(table, Adding(), model, 1, "iid", iid.IidK(n=1, temperature=1.0, top_p=1.0, max_new_tokens=4))
     known = bind(critics.BLOCKS, FACTORED, "critique")
     critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
-    [bound] = bind(refinement.BLOCKS, {"critique_revise": {**OPTIONS, "rounds": 1}}, "refine")
+    [bound] = bind(refine.BLOCKS, {"critique_revise": {**OPTIONS, "rounds": 1}}, "refine")
     new, judged = bound.block(
         samples, critiques, table, Adding(), model, known, model, 1, "revise", "refine", False, bound.options
     )

@@ -3,9 +3,11 @@
 import pytest
 
 from tasks import evaluate
-from tasks.blocks import critics, prompts, refinement, sampling, training
+from tasks.blocks import critics, refine, sample, synthesize, train
+from tasks.blocks.synthesize import curriculum, pool
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.blocks import bind
+from tasks.core.training import options as training_options
 
 COUNTS = Counts(prompts=10, candidates=40, questions=4)
 DRAWN = {"draws": 3, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8}
@@ -17,14 +19,14 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
 @pytest.mark.parametrize(
     ("module", "block", "options", "expected"),
     [
-        (sampling, "iid_k", {"n": 4, **SAMPLING}, Demand("answer", 40, 16, 4)),
-        (sampling, "single", SAMPLING, Demand("answer", 10, 16)),
+        (sample, "iid_k", {"n": 4, **SAMPLING}, Demand("answer", 40, 16, 4)),
+        (sample, "single", SAMPLING, Demand("answer", 10, 16)),
         (critics, "factored_critique", {"max_new_tokens": 4}, Demand("question", 160, 4)),
         (critics, "nl_critique", DRAWN, Demand("critique", 120, 8, 3)),
         (critics, "nl_critique", {**DRAWN, "temperature": 0.0}, Demand("critique", 40, 8, 1)),
         (critics, "judge_pointwise", DRAWN, Demand("critique", 120, 8, 3)),
         (
-            prompts,
+            synthesize,
             "self_instruct",
             {"n": 5, "shots": 0, "attempts": 4, "near_copy": None, **SAMPLING},
             Demand("invent", 20, 16, 4),
@@ -43,8 +45,8 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
         (critics, "intrinsic_score", {"statistic": "entropy"}, Demand("critique", 40, 0)),
         (critics, "judge_pointwise_logprobs", {}, Demand("critique", 40 * 6, 0)),
         (critics, "judge_pairwise_logprobs", {"pairs": 1}, Demand("critique", 10 * 2 * 2, 0)),
-        (refinement, "critique_revise", REVISE, Demand("refine", 60, 9)),
-        (refinement, "critique_revise", {**REVISE, "per_prompt": 9}, Demand("refine", 80, 9)),
+        (refine, "critique_revise", REVISE, Demand("refine", 60, 9)),
+        (refine, "critique_revise", {**REVISE, "per_prompt": 9}, Demand("refine", 80, 9)),
     ],
 )
 def test_a_blocks_requests(module, block, options, expected) -> None:
@@ -53,15 +55,15 @@ def test_a_blocks_requests(module, block, options, expected) -> None:
 
 
 def test_every_block_that_asks_a_model_says_how_often() -> None:
-    silent = {critics.vote, critics.verifier, prompts.fixed_unlabeled, prompts.difficulty_curriculum}
-    for module in (sampling, critics, refinement, prompts):
+    silent = {critics.vote, critics.verifier, pool.fixed_unlabeled, curriculum.difficulty_curriculum}
+    for module in (sample, critics, refine, synthesize):
         assert set(module.BLOCKS.values()) - silent == set(module.REQUESTS), module.__name__
 
 
 def test_refinements_are_criticised_again() -> None:
-    (revise,) = bind(refinement.BLOCKS, {"critique_revise": REVISE}, "refine")
+    (revise,) = bind(refine.BLOCKS, {"critique_revise": REVISE}, "refine")
     judges = bind(critics.BLOCKS, {"own": {"block": "factored_critique", "max_new_tokens": 4}, "vote": {}}, "critique")
-    made = refinement.requests(revise, judges, COUNTS)
+    made = refine.requests(revise, judges, COUNTS)
     assert made == [Demand("refine", 60, 9), Demand("question", 60 * 4, 4)]
 
 
@@ -88,6 +90,6 @@ def test_rows_of_a_training() -> None:
         "betas": [0.9, 0.9], "weight_decay": 0.0, "clip": 1.0, "precision": "float32", "threads": 1,
         "checkpoint_steps": 5, "lora": None, "pass_tokens": 4096, "gradient_checkpointing": False, "accelerate": None,
     }  # fmt: skip
-    assert training.rows(training.SftOptions(**common, packing=False, mixture={"own": 5, "solve": 3})) == 80
+    assert train.rows(training_options.SftOptions(**common, packing=False, mixture={"own": 5, "solve": 3})) == 80
     preferences = {"batch_size": 4, "loss": "sigmoid", "beta": 0.1, "nll": 0.0, "replay_coefficient": 1.0}
-    assert training.rows(training.DpoOptions(**common, **preferences, replay={"solve": 3})) == 110
+    assert train.rows(training_options.DpoOptions(**common, **preferences, replay={"solve": 3})) == 110

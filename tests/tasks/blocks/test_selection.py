@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.blocks import selecting
-from tasks.blocks.sampling import candidates
+from tasks.blocks.filter import selection
+from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
 from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, UnknownName
@@ -25,7 +25,7 @@ def state(scores, **earlier):
         (cid, None, "c", 0, "", verdict, score, score is not None, None if score is not None else "junk", 0, "m")
         for cid, (verdict, score) in zip(samples["candidate_id"], flat, strict=True)
     ]
-    return selecting.Selection(
+    return selection.Selection(
         iteration="i02",
         prompts=table,
         candidates=samples,

@@ -16,13 +16,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tasks.blocks import training
+from tasks.blocks.train import job as train_job
 from tasks.core import engines
 from tasks.core.engines.base import Sampling
 from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
 from tasks.core.models import folders
 from tasks.core.models import weights as models_weights
 from tasks.core.training import apart, losses, trainers
+from tasks.core.training import options as training_options
 from tests import tiny
 from tests.trainings import (
     ACCELERATE,
@@ -166,7 +167,7 @@ with test_training.failing(test_training.trainers, 8, lambda: exec(sys.argv[2]))
 
 def test_with_a_smaller_pass_it_goes_on_where_bytes_are_not_promised(train, monkeypatch):
     whole = train(SFT, "whole")
-    monkeypatch.setattr(training, "_exact", lambda options: False)  # as on a GPU
+    monkeypatch.setattr(train_job, "_exact", lambda options: False)  # as on a GPU
     with failing(trainers, 8, too_much), pytest.raises(OutOfMemory, match=r"\(step 5\), with lora anew$"):
         train(SFT, "cut")
     cut = train({**SFT, "pass_tokens": 12, "gradient_checkpointing": True}, "cut")
@@ -396,4 +397,4 @@ def test_what_cannot_be_trained_on_is_refused(train, tmp_path, options, changes,
 )
 def test_options_out_of_range(changes, message):
     with pytest.raises(ValidationError, match=message):
-        training.SftOptions(**{**SFT, **changes})
+        training_options.SftOptions(**{**SFT, **changes})

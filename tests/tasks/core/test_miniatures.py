@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tasks.blocks import training
+from tasks.blocks.train import dpo, sft
+from tasks.blocks.train import job as train_job
 from tasks.core import engines
 from tasks.core.engines.base import Sampling
 from tasks.core.models import folders, tokenizers, weights
+from tasks.core.training import options
 from tests import templates, tiny
 
 torch.set_num_threads(1)
@@ -81,7 +83,7 @@ def test_asked_and_scored_as_transformers_does(folder, tokenizer):
 
 
 def job_of(folder, output, scratch, pairs):
-    return training.Job(
+    return train_job.Job(
         initial=folder,
         reference=folder,
         sft=tiny.sft_rows(pairs),
@@ -100,9 +102,9 @@ def test_a_step_of_training_learns_the_replies_alone_and_is_kept(folder, tokeniz
         step = {"steps": steps, "warmup_steps": 0, "learning_rate": 0.002, "schedule": "constant"}
         if kind == "sft":
             rows = {"mixture": {"own": len(SHORT)}, "packing": True}
-            training.sft(job, training.SftOptions(**{**tiny.SFT, **step, **rows}))
+            sft.sft(job, options.SftOptions(**{**tiny.SFT, **step, **rows}))
         else:
-            training.dpo(job, training.DpoOptions(**{**tiny.DPO, **step, "batch_size": len(SHORT)}))
+            dpo.dpo(job, options.DpoOptions(**{**tiny.DPO, **step, "batch_size": len(SHORT)}))
         return job
 
     jobs = {kind: train(kind, 2) for kind in ("sft", "dpo")}
@@ -133,7 +135,7 @@ def test_a_model_that_learnt_its_replies_ends_its_turn(folder, tmp_path):
     pair = ("How many nuts has Ann? She had 5 and found 7 more.", "She has 12.")
     job = job_of(folder, tmp_path / "model", tmp_path / "scratch", [pair])
     step = {"steps": 60, "warmup_steps": 0, "learning_rate": 0.02, "schedule": "constant", "mixture": {"own": 1}}
-    training.sft(job, training.SftOptions(**{**tiny.SFT, **step}))
+    sft.sft(job, options.SftOptions(**{**tiny.SFT, **step}))
     engine = engines.load("transformers", job.output, "float32", 1, 8)
     asked = tokenizers.render(tokenizers.load_tokenizer(job.output), tiny.user(pair[0]))
     ((reply,),) = engine.generate([asked], Sampling(1, 0.0, 1.0, 40, 0))

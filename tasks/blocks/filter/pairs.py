@@ -8,8 +8,8 @@ from operator import itemgetter
 import polars as pl
 from pydantic import Field
 
+from tasks.blocks.filter.selection import Selection, reply_of, row_id
 from tasks.blocks.judges import undecided
-from tasks.blocks.selecting import Selection, reply_of, row_id
 from tasks.core import tables
 from tasks.core.blocks import Options
 

@@ -1,92 +1,19 @@
-"""Prompt blocks: which prompts an iteration works on.
-
-A block sees the pool that `prepare` made (in its fixed order), the prompts of the previous iteration, all that models
-wrote in earlier ones and the guard that knows held-out problems, and returns rows of the PROMPTS table without answers.
-"""
+"""Prompts that the model writes."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import polars as pl
 from pydantic import Field
 
+from tasks.blocks.synthesize.supply import Supply, text_of
 from tasks.core import tables
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.asking.local import Asker
-from tasks.core.blocks import Block, Options, Requests
+from tasks.core.blocks import Options
 from tasks.core.engines.base import Completion, Sampling
-from tasks.core.errors import BadInput, StageFailed
-from tasks.core.family import Family, FreeText, Guard, Invented, Messages
-
-
-@dataclass(frozen=True)
-class Supply:
-    """What a prompt block may draw on."""
-
-    family: Family
-    pool: pl.DataFrame  # PROMPTS, in the pool's order
-    previous: pl.DataFrame  # PROMPTS of the previous iteration, empty for the first
-    invented: pl.DataFrame  # INVENTED: what models wrote in all earlier iterations
-    guard: Guard  # keeps held-out and probe problems out
-    model: Asker | None
-    seed: int
-    name: str  # the block's name in params.yaml
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def row(self, messages: Messages, parents: list[str]) -> dict[str, object]:
-        """A row of PROMPTS for a prompt that was not in the pool."""
-        return {
-            "prompt_id": tables.prompt_id(self.family.name, messages),
-            "messages": messages,
-            "family": self.family.name,
-            "difficulty": self.family.difficulty(messages),
-            "source": self.name,
-            "parent_ids": parents,
-            "answer": None,
-        }
-
-
-class FixedUnlabeled(Options):
-    n: int = Field(ge=1)  # prompts an iteration
-
-
-def fixed_unlabeled(supply: Supply, options: FixedUnlabeled) -> pl.DataFrame:
-    """The next `n` prompts of the pool, after those of the previous iteration; from the start again when the
-    pool is used up. Raises `BadInput` if the pool is smaller than `n`."""
-    return _next(supply, supply.pool, options.n)
-
-
-class DifficultyCurriculum(Options):
-    n: int = Field(ge=1)  # prompts an iteration
-    start: int  # difficulty of the first iteration
-    step: int = Field(ge=0)  # added each iteration
-
-
-def difficulty_curriculum(supply: Supply, options: DifficultyCurriculum) -> pl.DataFrame:
-    """`n` prompts of one difficulty, which grows by `step` each iteration (Self-Improving Transformers Overcome
-    Easy-to-Hard and Length Generalization: one unit longer each round). Raises `BadInput` where the pool has none."""
-    before = supply.previous["difficulty"].max()
-    difficulty = options.start if before is None else int(str(before)) + options.step
-    return _next(
-        supply, supply.pool.filter(pl.col("difficulty") == difficulty), options.n, f" of difficulty {difficulty}"
-    )
-
-
-def _next(supply: Supply, pool: pl.DataFrame, n: int, kind: str = "") -> pl.DataFrame:
-    if pool.height < n:
-        raise BadInput(
-            f"synthesize.{supply.name}: asks for {n} prompts{kind}, the pool has {pool.height}; lower `n` or make a larger pool in `prepare`"
-        )
-    before = supply.previous.filter(pl.col("source") == supply.name).select("prompt_id")
-    used = set(pool.with_row_index("place").join(before, on="prompt_id", how="semi")["place"])
-    ends = [place for place in used if (place + 1) % pool.height not in used]  # one, unless the pool was edited
-    start = (min(ends) + 1) % pool.height if ends else 0
-    rows = pool.slice(start, n)
-    if rows.height < n:
-        rows = pl.concat([rows, pool.head(n - rows.height)])
-    return rows.with_columns(source=pl.lit(supply.name))
+from tasks.core.errors import StageFailed
+from tasks.core.family import Invented
 
 
 class SelfInstruct(Options):
@@ -111,7 +38,7 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
     refused: Counter[str] = Counter()
     for examples, replies in _replies(supply, options):
         parents = examples["prompt_id"].to_list()
-        patterns = Words(options.near_copy, (_text(family, messages) for messages in examples["messages"].to_list()))
+        patterns = Words(options.near_copy, (text_of(family, messages) for messages in examples["messages"].to_list()))
         for reply in replies:
             found = [Invented(None, "no reply")] if reply.failed else family.parse_invented(reply.text)
             if reply.finish_reason != "stop" and not reply.failed:
@@ -120,7 +47,7 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
             for prompt in found:
                 reason = prompt.why
                 if prompt.messages is not None and len(rows) < options.n:
-                    fingerprint, text = family.fingerprint(prompt.messages), _text(family, prompt.messages)
+                    fingerprint, text = family.fingerprint(prompt.messages), text_of(family, prompt.messages)
                     if fingerprint in seen:
                         reason = "repeated"
                     elif why := supply.guard(prompt.messages):
@@ -155,21 +82,6 @@ def _replies(supply: Supply, options: SelfInstruct) -> list[tuple[pl.DataFrame, 
     sampling = Sampling(draws, options.temperature, options.top_p, options.max_new_tokens, supply.seed)
     replies = supply.model.generate(asked[:1] if alike else asked, sampling, "prompts")
     return list(zip(shown[: len(replies)], replies, strict=True))
-
-
-def invented(family: Family, prompts: pl.DataFrame, pool: pl.DataFrame, earlier: pl.DataFrame) -> pl.DataFrame:
-    """INVENTED after an iteration: what was there, and those of its prompts that are not of the pool."""
-    new = prompts.join(pool, on="prompt_id", how="anti").join(earlier, on="prompt_id", how="anti")
-    rows = [
-        {"prompt_id": name, "fingerprint": family.fingerprint(messages), "text": _text(family, messages) or None}
-        for name, messages in new.select("prompt_id", "messages").iter_rows()
-    ]
-    return pl.concat([earlier, tables.frame(rows, tables.INVENTED)])
-
-
-def _text(family: Family, messages: Messages) -> str:
-    """The prompt's own words; nothing for a family whose prompts are not free text."""
-    return family.question(messages) if isinstance(family, FreeText) else ""
 
 
 class Words:
@@ -225,16 +137,5 @@ def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
     return 2 * (len(one) - row.bit_count()) / (len(one) + len(other))
 
 
-BLOCKS: dict[str, Block] = {
-    "fixed_unlabeled": fixed_unlabeled,
-    "difficulty_curriculum": difficulty_curriculum,
-    "self_instruct": self_instruct,
-}
-USES_MODEL = {self_instruct}
-
-
-def _invented(options: SelfInstruct, counts: Counts) -> list[Demand]:
+def requested(options: SelfInstruct, counts: Counts) -> list[Demand]:
     return [Demand("invent", options.n * options.attempts, options.max_new_tokens, options.attempts)]
-
-
-REQUESTS: dict[Block, Requests] = {self_instruct: _invented}

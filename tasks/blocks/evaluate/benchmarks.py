@@ -5,7 +5,7 @@ folder with task files of the user's own in lm-eval's format. Everything that su
 that folder: stage evaluate depends on it, so that an edit of any of it measures again, and a task that reads elsewhere
 is refused.
 
-The requests go through the engine like all others (`tasks.blocks.harness`): sharded, stored, counted. Figures are flat:
+The requests go through the engine like all others (`tasks.blocks.evaluate.harness`): sharded, stored, counted. Figures are flat:
     benchmark_<task>_<metric>            as lm-eval computes it; `_<filter>` follows where the task has filters
     benchmark_<task>_<metric>_stderr     its standard error, null where lm-eval has none
     benchmark_<task>_samples             questions that were asked
@@ -26,7 +26,7 @@ from tasks.core.checks import MISSING_LM_EVAL
 from tasks.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from tasks.blocks.harness import TaskSet
+    from tasks.blocks.evaluate.harness import TaskSet
 
 PREFIX = "benchmark_"
 DECIMALS = 6
@@ -46,7 +46,7 @@ def load(chosen: Mapping[str, Benchmark], root: Path, files: str, scores: bool =
     """The tasks with their data. `files`: the folder with the user's tasks, relative to `root`; `scores`: whether the
     engine tells log-probabilities of given text. Raises `BadInput` for whatever cannot be measured, before anything is asked."""
     try:
-        from tasks.blocks import harness
+        from tasks.blocks.evaluate import harness
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "lm_eval":
             raise

@@ -1,20 +1,16 @@
-"""Refinement blocks: refused candidates in, new candidates with `parent_id` out, judged by the same critics.
-
-Only what the critic refuses is refined: refining what was right breaks a good part of it.
-"""
+"""Revision: what the critic refused is asked for anew, with the critique before the model's eyes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import polars as pl
 from pydantic import Field
 
 from tasks.blocks import critics as judging
-from tasks.blocks.sampling import candidates as candidates_from
+from tasks.blocks.sample.candidates import candidates as candidates_from
 from tasks.core import tables
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.asking.local import Asker
-from tasks.core.blocks import Block, Bound, Options, Requests
+from tasks.core.blocks import Bound, Options
 from tasks.core.engines.base import Sampling
 from tasks.core.family import Family
 from tasks.core.seeds import derive
@@ -86,19 +82,6 @@ def critique_revise(
     return pl.concat(found), pl.concat(judged)
 
 
-BLOCKS: dict[str, Block] = {"critique_revise": critique_revise}
-
-
-def _revised(options: CritiqueRevise, counts: Counts) -> list[Demand]:
+def requested(options: CritiqueRevise, counts: Counts) -> list[Demand]:
     number = min(options.per_prompt * counts.prompts, counts.candidates) * options.rounds
     return [Demand("refine", number, options.max_new_tokens)]
-
-
-REQUESTS: dict[Block, Requests] = {critique_revise: _revised}
-
-
-def requests(bound: Bound, critics: Sequence[Bound], counts: Counts) -> list[Demand]:
-    """What a block asks for refinements, and the critics about these, at most: everything is refused."""
-    made = REQUESTS[bound.block](bound.options, counts)
-    again = replace(counts, candidates=sum(demand.requests for demand in made))
-    return [*made, *judging.requests(critics, again)]

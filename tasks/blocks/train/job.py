@@ -1,0 +1,188 @@
+"""One training, from model folder to model folder: its data as batches, here or in a process of its own."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from tasks.core import digests, memory
+from tasks.core.errors import BadInput, OutOfMemory, StageFailed
+from tasks.core.models import folders, tokenizers
+from tasks.core.models.pointer import Pointer
+from tasks.core.training import batches, checkpoints
+from tasks.core.training.options import TrainingOptions
+
+VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: model folders in and out, tables, and where progress and figures go."""
+
+    initial: Path
+    reference: Path
+    sft: pl.DataFrame  # table SFT
+    pairs: pl.DataFrame  # table PAIRS
+    output: Path
+    scratch: Path  # checkpoints are kept below it
+    seed: int
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    base: Pointer | None = None  # what an adapter that is kept names as its base; None: the initial model's own folder
+    apart: Literal["auto", "always", "never"] = "never"  # whether in a process of its own; auto: where there is a GPU
+    section: str = ""  # of params.yaml, for messages, such as train.sft; "" if of none
+    release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back, called before such a process
+    curves: list[dict[str, float]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)  # figures that add up over trainings
+    rows: dict[str, int] = field(default_factory=dict)  # part -> rows of the data that a step can draw
+
+
+def use_threads(threads: int) -> None:
+    """Sets the threads that torch computes with. Bytes depend on their number."""
+    if "torch" not in sys.modules:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def counts(table: pl.DataFrame, mixture: dict[str, int]) -> dict[str, int]:
+    return {part: int((table["part"] == part).sum()) for part, wanted in mixture.items() if wanted}
+
+
+def sft_batches(
+    job: Job, options: TrainingOptions, mixture: dict[str, int], scale: float, what: str, packed: bool
+) -> batches.SftBatches:
+    """The plan over `job.sft`; only rows that it draws are tokenised."""
+    table = job.sft.sort("row_id", "iteration", "part", nulls_last=True)
+    weights = weights_of(table["weight"], "sft")
+    plan = batches.plan(table["part"].to_list(), mixture, options.steps, job.seed, what)
+    drawn, plan = np.unique(plan, return_inverse=True)
+    used = table[drawn.tolist()]
+    rows = encode(job, used["prompt"].to_list(), used["completion"].to_list(), used["row_id"].to_list())
+    plan = plan.reshape(options.steps, -1)
+    return batches.SftBatches(rows, weights[drawn], plan, scale, options.pass_tokens, packed)
+
+
+def runs_apart(job: Job, options: TrainingOptions) -> bool:
+    """Whether to train in a process of its own; then engines give their memory back first. Raises `BadInput` where the
+    file for accelerate is not there."""
+    if options.accelerate is not None and not Path(options.accelerate).is_file():
+        raise BadInput(
+            f"accelerate: given {options.accelerate!r}: there is no such file; `accelerate config` makes one"
+        )
+    apart = job.apart == "always" or options.accelerate is not None
+    if not apart and job.apart == "auto":
+        use_threads(options.threads)
+        import torch
+
+        apart = torch.cuda.is_available()
+    if apart:
+        job.release()
+    return apart
+
+
+def weights_of(column: pl.Series, name: str) -> np.ndarray:
+    weights = column.to_numpy()
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise StageFailed(f"{name}: a weight is negative or no number")
+    if not weights.sum():
+        raise StageFailed(f"{name}: every weight is 0, so there is nothing to learn")
+    return weights
+
+
+def encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str]) -> batches.Rows:
+    limit = folders.read_config(job.initial).get("max_position_embeddings") or sys.maxsize
+    return batches.encode(tokenizers.load_tokenizer(job.initial), prompts, completions, ids, int(limit))
+
+
+def fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> None:
+    """Trains, here or in a process of its own, and reports tokens, rows and speed."""
+    apart = runs_apart(job, options)
+    place = job.scratch / "training" / _key(kind, job, options, sources)
+
+    def progress(done: int, total: int) -> None:
+        job.progress(kind, done, total)
+
+    with advising("training", lambda: _less(job.section or kind, options, place)):
+        if apart:
+            from tasks.core.training import apart as process
+
+            asked = options.model_dump()
+            fitted = process.fit(kind, job.initial, job.output, place, sources, asked, job.seed, progress, job.base)
+        else:
+            use_threads(options.threads)
+            from tasks.core.training import trainers
+
+            fitted = trainers.fit(kind, job.initial, job.output, place, sources, options, job.seed, progress, job.base)
+    before = max((int(entry["step"]) for entry in job.curves), default=0)
+    for entry in fitted.history:
+        kept: dict[str, float] = {
+            name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate") if name in entry
+        }
+        job.curves.append(kept | {"step": before + entry["step"]})
+    tokens = np.sum([source.step_tokens() for source in sources], axis=0)
+    timed = int(tokens[options.steps - fitted.steps :].sum())
+    job.spent["training_tokens"] = timed
+    job.figures.update(
+        {
+            f"{kind}_tokens": int(tokens.sum()),
+            f"{kind}_rows": sum(source.plan.size for source in sources),
+            f"{kind}_tokens_per_second": timed / fitted.seconds if fitted.seconds else 0.0,
+            f"{kind}_loss": fitted.history[-1]["loss"] if fitted.history else float("nan"),
+        }
+    )
+
+
+@contextlib.contextmanager
+def advising(what: str, advice: Callable[[], str]) -> Iterator[None]:
+    """Says what takes less memory where it does not suffice."""
+    try:
+        with memory.told(f"{what} ran out of memory"):
+            yield
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{error}; {advice()}") from error
+
+
+def _exact(options: TrainingOptions) -> bool:
+    """Whether equal arguments give equal bytes: in one process and without a GPU."""
+    use_threads(options.threads)
+    import torch
+
+    return options.accelerate is None and not torch.cuda.is_available()
+
+
+def _key(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> str:
+    """Of the checkpoints: what decides what is learnt. Numbers of the reference model do through the model that they are
+    of: on a GPU they are not the same from run to run."""
+    known = job.scratch / digests.KNOWN
+    rounding = set() if _exact(options) else {"pass_tokens", "gradient_checkpointing"}
+    settings = options.model_dump(exclude={"checkpoint_steps", *rounding})
+    content = [
+        replace(source, reference=np.zeros(0)).digest() if isinstance(source, batches.PairBatches) else source.digest()
+        for source in sources
+    ]
+    launch = digests.of_file(Path(options.accelerate)) if options.accelerate else None
+    given = [folders.digest(folder, known) for folder in (job.initial, job.reference)[: 1 + (kind == "dpo")]]
+    return digests.of_value([VERSION, kind, given, settings, job.seed, content, launch])
+
+
+def _less(section: str, options: TrainingOptions, place: Path) -> str:
+    """What takes less memory, and what is kept of a training that had not enough."""
+    ways = [f"lower {section}.pass_tokens (given {options.pass_tokens})"]
+    ways += [] if options.gradient_checkpointing else [f"set {section}.gradient_checkpointing"]
+    ways += [] if options.lora else [f"use {section}.lora"]
+    advice = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+    last = checkpoints.latest(place)
+    if last is None:
+        return f"{advice}; it begins anew, no checkpoint was written yet ({section}.checkpoint_steps: {options.checkpoint_steps})"
+    kept = f"it goes on from its last checkpoint (step {checkpoints.step(last)})"
+    if _exact(options):
+        return f"{advice}; {kept} if it is run again as it is, and begins anew with other options"
+    return f"{advice}; {kept}{'' if options.lora else ', with lora anew'}"

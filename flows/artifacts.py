@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from flows import state
-from tasks.core import params as parameters
+from flows.params import sections
 from tasks.core import tables
 from tasks.core.errors import TableMismatch
 from tasks.core.models import folders as models_folders
@@ -54,13 +54,13 @@ class Artifacts:
     def keys(self) -> list[str]:
         """The iterations that have a folder, in order."""
         folders = (self.root / "data").glob("i*")
-        found = [path.name for path in folders if path.is_dir() and parameters.KEY.fullmatch(path.name)]
-        return sorted(found, key=parameters.number)
+        found = [path.name for path in folders if path.is_dir() and sections.KEY.fullmatch(path.name)]
+        return sorted(found, key=sections.number)
 
     @property
     def loop(self) -> list[str]:
         """The iterations after the base."""
-        return [key for key in self.keys if key != parameters.BASE]
+        return [key for key in self.keys if key != sections.BASE]
 
     def table(self, key: str, name: str, where: pl.Expr, columns: Sequence[str] = ()) -> pl.DataFrame:
         """Rows of an iteration's table; without `columns` all of them. Raises `TableMismatch`."""
@@ -99,9 +99,9 @@ class Artifacts:
     # --- models ------------------------------------------------------------------------------------
     def model(self, key: str) -> Record:
         """The model that an iteration made, and what became of it; null where no artifact says so."""
-        lineage = {} if key == parameters.BASE else self.record(key, "candidate/lineage")
+        lineage = {} if key == sections.BASE else self.record(key, "candidate/lineage")
         policy = self.record(key, "policy")
-        judged = {} if key == parameters.BASE else self.record(key, "critics")
+        judged = {} if key == sections.BASE else self.record(key, "critics")
         return {
             "iteration": key,
             "path": f"data/{key}/candidate",
@@ -144,7 +144,7 @@ class Artifacts:
         """(iteration, role, pointer): initial, reference, judge, and policy for what the next iteration starts from."""
         for key in self.keys:
             roles = {"policy": self.record(key, "policy")}
-            if key != parameters.BASE:
+            if key != sections.BASE:
                 lineage = self.record(key, "candidate/lineage")
                 roles |= {role: lineage.get(role) or {} for role in ("initial", "reference")}
                 roles["judge"] = self.record(key, "critics").get("judge") or {}

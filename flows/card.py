@@ -10,11 +10,11 @@ from typing import Any
 
 import polars as pl
 
-from flows import history, recipe
+from flows import history
 from flows.artifacts import Artifacts, Record
+from flows.params import compose, sections
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
 from tasks.blocks.evaluate.metrics import Z95
-from tasks.core import params as parameters
 from tasks.core.models import hub
 
 EVERYTHING = pl.lit(True)
@@ -33,8 +33,8 @@ SHOWN = {  # figure -> what the table of metrics calls it; where it has values
 def model_card(root: Path, params: Mapping[str, Any], key: str, commit: str, adapter_of: str | None) -> str:
     """The text of README.md for the model of iteration `key`. `adapter_of`: the base's name, for an adapter."""
     artifacts = Artifacts(root)
-    keys = [k for k in artifacts.keys if parameters.number(k) <= parameters.number(key)]
-    given = recipe.read(params["recipe"]) if params["recipe"] in recipe.names() else None
+    keys = [k for k in artifacts.keys if sections.number(k) <= sections.number(key)]
+    given = compose.read(params["recipe"]) if params["recipe"] in compose.names() else None
     parts = [
         _header(artifacts, params, key, adapter_of),
         f"# {params['recipe']} {key}\n",
@@ -94,7 +94,7 @@ def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_o
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _opening(params: Mapping[str, Any], key: str, given: recipe.Recipe | None) -> str:
+def _opening(params: Mapping[str, Any], key: str, given: compose.Recipe | None) -> str:
     labels = "saw the answers (it is a yardstick)" if params["labels"] else "saw no answers"
     about = f"{given.title} ({given.paper})" if given else "a recipe of the user's own"
     told = f"\n\n{given.summary.strip()}" if given else ""
@@ -151,7 +151,7 @@ def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
     rows = [["iteration", "prompts", "samples", "refinements", "candidates dropped", "rows", "new rows", "pairs"]]
     reasons = []
     for key in keys:
-        if key == parameters.BASE:
+        if key == sections.BASE:
             continue
         counts = {
             name: artifacts.table(key, name, EVERYTHING, [column]).height

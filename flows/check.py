@@ -18,8 +18,9 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import cluster, declared, exits, recipe, state
-from tasks.core import params as parameters
+from flows import cluster, declared, exits, state
+from flows.params import compose, file, sections
+from flows.params import problems as params_problems
 from tasks.core.errors import BadInput
 
 NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of that
@@ -28,11 +29,11 @@ NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of th
 def check(root: Path) -> str:
     """What is in place, in one line. Raises `BadInput` with one problem a line. Mends what a killed `dvc` left."""
     state.mend_dvc(root)
-    params = parameters.load(root)
+    params = file.load(root)
     problems: list[str] = []
     stages = 0
     try:
-        parameters.check(params, root, recipe.names())
+        params_problems.check(params, root, compose.names())
         cluster.check(params["runner"])
     except BadInput as error:
         problems.append(str(error))
@@ -43,7 +44,7 @@ def check(root: Path) -> str:
     problems.extend(_disk(root))
     if problems:
         raise BadInput("\n".join(problems))
-    keys = parameters.iterations(params)
+    keys = sections.iterations(params)
     loop = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
     labels = "labels in the loop" if params["labels"] else "no labels in the loop"
     return f"ok: {stages} stages, {params['recipe']} on {params['prepare']['family']}, {loop}, {labels}"
@@ -55,9 +56,9 @@ def count_stages(root: Path, params: Mapping[str, Any]) -> int:
     made = Counter(name.partition("@")[0] for name in declared.names(root, params))
     rows = params.get("iterations")
     problems = []
-    for stage in parameters.STAGES:
+    for stage in sections.STAGES:
         expected = 1
-        if stage in parameters.LOOP:
+        if stage in sections.LOOP:
             expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
         if made[stage] != expected:
             problems.append(
@@ -100,7 +101,7 @@ def command(
         from flows import estimate_table, graph
         from flows.estimate import estimate as estimated
 
-        made = estimated(root, parameters.load(root), graph.stale(root), everything, seconds)
+        made = estimated(root, file.load(root), graph.stale(root), everything, seconds)
         estimate_table.show(made, as_json)
 
 

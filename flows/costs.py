@@ -31,9 +31,9 @@ import typer
 
 from flows import exits, history, tables
 from flows.history import Files, Record
-from tasks.core import params as parameters
+from flows.params import file, sections
+from flows.params.schema import Prices
 from tasks.core.blocks import validate
-from tasks.core.serving import Prices
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,8 +146,8 @@ def account(root: Path, params: Mapping[str, Any], files: Files | None = None) -
     known = history.records(root)  # after dvc.lock, whose newest stage has one then
     ours = history.evolution_id(params)
     lines = []
-    for stage in parameters.STAGES:
-        for key in parameters.stage_keys(params, stage):
+    for stage in sections.STAGES:
+        for key in sections.stage_keys(params, stage):
             name = (stage, key)
             mine = [r for r in known if (r["stage"], r.get("key")) == name and r.get("status") != "running"]
             paid = [r for r in mine if (r.get("tags") or {}).get("evolution") == ours]
@@ -159,7 +159,7 @@ def account(root: Path, params: Mapping[str, Any], files: Files | None = None) -
             if state == "unknown":
                 spent = Spent(unknown=1)
             lines.append(Line(history.iteration_of(stage, key), stage, state, spent, needed))
-    lines.sort(key=lambda line: parameters.number(line.iteration) if line.iteration else float("inf"))
+    lines.sort(key=lambda line: sections.number(line.iteration) if line.iteration else float("inf"))
     return Account(lines, {key: count for key in history.keys(params) if (count := rows_of(root, key))}, prices)
 
 
@@ -284,7 +284,7 @@ def command(
 ) -> None:
     """What every stage, iteration and the run used and cost."""
     root = Path.cwd()
-    found = account(root, parameters.load(root))
+    found = account(root, file.load(root))
     if as_json_:
         print(json.dumps(as_json(found), indent=2))
         return

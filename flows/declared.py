@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.params.file import parse
 from tasks.core.errors import BadInput, unknown_name
-from tasks.core.params import parse
 
 TEMPLATE = re.compile(r"\$\{\s*([^}]+?)\s*\}")
 

@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from flows import history, probe, workload
+from flows.params import sections
+from flows.params.schema import Prices
 from flows.speed import Speed, Training, alike, fitted
 from flows.workload import Stage, Task
 from tasks.blocks import train
-from tasks.core import params as parameters
 from tasks.core.asking.demand import Demand
 from tasks.core.blocks import validate
 from tasks.core.errors import BadInput
 from tasks.core.family import Messages
 from tasks.core.models import folders
 from tasks.core.models.pointer import Pointer
-from tasks.core.serving import Prices
 from tasks.core.training import options as training_options
 
 TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
@@ -123,7 +123,7 @@ def estimate(
 ) -> Estimate:
     """What the stages take that are `stale` (`flows.graph.stale`), with `everything` what all of them take. `seconds`: how
     long measuring may take, 0 for not at all. Raises `BadInput`."""
-    stages: list[Stage] = [(s, k) for s in parameters.STAGES for k in parameters.stage_keys(params, s)]
+    stages: list[Stage] = [(s, k) for s in sections.STAGES for k in sections.stage_keys(params, s)]
     if not (stale or everything):
         seconds = 0
     given = workload.task(root, params, "prepare" not in stale)
@@ -144,7 +144,7 @@ def estimate(
         _add_training(need, trained.get(stage, []), measured)
         need.table_bytes = _table_bytes(params, stage, given, asked, measured)
         needs.append(need)
-    needs.sort(key=lambda need: parameters.number(need.iteration) if need.iteration else float("inf"))
+    needs.sort(key=lambda need: sections.number(need.iteration) if need.iteration else float("inf"))
     return Estimate(needs, measured, validate(Prices, params["prices"], "prices"), everything, seconds)
 
 
@@ -155,8 +155,8 @@ def name_of(stage: Stage) -> str:
 
 def _trainings(params: Mapping[str, Any], stage: str, key: str | None) -> list[training_options.TrainingOptions]:
     if stage == "base":
-        return [] if params["base"]["pretrained"] else [parameters.options(params, stage, key).sft]
-    return [bound.options for bound in parameters.options(params, stage, key)]
+        return [] if params["base"]["pretrained"] else [sections.options(params, stage, key).sft]
+    return [bound.options for bound in sections.options(params, stage, key)]
 
 
 def _mixture(options: training_options.TrainingOptions) -> dict[str, int]:
@@ -348,14 +348,14 @@ def _table_bytes(
             len(given.pool) + given.heldout + given.probe, prompt
         )
     if name == "synthesize":
-        number = sum(bound.options.n for bound in parameters.options(params, name, key))
+        number = sum(bound.options.n for bound in sections.options(params, name, key))
         return table(number, measured.prompts.get("answer", 0.0))
     if name == "evaluate":
-        options = parameters.options(params, name, key)
+        options = sections.options(params, name, key)
         return table(given.heldout * (2 + options.samples), reply)
     candidates = sum(d.requests for d in asked.get(("sample", key), []))
     refined = sum(d.requests for d in asked.get(("refine", key), []) if d.kind == "refine")
-    judges = len(parameters.options(params, "critique", key)) if key and name in ("critique", "refine") else 0
+    judges = len(sections.options(params, "critique", key)) if key and name in ("critique", "refine") else 0
     if name == "sample":
         return table(candidates, reply)
     if name == "critique":

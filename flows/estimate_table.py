@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import probe, tables
 from flows.estimate import Estimate, Measured, Need, name_of
-from tasks.core.serving import Prices
+from flows.params.schema import Prices
 
 if TYPE_CHECKING:
     from rich.table import Table

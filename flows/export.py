@@ -26,8 +26,8 @@ from typing import Annotated, Any
 import typer
 
 from flows import card, exits, history, state
+from flows.params import file, sections
 from tasks.core import digests
-from tasks.core import params as parameters
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, first_line, unknown_name
 from tasks.core.models import folders, hub, tokenizers
 from tasks.core.models import weights as models_weights
@@ -61,7 +61,7 @@ class Policy:
 def export(root: Path, target: Path, key: str | None, base: str | None, merge: bool, datasets: bool) -> Policy:
     """Writes the folder. Raises `BadInput` before any work: `target` in the way, no promoted policy, a model that is
     not there or has changed, params.yaml that did not make it, an adapter whose base nobody else has."""
-    params = parameters.load(root)
+    params = file.load(root)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInput(f"{target} is there and not empty; name a new folder, or empty it")
     policy = _policy(root, params, key)
@@ -151,7 +151,7 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
         folders.validate_folder(folder)
     folders.verify(folder, pointer, state.scratch_dir(root) / digests.KNOWN)
     found = re.fullmatch(r"data/(i\d+)/candidate", pointer.path)
-    made = found.group(1) if found else parameters.BASE
+    made = found.group(1) if found else sections.BASE
     return Policy(chosen, made, pointer, *folders.parts(folder))
 
 
@@ -169,7 +169,7 @@ def _hub_base(root: Path, adapter: Pointer) -> str:
 def _commit(root: Path, params: Mapping[str, Any], made: str) -> str:
     """The commit of the execution that made the model, else the one that is checked out. Raises `BadInput` where
     dvc.lock says that other values than those of params.yaml made it: the card would be wrong."""
-    stage = "base" if made == parameters.BASE else "train"
+    stage = "base" if made == sections.BASE else "train"
     files = history.Files(root)
     current = [e for e in history.executions(root, params, files) if (e.stage, e.iteration) == (stage, made)]
     if (root / "dvc.lock").is_file() and not current:

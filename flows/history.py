@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from flows import state
+from flows.params import file as params_file
+from flows.params import sections
+from flows.params.schema import SECTIONS
 from tasks.core import digests
-from tasks.core import params as parameters
-from tasks.core.serving import SECTIONS
 
 Record = Mapping[str, Any]
 
@@ -108,7 +109,7 @@ def flatten(value: Any, prefix: str) -> dict[str, str]:
 
 def keys(params: Mapping[str, Any]) -> list[str]:
     """The iterations that are evaluated, i00 first."""
-    return sorted((str(key) for key in params.get("evaluations") or {}), key=parameters.number)
+    return sorted((str(key) for key in params.get("evaluations") or {}), key=sections.number)
 
 
 def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Execution]:
@@ -116,7 +117,7 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
     path = root / "dvc.lock"
     if not path.is_file():
         return []
-    stages = parameters.parse(path.read_text(encoding="utf-8"), path.name).get("stages") or {}
+    stages = params_file.parse(path.read_text(encoding="utf-8"), path.name).get("stages") or {}
     entries = {name: entry for name, entry in stages.items() if _same_values(_values(entry), params)}
     everything = {out["path"] for entry in stages.values() for out in entry.get("outs", [])}
     while True:
@@ -134,9 +135,9 @@ def made_with(record: Record, params: Mapping[str, Any]) -> bool:
     stage, key, tags = str(record["stage"]), record.get("key"), record.get("tags") or {}
     if "evolution" in tags:
         return bool(tags["evolution"] == evolution_id(params))
-    if stage not in parameters.STAGES or key not in parameters.stage_keys(params, stage):
+    if stage not in sections.STAGES or key not in sections.stage_keys(params, stage):
         return False
-    return tags.get("recipe") == params.get("recipe") and record.get("params") == parameters.section(params, stage, key)
+    return tags.get("recipe") == params.get("recipe") and record.get("params") == sections.section(params, stage, key)
 
 
 def records(root: Path) -> list[Record]:
@@ -182,7 +183,7 @@ def _execution(name: str, entry: Mapping[str, Any]) -> Execution:
     given = _values(entry)
     overrides = [given.pop(k) for k in sorted(given) if k.startswith(("iterations.", "evaluations."))]
     for override in overrides:
-        given[stage] = parameters.merged(given.get(stage, {}), override)
+        given[stage] = sections.merged(given.get(stage, {}), override)
     canonical = json.dumps(entry, sort_keys=True, default=str).encode()
     return Execution(
         stage,
@@ -236,9 +237,9 @@ def _made(record: Record, execution: Execution, files: Files) -> bool:
 
 def _order(execution: Execution) -> tuple[float, float, str]:
     """Iteration by iteration, report last; within one by the data flow."""
-    known = execution.stage in parameters.STAGES
-    place = parameters.STAGES.index(execution.stage) if known else len(parameters.STAGES)
-    return parameters.number(execution.iteration) if execution.iteration else float("inf"), place, execution.name
+    known = execution.stage in sections.STAGES
+    place = sections.STAGES.index(execution.stage) if known else len(sections.STAGES)
+    return sections.number(execution.iteration) if execution.iteration else float("inf"), place, execution.name
 
 
 def commit(root: Path) -> str:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from flows import costs, history, state
 from flows.history import Execution, Files, Record
+from flows.params import sections
+from flows.params.schema import SECTIONS
 from tasks.core import digests
-from tasks.core import params as parameters
-from tasks.core.serving import SECTIONS
 
 if TYPE_CHECKING:
     from flows.track import Run, Tree
@@ -40,9 +40,7 @@ def project(root: Path, params: Mapping[str, Any], tree: "Tree", name: str) -> s
     if not (found or loose):
         return None
     evolution = _evolution(tree, params, name, found, files, [r for r in [*backed.values(), *loose] if r])
-    keys = sorted(
-        {k for k in [e.iteration for e in found] + [_iteration(r) for r in loose] if k}, key=parameters.number
-    )
+    keys = sorted({k for k in [e.iteration for e in found] + [_iteration(r) for r in loose] if k}, key=sections.number)
     parents: dict[str | None, Run] = {None: evolution}
     for key in keys:
         mine = [e for e in found if e.iteration == key]
@@ -90,7 +88,7 @@ def _open_iteration(
     tree: "Tree", params: Mapping[str, Any], key: str, evolution: "Run", records: list[Record]
 ) -> "Run":
     tags = {"level": "iteration", "iteration": key}
-    models = {} if key == parameters.BASE else parameters.row(params, key)
+    models = {} if key == sections.BASE else sections.row(params, key)
     return tree.find(tags) or tree.open(key, {**tags, **models}, evolution, _start(records))
 
 
@@ -105,7 +103,7 @@ def _iteration_figures(
     files: Files,
 ) -> None:
     """Held-out figures on the iteration and on the evolution, probe and promotion on the iteration."""
-    step = parameters.number(key)
+    step = sections.number(key)
     folder = f"data/{key}"
     heldout = _numbers(_artifact(root, mine, f"{folder}/evaluation/metrics.json", files))
     probe = _artifact(root, mine, f"{folder}/evaluation/probe.json", files)
@@ -140,7 +138,7 @@ def _iteration_figures(
 
 def _is_whole(key: str, mine: Iterable[Execution]) -> bool:
     """Whether every stage of the iteration is in dvc.lock."""
-    expected = ("prepare", "base", "evaluate") if key == parameters.BASE else parameters.LOOP
+    expected = ("prepare", "base", "evaluate") if key == sections.BASE else sections.LOOP
     return {execution.stage for execution in mine} >= set(expected)
 
 
@@ -166,7 +164,7 @@ def _spending(
         if key is None:
             _renew(tree, run, {f"total/{name}": value for name, value in values.items()})
             continue
-        step, mark = parameters.number(key), digests.of_value(values)
+        step, mark = sections.number(key), digests.of_value(values)
         _renew(tree, run, values, step)
         if key in whole and evolution.tags.get(f"{HIDDEN}spent.{key}") != mark:
             points = [(name, value, step) for name, value in values.items()]
@@ -258,7 +256,7 @@ def _inputs(tree: "Tree", params: Mapping[str, Any], root: Path, run: "Run", exe
     }
     tags = {}
     for role in ("initial", "reference") if execution.stage == "train" and execution.key else ():
-        key = parameters.row(params, execution.key or "")[role]
+        key = sections.row(params, execution.key or "")[role]
         policy = state.read_json(root / "data" / key / "policy.json") or {}
         tags[role] = f"{policy.get('path', key)} {policy.get('digest', '')}".strip()
     used = [

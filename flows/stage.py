@@ -52,12 +52,11 @@ class Runner:
 
     def __init__(self, root: Path, files: bool = True) -> None:
         """Reads and checks params.yaml as a whole, with `files` also the files it names. Raises `BadInput`."""
-        from flows import recipe
-        from tasks.core import params
+        from flows.params import compose, file, problems
 
         self.root = root
-        self.params = params.load(root)
-        params.check(self.params, root if files else None, recipe.names())
+        self.params = file.load(root)
+        problems.check(self.params, root if files else None, compose.names())
         cluster.check(self.params["runner"])
         self.progress = Progress()
         self._opener: Opener | None = None
@@ -130,17 +129,17 @@ class Runner:
         return found, sum(work) if work else None
 
     def _context(self, stage: str, key: str | None) -> Context:
-        from tasks.core import params
+        from flows.params import sections
 
         declared(self.root, self.params, stage, key)  # refuses an unknown stage or iteration by its name
         name = f"{stage}@{key}" if key else stage
         return Context(
             stage=stage,
             key=key,
-            row=params.row(self.params, key) if key else {},
+            row=sections.row(self.params, key) if key else {},
             iterations=tuple(self.params.get("evaluations", {})),
-            options=params.options(self.params, stage, key),
-            seed=params.seed(self.params, stage, key),
+            options=sections.options(self.params, stage, key),
+            seed=sections.seed(self.params, stage, key),
             labels=bool(self.params["labels"]),
             engine=self.params["engine"],
             root=self.root,
@@ -177,7 +176,7 @@ class Runner:
             self._opener.close()
 
     def _record(self, context: Context, described: Declared, inputs: Mapping[str, str], began: float) -> dict[str, Any]:
-        from tasks.core import params
+        from flows.params import sections
 
         return {
             "id": f"{context.stage}@{context.key or ''}-{uuid.uuid4().hex[:12]}",
@@ -187,7 +186,7 @@ class Runner:
             "pid": os.getpid(),
             "process_started": _process_start(),
             "started": began,
-            "params": params.section(self.params, context.stage, context.key),
+            "params": sections.section(self.params, context.stage, context.key),
             "tags": {
                 "recipe": str(self.params["recipe"]),
                 "evolution": history.evolution_id(self.params),

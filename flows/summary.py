@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import costs, exits, history, state, tables
+from flows.params import file, sections
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
 from tasks.blocks.evaluate.metrics import Z95
-from tasks.core import params as parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,13 +44,13 @@ def columns(benchmarks: Sequence[str]) -> list[str]:
 
 def benchmarks(root: Path) -> list[str]:
     """The figures of standard benchmarks that the table shows, by name."""
-    files = (root / "data" / key / "evaluation" / "metrics.json" for key in history.keys(parameters.load(root)))
+    files = (root / "data" / key / "evaluation" / "metrics.json" for key in history.keys(file.load(root)))
     return scores(name for path in files for name in state.read_json(path) or {})[:BENCHMARKS]
 
 
 def rows(root: Path) -> list[tuple[str, ...]]:
     """The table's cells, one tuple per evaluated iteration. Raises `BadInput` for an unreadable params.yaml."""
-    params = parameters.load(root)
+    params = file.load(root)
     seconds = _seconds(root, params)
     shown = benchmarks(root)
     found = []
@@ -58,7 +58,7 @@ def rows(root: Path) -> list[tuple[str, ...]]:
         metrics = state.read_json(root / "data" / key / "evaluation" / "metrics.json") or {}
         policy = state.read_json(root / "data" / key / "policy.json") or {}
         generated = sum(history.tokens(root, key).values())
-        promoted = "-" if key == parameters.BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
+        promoted = "-" if key == sections.BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
         shares = [_percent(metrics.get(name)) for name in SHARES.values()]
         shares += [_benchmark(metrics, name) for name in shown]
         tokens = f"{generated:,}" if generated else "-"
@@ -68,7 +68,7 @@ def rows(root: Path) -> list[tuple[str, ...]]:
 
 def paid(root: Path) -> tuple[str, list[str]] | None:
     """Heading and cells of the column of costs, an iteration each; None where nothing has a price."""
-    params = parameters.load(root)
+    params = file.load(root)
     account = costs.account(root, params) if "prices" in params else None
     if account is None or not account.priced:
         return None

@@ -38,9 +38,9 @@ import typer
 from filelock import FileLock
 
 from flows import exits, history, state
+from flows.params import file
 from flows.projection import PARENT, project
 from tasks.core import digests
-from tasks.core import params as parameters
 from tasks.core.errors import AutodidactError, first_line
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def sync(root: Path, full: bool = False) -> SyncResult:
     """Creates and updates what MLflow lacks. Without `full`, returns at once (and without importing mlflow)
     when params.yaml, dvc.lock and the records are those of the last sync. Raises `BadInput` for an unreadable
     params.yaml or dvc.lock, `TrackingFailed` where the database is locked, damaged or cannot be written."""
-    params = parameters.load(root)
+    params = file.load(root)
     evolution = history.evolution_id(params)
     name = f"{params.get('recipe')}-s{params.get('seed')}-{evolution[:6]}"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or str(root)
@@ -309,7 +309,7 @@ def _has_run(uri: str, run: Any) -> bool:
 
 def _fingerprint(root: Path, uri: str) -> str:
     """What a sync depends on, without reading the records."""
-    texts = [(root / name).read_text() if (root / name).is_file() else None for name in (parameters.FILE, "dvc.lock")]
+    texts = [(root / name).read_text() if (root / name).is_file() else None for name in (file.FILE, "dvc.lock")]
     stats = [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(state.records_dir(root).glob("*.json"))]
     return digests.of_value([uri, texts, stats])
 

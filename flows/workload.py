@@ -14,9 +14,9 @@ from random import Random
 from typing import Any
 
 from flows import artifacts, speed
+from flows.params import sections
 from tasks import evaluate, families
 from tasks.blocks import critics, refine, sample, synthesize
-from tasks.core import params as parameters
 from tasks.core.asking.demand import Counts, Demand, Kind
 from tasks.core.family import Family, Messages
 
@@ -76,12 +76,12 @@ def demands(params: Mapping[str, Any], evaluated: Iterable[int], questions: int)
     and probe prompts; `questions`: as in `tasks.core.asking.demand.Counts`."""
     found: dict[Stage, list[Demand]] = {}
     sets = list(evaluated)
-    for key in parameters.stage_keys(params, "evaluate"):
-        options = parameters.options(params, "evaluate", key)
+    for key in sections.stage_keys(params, "evaluate"):
+        options = sections.options(params, "evaluate", key)
         found["evaluate", key] = [demand for n in sets for demand in evaluate.requests(options, n, questions)]
-    for key in parameters.iterations(params):
+    for key in sections.iterations(params):
         chosen, sampled, judges, refiners = (
-            parameters.options(params, stage, key) for stage in ("synthesize", "sample", "critique", "refine")
+            sections.options(params, stage, key) for stage in ("synthesize", "sample", "critique", "refine")
         )
         number = sum(bound.options.n for bound in chosen)
         counts = Counts(number, 0, questions)
@@ -115,7 +115,7 @@ def task(root: Path, params: Mapping[str, Any], current: bool) -> Task:
         return Task(families.load(root), pool, len(held), len(probed), _by_part(corpus))
     given = params["prepare"]
     family = families.create(given["family"], families.with_source(given["family"], given["options"], given["source"]))
-    data = family.build(Random(parameters.seed(params, "prepare", None)), str(root))
+    data = family.build(Random(sections.seed(params, "prepare", None)), str(root))
     pool = [row["messages"] for row in data.pool]
     rows = [(row["part"], row["prompt"], row["completion"]) for row in data.corpus]
     return Task(family, pool, len(data.heldout), len(data.probe), _by_part(rows))

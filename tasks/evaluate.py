@@ -26,7 +26,9 @@ from pydantic import Field
 from tasks import families
 from tasks.blocks import critics
 from tasks.blocks import refine as blocks_refine
-from tasks.blocks.evaluate import benchmarks, guards, metrics
+from tasks.blocks.evaluate import benchmarks as evaluate_benchmarks
+from tasks.blocks.evaluate import guards, metrics
+from tasks.blocks.evaluate import options as evaluate_options
 from tasks.blocks.sample import iid
 from tasks.core import digests, labels, tables
 from tasks.core.asking.demand import Counts, Demand
@@ -50,7 +52,7 @@ class Section(Options):
     critics: dict[str, Any]  # name -> critic block
     best_of: str | None  # the critic whose score chooses among samples
     refine: dict[str, Any] | None  # a refinement block
-    benchmarks: dict[str, benchmarks.Benchmark] | None  # name -> tasks of lm-eval
+    benchmarks: dict[str, evaluate_options.Benchmark] | None  # name -> tasks of lm-eval
     benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
 
 
@@ -65,7 +67,7 @@ class Evaluation:
     critics: list[Bound]
     own: str | None
     refine: Bound | None
-    benchmarks: Mapping[str, benchmarks.Benchmark]
+    benchmarks: Mapping[str, evaluate_options.Benchmark]
     benchmark_files: str
 
 
@@ -108,14 +110,14 @@ def run(context: Context) -> None:
     if options.benchmarks:
         context.read(options.benchmark_files)
         scores = not server_renders(context.engine)
-        standard = benchmarks.load(options.benchmarks, context.root, options.benchmark_files, scores)
+        standard = evaluate_benchmarks.load(options.benchmarks, context.root, options.benchmark_files, scores)
     results = {}
     for part in ("heldout", "probe"):
         prompts = tables.read(context.read(f"data/tasks/{part}.parquet"), tables.PROMPTS)
         results[part] = examine(prompts, part, family, model, options, derive(context.seed, part))
     heldout, probe = results["heldout"], results["probe"]
     figures = metrics.summary(heldout.predictions, options.samples)
-    figures |= benchmarks.measure(standard, model, context.seed)
+    figures |= evaluate_benchmarks.measure(standard, model, context.seed)
     report = {
         "metrics": metrics.summary(probe.predictions, options.samples),
         "guards": guards.guards(probe.predictions, probe.critiques),

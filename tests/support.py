@@ -215,7 +215,7 @@ def model_files(folder: Path, *without: str, **tensors: list[int]) -> Path:
 
 def text_options(**changes: Any) -> dict[str, Any]:
     """`prepare.options` of the text family over fields `q` and `a` of `p.jsonl`, else as its recipes have them."""
-    from flows import recipe
+    from flows.params import compose
 
-    own: dict[str, Any] = recipe.compose("lmsi", "text")["prepare"]["options"]
+    own: dict[str, Any] = compose.compose("lmsi", "text")["prepare"]["options"]
     return own | {"path": "p.jsonl", "prompt_field": "q", "answer_field": "a"} | changes

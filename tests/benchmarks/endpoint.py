@@ -15,10 +15,10 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from flows.params import compose
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Sampling
 from tasks.core.models.pointer import Pointer
-from tasks.core.serving import DEFAULTS
 from tests.endpoint import completion
 from tests.support import ENGINE, user
 
@@ -63,7 +63,7 @@ def serve(connection: Connection) -> None:
 def seconds(folder: Path, url: str, calls: int) -> tuple[float, float]:
     """Seconds for so many calls that are made, and for the same ones from the log."""
     endpoint = {**ENGINE["endpoint"], "protocol": "chat"}
-    serving = {**DEFAULTS["serving"]["openai"], "base_urls": [url]}
+    serving = {**compose.shared()["serving"]["openai"], "base_urls": [url]}
     taken = []
     for _ in range(2):
         opener = Opener(folder, {**ENGINE, "name": "openai", "endpoint": endpoint}, folder / "scratch")
@@ -85,7 +85,7 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{here.recv()}/v1"
-    concurrency = DEFAULTS["serving"]["openai"]["concurrency"]
+    concurrency = compose.shared()["serving"]["openai"]["concurrency"]
     print(f"{options.calls:,} calls, {concurrency} at once; target {TARGET * options.calls / 1000:.2f} s")
     slowest = 0.0
     for _ in range(options.repeats):

@@ -23,11 +23,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from flows.params import compose
 from tasks.core import engines
 from tasks.core.engines import uniforms
 from tasks.core.engines.base import Sampling
 from tasks.core.models import tokenizers, weights
-from tasks.core.serving import DEFAULTS
 
 TARGET = 0.95  # of the tokens a second of a bare LLM.generate over the same requests
 WORDS = [str(number) for number in range(200)]
@@ -85,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if chosen.model is None:
             weights.build(SIZES, tokenizers.word_tokenizer(WORDS), 0, Path(folder))
-        serving = {**DEFAULTS["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
+        serving = {**compose.shared()["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
         engine: Any = engines.load(
             "vllm", chosen.model or Path(folder), "float32", chosen.threads, chosen.batch_size, serving
         )

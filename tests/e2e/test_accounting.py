@@ -7,14 +7,14 @@ import polars as pl
 import pytest
 
 from flows import costs, graph
-from tasks.core import params as parameters
+from flows.params import file
 from tests.e2e.workspace import assert_told, edit, requests_made, run
 
 LOOP = ("i01", "i02", "i03")
 
 
 def test_the_accounts_are_those_of_the_records_and_the_artifacts(finished):
-    params = parameters.load(finished)
+    params = file.load(finished)
     found = costs.account(finished, params)
     assert {line.state for line in found.lines} == {"paid"}
     assert not any(line.paid.unknown or line.paid.failed for line in found.lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.blocks.evaluate import benchmarks
+from tasks.blocks.evaluate import benchmarks, options
 from tasks.core.asking.local import Asker
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Sampling, Statistic, no_reply
@@ -64,7 +64,7 @@ def ask(root: Path, engine: Any, model: Path | None = None, digest: str = "d" * 
 
 
 def measure(root: Path, model: Asker, **changes: Any) -> dict[str, float | None]:
-    chosen = {"own": benchmarks.Benchmark(**{**PLAIN, **changes})}
+    chosen = {"own": options.Benchmark(**{**PLAIN, **changes})}
     return benchmarks.measure(benchmarks.load(chosen, root, "tasks/templates/benchmarks"), model, 1)
 
 
@@ -137,7 +137,7 @@ def test_stop_strings_and_repeated_samples(folder: Path) -> None:
 
 def test_scores_are_not_asked_of_a_server_that_tells_none(folder: Path) -> None:
     for task, refused in (("facts", False), ("facts_choice", True)):
-        chosen = {"own": benchmarks.Benchmark(**{**PLAIN, "tasks": [task]})}
+        chosen = {"own": options.Benchmark(**{**PLAIN, "tasks": [task]})}
         if not refused:
             assert benchmarks.load(chosen, folder, "tasks/templates/benchmarks", scores=False)
             continue

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.core import trainable
+from flows.params import trainable
 from tasks.core.training import adapters
 from tasks.core.training import options as training_options
 from tests.trainings import (

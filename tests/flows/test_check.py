@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows import check, layout, recipe
+from flows import check
+from flows.params import compose, write
 from tasks.core import engines
 from tasks.core.errors import BadInput
 from tasks.core.models import tokenizers
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
-    (tmp_path / "params.yaml").write_text(layout.render(recipe.compose("self_evolution")))
+    (tmp_path / "params.yaml").write_text(write.render(compose.compose("self_evolution")))
     (tmp_path / "tasks/templates/benchmarks").mkdir(parents=True)
     for name in ("countdown/corpus.py", "strings/family.py"):
         (tmp_path / "tasks/families" / name).parent.mkdir(parents=True)
@@ -126,8 +127,8 @@ def test_one_problem_is_told_once(repository: Path) -> None:
 
 @pytest.mark.parametrize(("number", "sound"), [(8, True), (9, False)])
 def test_a_curriculum_ends_where_the_pool_does(repository: Path, number: int, sound: bool) -> None:
-    params = recipe.compose("self_improving_transformers", iterations=number)
-    (repository / "params.yaml").write_text(layout.render(params))
+    params = compose.compose("self_improving_transformers", iterations=number)
+    (repository / "params.yaml").write_text(write.render(params))
     if sound:
         assert "i01 to i08" in check.check(repository)
         return
@@ -164,10 +165,10 @@ def prompts(number: int, first: str = '{"prompt": "How many legs has a cat?"}') 
     ids=["missing", "empty", "no such field", "duplicate", "no JSON", "small pool", "sound"],
 )
 def test_the_users_prompts(repository: Path, text: str | None, expected: str | None) -> None:
-    params = recipe.compose("lmsi", "text")
+    params = compose.compose("lmsi", "text")
     params["base"]["pretrained"] = "model"
     model_files(repository / "model")
-    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "params.yaml").write_text(write.render(params))
     if text is not None:
         (repository / "prompts.jsonl").write_text(text)
     if expected is None:
@@ -179,9 +180,9 @@ def test_the_users_prompts(repository: Path, text: str | None, expected: str | N
 
 
 def test_a_model_cannot_be_made_of_nothing(repository: Path) -> None:
-    params = recipe.compose("lmsi", "text")
+    params = compose.compose("lmsi", "text")
     params["base"]["pretrained"] = None
-    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "params.yaml").write_text(write.render(params))
     (repository / "prompts.jsonl").write_text(prompts(900))
     with pytest.raises(BadInput, match=r"^base.pretrained: given null[^\n]*$"):
         check.check(repository)
@@ -203,9 +204,9 @@ def test_an_engine_that_is_not_installed_is_refused_with_how_to_install_it(
 
 def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    params = recipe.compose("lmsi", "text")
+    params = compose.compose("lmsi", "text")
     params["base"]["pretrained"] = "no-such/model-at-all"
-    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "params.yaml").write_text(write.render(params))
     (repository / "prompts.jsonl").write_text(prompts(900))
     with pytest.raises(
         BadInput, match=r"^base\.pretrained: no-such/model-at-all is no folder and not in .* HF_HUB_OFFLINE forbids"
@@ -214,15 +215,15 @@ def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.Mo
 
 
 def test_a_model_without_a_chat_template(repository: Path) -> None:
-    params = recipe.compose("lmsi", "text")
+    params = compose.compose("lmsi", "text")
     params["base"]["pretrained"] = "model"
     model_files(repository / "model", "chat_template.jinja")
     (repository / "prompts.jsonl").write_text(prompts(900))
-    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "params.yaml").write_text(write.render(params))
     with pytest.raises(BadInput, match=r"has no chat template; set base\.chat_template \(`plain`"):
         check.check(repository)
     params["base"]["chat_template"] = "plain"
-    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "params.yaml").write_text(write.render(params))
     assert check.check(repository).startswith("ok: 28 stages")
 
 
@@ -231,7 +232,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System rol
 
 def refused(repository: Path, params: dict[str, Any]) -> str:
     """The one line that is told."""
-    (repository / "params.yaml").write_text(layout.render(params))
+    (repository / "params.yaml").write_text(write.render(params))
     with pytest.raises(BadInput) as caught:
         check.check(repository)
     (line,) = str(caught.value).splitlines()
@@ -239,7 +240,7 @@ def refused(repository: Path, params: dict[str, Any]) -> str:
 
 
 def test_a_model_that_a_late_stage_would_refuse(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = recipe.compose("lmsi", "text")
+    params = compose.compose("lmsi", "text")
     params["base"]["pretrained"] = "m"
     (repository / "prompts.jsonl").write_text(prompts(900))
     folder = model_files(repository / "m", **{"layers.0.q_proj.weight": [4, 4], "layers.0.k_proj.weight": [4, 4]})
@@ -281,7 +282,7 @@ def test_a_model_that_a_late_stage_would_refuse(repository: Path, monkeypatch: p
 
 
 def test_a_field_that_is_not_there_names_its_option(repository: Path) -> None:
-    params = recipe.compose("lmsi", "text")
+    params = compose.compose("lmsi", "text")
     params["base"]["pretrained"] = "m"
     model_files(repository / "m")
     (repository / "prompts.jsonl").write_text('{"question": "a", "answer": "1"}\n')

@@ -7,9 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows import costs, history, recipe, state, summary
+from flows import costs, history, state, summary
+from flows.params import compose
+from flows.params.schema import Prices
 from tasks.core import digests, tables
-from tasks.core.serving import Prices
 from tests.support import write_yaml
 
 PRICES = {
@@ -45,7 +46,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pair = dict.fromkeys(tables.PAIRS) | {"part": "own", "iteration": "i01"}
     tables.frame([pair], tables.PAIRS).write_parquet(dataset / "pairs.parquet")
     (tmp_path / "data/i01/samples.parquet").write_text("samples")
-    params = recipe.compose("self_evolution")
+    params = compose.compose("self_evolution")
     entry = {
         "cmd": "sample",
         "params": {"params.yaml": {"sample": params["sample"]}},
@@ -56,14 +57,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_params(root: Path, **changes: Any) -> dict[str, Any]:
-    params = recipe.compose("self_evolution") | changes
+    params = compose.compose("self_evolution") | changes
     write_yaml(root / "params.yaml", json.loads(json.dumps(params)))
     return params
 
 
 def record(root: Path, stage: str, number: int = 0, evolution: str | None = None, **changes: Any) -> None:
     """A record of i01; of the evolution of params.yaml unless another is named."""
-    ours = history.evolution_id(recipe.compose("self_evolution"))
+    ours = history.evolution_id(compose.compose("self_evolution"))
     made: dict[str, Any] = {
         "id": f"{stage}-{number}",
         "stage": stage,
@@ -82,7 +83,7 @@ def record(root: Path, stage: str, number: int = 0, evolution: str | None = None
 
 
 def account(root: Path, **changes: Any) -> costs.Account:
-    return costs.account(root, recipe.compose("self_evolution") | changes)
+    return costs.account(root, compose.compose("self_evolution") | changes)
 
 
 def line(found: costs.Account, stage: str) -> costs.Line:
@@ -140,7 +141,7 @@ def test_a_row_costs_what_the_stages_that_made_it_paid(root: Path) -> None:
 
 
 def test_prices_belong_to_no_evolution(root: Path) -> None:
-    params = recipe.compose("self_evolution")
+    params = compose.compose("self_evolution")
     assert history.evolution_id(params) == history.evolution_id(params | {"prices": PRICES})
     assert history.evolution_id(params) != history.evolution_id(params | {"seed": 5})
 

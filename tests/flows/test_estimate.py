@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import declared, estimate, estimate_table, probe, recipe, workload
+from flows import declared, estimate, estimate_table, probe, workload
+from flows.params import compose
+from flows.params.schema import Prices
 from tasks.core.asking.demand import Demand
 from tasks.core.errors import BadInput
-from tasks.core.serving import Prices
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,7 @@ def need(made: estimate.Estimate, stage: str, key: str | None = None) -> estimat
 
 @pytest.fixture
 def mini() -> dict[str, Any]:
-    return recipe.chosen("mini", recipe.compose("self_evolution"), None, None, None)
+    return compose.chosen("mini", compose.compose("self_evolution"), None, None, None)
 
 
 def test_a_run_of_the_mini_size(tmp_path: Path, mini: dict[str, Any]) -> None:
@@ -186,7 +187,7 @@ def test_the_table_says_what_is_unknown(tmp_path: Path, mini: dict[str, Any]) ->
 
 def test_prompts_of_the_users_own_without_a_corpus(tmp_path: Path) -> None:
     """Templates are filled with replies of full length."""
-    params = recipe.compose("self_evolution", "text")
+    params = compose.compose("self_evolution", "text")
     rows = [json.dumps({"prompt": f"How many legs have {i} cats and {i * i} dogs together?"}) for i in range(900)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
     task = workload.task(tmp_path, params, False)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows import export, layout, recipe
+from flows import export
+from flows.params import compose, write
 from tasks.core import tables
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models import folders, tokenizers, weights
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository after one iteration, without dvc.lock. The process runs in it."""
     root = tmp_path / "repository"
-    params = recipe.compose("self_evolution", iterations=2)
+    params = compose.compose("self_evolution", iterations=2)
     for key in ("i00", "i01"):
         shutil.copytree(model, root / "data" / key / "candidate")
         promote(root, key)
@@ -45,7 +46,7 @@ def root(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     (root / "data/i01/candidate/lineage.json").write_text(json.dumps(lineage))
     promote(root, "i01")
-    (root / "params.yaml").write_text(layout.render(params))
+    (root / "params.yaml").write_text(write.render(params))
     monkeypatch.chdir(root)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return root

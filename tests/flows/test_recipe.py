@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import layout, recipe
-from tasks.core import params as parameters
+from flows import recipe
+from flows.params import compose, file, problems, sections, write
 from tasks.core.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +38,8 @@ def use(*arguments: str) -> str:
 
 def test_the_committed_file_is_what_use_writes() -> None:
     committed = (ROOT / "params.yaml").read_text()
-    made = recipe.chosen("self_evolution", parameters.load(ROOT), None, None, None)
-    assert layout.render(made) == committed, "run `python -m flows.recipe use self_evolution`"
+    made = compose.chosen("self_evolution", file.load(ROOT), None, None, None)
+    assert write.render(made) == committed, "run `python -m flows.recipe use self_evolution`"
 
 
 @pytest.mark.parametrize("name", sorted(SEVEN))
@@ -49,10 +49,10 @@ def test_every_recipe_is_valid_and_written_twice_alike(repository: Path, name: s
     if size == "mini":
         use("mini")
     first = (repository / "params.yaml").read_bytes()
-    params = parameters.load(repository)
-    parameters.check(params, ROOT, recipe.names())
+    params = file.load(repository)
+    problems.check(params, ROOT, compose.names())
     assert params["recipe"] == name
-    assert layout.render(params).encode() == first
+    assert write.render(params).encode() == first
     assert "0 values changed" in use(name if size == "full" else "mini")
     assert (repository / "params.yaml").read_bytes() == first
 
@@ -62,7 +62,7 @@ def test_a_recipe_restores_what_mini_lowered(repository: Path) -> None:
     full = (repository / "params.yaml").read_bytes()
     shown = use("mini")
     assert "synthesize.pool.n: 2200 -> 60" in shown
-    small = parameters.load(repository)
+    small = file.load(repository)
     assert small["recipe"] == "scpo"
     assert len(small["iterations"]) == 3
     use("scpo")
@@ -70,17 +70,17 @@ def test_a_recipe_restores_what_mini_lowered(repository: Path) -> None:
 
 
 def test_a_size_lowers_and_sets_what_is_there_and_raises_nothing() -> None:
-    size = recipe.Size(
+    size = compose.Size(
         summary="x", iterations=3, set={"a.d": "s", "a.e": 1}, limits={"a.*.n": 5, "a.b.flag": 1, "z": 1}
     )
-    assert recipe.resized({"a": {"b": {"n": 9, "flag": True}, "c": {"n": 2}, "d": 1}}, size) == {
+    assert compose.resized({"a": {"b": {"n": 9, "flag": True}, "c": {"n": 2}, "d": 1}}, size) == {
         "a": {"b": {"n": 5, "flag": True}, "c": {"n": 2}, "d": "s"}
     }
 
 
 @pytest.mark.parametrize("name", COUNTDOWN)
 def test_methods_differ_in_judgement_and_not_in_budget(name: str) -> None:
-    default, other = recipe.compose("self_evolution"), recipe.compose(name)
+    default, other = compose.compose("self_evolution"), compose.compose(name)
     for section in ("engine", "prepare", "base", "synthesize", "evaluate", "promote", "iterations"):
         assert other[section] == default[section], section
     draws = other["sample"]["iid"]["n"] + other["refine"].get("revise", {"per_prompt": 0})["per_prompt"]
@@ -101,15 +101,15 @@ def test_a_method_on_the_users_own_prompts(repository: Path, name: str) -> None:
     use(name, "--family", "text")
     path = repository / "params.yaml"
     path.write_text(path.read_text().replace("source: prompts.jsonl", "source: mine.jsonl"))
-    parameters.check(parameters.load(repository))
+    problems.check(file.load(repository))
     use("lmsi", "--family", "text")
-    assert parameters.load(repository)["prepare"]["source"] == "mine.jsonl"
+    assert file.load(repository)["prepare"]["source"] == "mine.jsonl"
     use(name)
-    assert parameters.load(repository)["prepare"]["family"] == "countdown"
+    assert file.load(repository)["prepare"]["family"] == "countdown"
 
 
 def test_labels_are_declared_by_the_oracle_alone() -> None:
-    assert [name for name in recipe.names() if recipe.compose(name)["labels"]] == ["oracle"]
+    assert [name for name in compose.names() if compose.compose(name)["labels"]] == ["oracle"]
 
 
 def test_seed_and_engine_are_the_users(repository: Path) -> None:
@@ -117,7 +117,7 @@ def test_seed_and_engine_are_the_users(repository: Path) -> None:
     path = repository / "params.yaml"
     path.write_text(path.read_text().replace("threads: 2\n  batch_size", "threads: 5\n  batch_size"))
     use("lmsi")
-    params = parameters.load(repository)
+    params = file.load(repository)
     assert (params["seed"], params["engine"]["threads"], params["train"]["sft"]["threads"]) == (7, 5, 2)
 
 
@@ -130,22 +130,22 @@ def test_appending_an_iteration_leaves_the_others_alone(repository: Path) -> Non
     assert row.startswith("  i04: {previous: i03, initial: i03, reference: i03, judge: i03, synthesize: {}")
     assert evaluation == "  i04: {}"
     assert [line for line in after if line not in (row, evaluation)] == before
-    assert list(parameters.load(repository)["evaluations"]) == ["i00", "i01", "i02", "i03", "i04"]
+    assert list(file.load(repository)["evaluations"]) == ["i00", "i01", "i02", "i03", "i04"]
 
 
 def test_extend_adds_rows_and_changes_nothing_else(repository: Path) -> None:
     use("self_evolution")
     path = repository / "params.yaml"
     path.write_text(path.read_text().replace("i02: {previous: i01, initial: i01", "i02: {previous: i01, initial: i00"))
-    before = parameters.load(repository)
+    before = file.load(repository)
     invoke = partial(CliRunner().invoke, recipe.app)
     assert invoke(["extend", "5"]).exit_code == 0
-    after = parameters.load(repository)
+    after = file.load(repository)
     assert list(after["iterations"]) == ["i01", "i02", "i03", "i04", "i05"]
     assert len(after["evaluations"]) == 6
     assert {key: after["iterations"][key] for key in before["iterations"]} == before["iterations"]
     assert "has i05 already" in str(invoke(["extend", "3"]).exception)
-    assert parameters.load(repository) == after
+    assert file.load(repository) == after
 
 
 def test_mini_keeps_overrides_of_rows(repository: Path) -> None:
@@ -153,9 +153,9 @@ def test_mini_keeps_overrides_of_rows(repository: Path) -> None:
     path = repository / "params.yaml"
     path.write_text(path.read_text().replace("judge: i00, synthesize: {}", "judge: i00, synthesize: {pool: {n: 50}}"))
     use("mini", "--iterations", "2")
-    params = parameters.load(repository)
+    params = file.load(repository)
     assert list(params["iterations"]) == ["i01", "i02"]
-    assert parameters.section(params, "synthesize", "i01")["pool"]["n"] == 50
+    assert sections.section(params, "synthesize", "i01")["pool"]["n"] == 50
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """The page of all options is what the code says."""
 
-from flows import reference
+from flows.params import reference
 from tests.e2e.workspace import REPOSITORY
 
 PAGE = REPOSITORY / ".github/guide/options.md"
 
 
 def test_the_page_is_current() -> None:
-    """`python -m flows.reference` writes it."""
+    """`python -m flows.params.reference` writes it."""
     assert PAGE.read_text(encoding="utf-8") == reference.page()
 
 

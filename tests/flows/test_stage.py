@@ -9,9 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
 import tasks.core.params
-from flows import clock, recipe, server, shards, stage, state, warm
+
+from flows import clock, server, shards, stage, state, warm
+from flows.params import compose
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed
 
@@ -73,7 +74,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) ->
     monkeypatch.setitem(sys.modules, "tasks.toy", module)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipe, "names", lambda: ["toy"])
+    monkeypatch.setattr(compose, "names", lambda: ["toy"])
     for name, function in {
         "load": lambda root: toy.params,
         "check": lambda params, root, recipes: None,
@@ -167,7 +168,7 @@ def test_the_first_stage_is_run_by_the_process_that_it_starts(toy: Toy, monkeypa
     monkeypatch.setattr(server, "ensure", lambda root, pid: "http://127.0.0.1:9/api")
     monkeypatch.setattr(server, "warm_process", lambda root: 5)
     monkeypatch.setattr(warm, "ask", lambda root, *given: asked.append(given) or 7)
-    monkeypatch.setattr(recipe, "names", lambda: os.environ.setdefault("ADDED_BY_A_LIBRARY", "1"))
+    monkeypatch.setattr(compose, "names", lambda: os.environ.setdefault("ADDED_BY_A_LIBRARY", "1"))
     monkeypatch.setenv("ADDED_BY_A_LIBRARY", "")  # so that it is put back
     monkeypatch.delenv("ADDED_BY_A_LIBRARY")
     given = dict(os.environ)

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from flows import declared, history, server, state, track
-from tasks.core import digests, params
+from flows.params import file, sections
+from tasks.core import digests
 from tests.support import write_yaml
 
 SOURCE = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def write_outputs(root: Path, key: str, values: dict[str, Any]) -> None:
 
 def write_lock(root: Path) -> None:
     """dvc.lock as DVC would leave it for the files that are there."""
-    given = params.load(root)
+    given = file.load(root)
     stages = {}
     for name in declared.names(root, given):
         what = declared.declared(root, given, *split(name))
@@ -72,7 +73,7 @@ def write_lock(root: Path) -> None:
 
 def edit(root: Path, **changes: Any) -> None:
     """Changes values in params.yaml by their dotted names, dots written as two underscores."""
-    given = params.load(root)
+    given = file.load(root)
     for name, value in changes.items():
         *path, last = name.split("__")
         place = given
@@ -85,7 +86,7 @@ def edit(root: Path, **changes: Any) -> None:
 def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
     """A record of a finished execution, stored."""
     stage, key = split(name)
-    given = params.load(root)
+    given = file.load(root)
     what = declared.declared(root, given, stage, key)
     made = {
         "id": f"{name}-{len(list(state.records_dir(root).iterdir()))}",
@@ -96,7 +97,7 @@ def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
         "started": 1_700_000_000.0 + len(list(state.records_dir(root).iterdir())),
         "seconds": SECONDS,
         "imports_seconds": 0.5,
-        "params": params.section(given, stage, key),
+        "params": sections.section(given, stage, key),
         "figures": {"tokens_per_second": 1000.0},
         "curves": [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)] if stage == "train" else [],
         "tags": {"recipe": given["recipe"], "evolution": history.evolution_id(given)},
@@ -115,7 +116,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(SOURCE / name, root / name)
-    given = params.load(root)
+    given = file.load(root)
     everything = [declared.declared(root, given, *split(name)) for name in declared.names(root, given)]
     outs = {p for what in everything for p in what.outs}
     paths = {p for what in everything for p in (*what.outs, *what.deps)}
@@ -156,7 +157,7 @@ def recorded(finished: Path, tracked: Path, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         connectless(patch)
         empty_database(tracked, root)
-        for name in declared.names(root, params.load(root)):
+        for name in declared.names(root, file.load(root)):
             record(root, name)
         began = time.process_time()
         assert track.sync(root).created == 1 + 4 + stage_count(root)
@@ -211,12 +212,12 @@ def inputs(root: Path, run: Any) -> list[str]:
 
 
 def stage_count(root: Path) -> int:
-    return len(declared.names(root, params.load(root)))
+    return len(declared.names(root, file.load(root)))
 
 
 def test_the_tree_is_that_of_the_artifacts(recorded: Path) -> None:
     (evolution,) = runs(recorded, level="evolution")
-    given = params.load(recorded)
+    given = file.load(recorded)
     digest = evolution.data.tags["evolution"][:6]
     assert evolution.info.run_name == f"{given['recipe']}-s{given['seed']}-{digest}"
     assert history_of(recorded, evolution, "accuracy") == [(0, 0.25), (1, 0.5), (2, 0.625), (3, 0.75)]
@@ -226,7 +227,7 @@ def test_the_tree_is_that_of_the_artifacts(recorded: Path) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in iterations} == {evolution.info.run_id}
     third = iterations[3].data
     figures = ("accuracy", "probe/accuracy", "promoted", "generated_tokens", "seconds")
-    assert [third.metrics[name] for name in figures] == [0.75, 0.375, 1, 4 * 3 * 4, len(params.LOOP) * SECONDS]
+    assert [third.metrics[name] for name in figures] == [0.75, 0.375, 1, 4 * 3 * 4, len(sections.LOOP) * SECONDS]
     assert [third.tags[name] for name in ("reason", "initial", "judge")] == ["up", "i02", "i02"]
     assert "maj_at_8" not in third.metrics
     assert {run.info.status for run in runs(recorded)} == {"FINISHED"}
@@ -256,9 +257,9 @@ def test_calling_twice_creates_nothing_and_appending_an_iteration_stays_in_the_e
     for full in (False, True, False):
         result = track.sync(repository, full=full)
         assert (result.created, result.updated) == (0, 0)
-    last = params.load(repository)["iterations"]["i03"]
+    last = file.load(repository)["iterations"]["i03"]
     edit(repository, iterations__i04=last, evaluations__i04=last)
-    assert "i04" in params.load(repository)["iterations"]
+    assert "i04" in file.load(repository)["iterations"]
     assert track.sync(repository).created == 0
     assert len(runs(repository, level="evolution")) == 1
 

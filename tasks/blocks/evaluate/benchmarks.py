@@ -18,28 +18,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
+from tasks.blocks.evaluate.options import MISSING_LM_EVAL, Benchmark
 from tasks.core.asking.local import Asker
-from tasks.core.blocks import Options
-from tasks.core.checks import MISSING_LM_EVAL
 from tasks.core.errors import BadInput
 
 if TYPE_CHECKING:
     from tasks.blocks.evaluate.harness import TaskSet
 
+
 PREFIX = "benchmark_"
 DECIMALS = 6
-
-
-class Benchmark(Options):
-    """A set of tasks that are measured in one way."""
-
-    tasks: list[str] = Field(min_length=1)  # names of tasks, groups or tags: lm-eval's own, or those of the folder
-    fewshot: int | None = Field(ge=0)  # examples before each question; null: as the task says
-    limit: int | None = Field(ge=1)  # the first so many questions of each task; null: all
-    chat_template: bool  # questions and examples as messages; false: plain text, as base models are measured
-    max_new_tokens: int = Field(ge=1)  # of a reply, where the task does not say
 
 
 def load(chosen: Mapping[str, Benchmark], root: Path, files: str, scores: bool = True) -> "list[TaskSet]":

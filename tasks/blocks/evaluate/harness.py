@@ -30,9 +30,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from tasks.blocks.evaluate.benchmarks import Benchmark
+from tasks.blocks.evaluate.options import SCORED, SCORED_KINDS, Benchmark
 from tasks.core.asking.local import Asker
-from tasks.core.checks import SCORED, SCORED_KINDS
 from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed, unknown_name
 from tasks.core.family import Messages

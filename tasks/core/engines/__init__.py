@@ -50,11 +50,11 @@ def load(
     """The engine `name` with the model of `folder` in memory.
 
     `precision`: float32 or bfloat16; `threads`: CPU threads it computes with; `batch_size`: rows decoded
-    side by side; `serving`: the engine's part of that section, the default's if None. Raises `UnknownName`, and
+    side by side; `serving`: the engine's part of that section, if it has one. Raises `UnknownName`, and
     `BadInput` for a folder that holds no model or an engine that is not installed.
     """
     check_name(name)
-    engine: Engine = import_module(ENGINES[name]).load(folder, precision, threads, batch_size, _serving(name, serving))
+    engine: Engine = import_module(ENGINES[name]).load(folder, precision, threads, batch_size, serving or {})
     return engine
 
 
@@ -63,11 +63,5 @@ def connect(
 ) -> RowEngine:
     """The engine `name` behind an endpoint; nothing is sent yet. `model`: what the server is asked for where
     `endpoint` (`engine.endpoint` of params.yaml) names none; `folder`: of the model, for its tokenizer."""
-    engine: RowEngine = import_module(ENDPOINTS[name]).connect(model, folder, endpoint, _serving(name, serving))
+    engine: RowEngine = import_module(ENDPOINTS[name]).connect(model, folder, endpoint, serving or {})
     return engine
-
-
-def _serving(name: str, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    from tasks.core.serving import DEFAULTS
-
-    return DEFAULTS["serving"].get(name, {}) if given is None else given

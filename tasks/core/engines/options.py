@@ -56,3 +56,9 @@ def endpoint_problems(section: Openai) -> Iterator[str]:
             f"{where}.key_variable: is no name of an environment variable (capitals, digits, _); write the variable's name, "
             "never the key itself"
         )
+
+
+NO_SCORES = (  # of a server that renders messages itself
+    "engine.endpoint.protocol is chat, which has no way to ask for them; use the protocol completions (vLLM and SGLang tell "
+    "them there)"
+)

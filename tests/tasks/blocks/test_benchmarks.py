@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.blocks.evaluate import benchmarks
+from tasks.blocks.evaluate import benchmarks, options
 from tasks.core.blocks import validate
 from tasks.core.errors import BadInput
 
@@ -42,6 +42,6 @@ def test_two_figures_never_share_a_name() -> None:
 def test_without_lm_eval_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "tasks.blocks.evaluate.harness", raising=False)
-    chosen = {"x": validate(benchmarks.Benchmark, GIVEN, "x")}
+    chosen = {"x": validate(options.Benchmark, GIVEN, "x")}
     with pytest.raises(BadInput, match=r"lm-eval is not installed; `pip install .*\[lm-eval\]'` adds it"):
         benchmarks.load(chosen, Path(), "tasks/templates/benchmarks")

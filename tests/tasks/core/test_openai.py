@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from flows.params import compose
 from tasks.core import engines
 from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed
-from tasks.core.serving import DEFAULTS
 from tests.endpoint import Endpoint, completion
 from tests.support import ENGINE
 
@@ -27,7 +27,7 @@ def echo(body, before):
 
 def engine(*urls: str, endpoint: dict[str, Any] | None = None, **serving: Any) -> Any:
     given = {"backoff": 0.01, "timeout": 5.0, "retries": 3, "key_variable": "TEST_ENDPOINT_KEY"}
-    options = {**DEFAULTS["serving"]["openai"], "base_urls": list(urls), **given, **serving}
+    options = {**compose.shared()["serving"]["openai"], "base_urls": list(urls), **given, **serving}
     asked = {**ENGINE["endpoint"], **(endpoint or {})}
     return engines.connect("openai", "m", Path("nowhere"), asked, options)
 
@@ -157,7 +157,11 @@ def test_scores_are_read_from_the_echoed_prompt(tmp_path):
 
     with Endpoint(answer) as server:
         scoring = engines.connect(
-            "openai", "m", tmp_path, ENGINE["endpoint"], {**DEFAULTS["serving"]["openai"], "base_urls": [server.url]}
+            "openai",
+            "m",
+            tmp_path,
+            ENGINE["endpoint"],
+            {**compose.shared()["serving"]["openai"], "base_urls": [server.url]},
         )
         assert scoring.score(["add 1 2 :", "add 1 2 :"], ["3", ""]) == [[-2.0, -2.5], [-2.0]]
     words = tokenizers.load_tokenizer(tmp_path).convert_ids_to_tokens
@@ -172,7 +176,7 @@ def test_scores_that_a_server_cannot_give(protocol, answer, tmp_path):
 
     tokenizers.word_tokenizer(["a"]).save_pretrained(tmp_path)
     given = answer if callable(answer) else lambda body, before: answer
-    serving = {**DEFAULTS["serving"]["openai"], "retries": 1}
+    serving = {**compose.shared()["serving"]["openai"], "retries": 1}
     with Endpoint(lambda body, before: given({**body, "prompt": "a"}, before)) as server:
         scoring = engines.connect(
             "openai",

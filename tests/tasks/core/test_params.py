@@ -8,27 +8,26 @@ from typing import Any
 
 import pytest
 
-from flows import layout, recipe
 from flows.declared import declared
-from tasks.core import params as parameters
-from tasks.core import trainable
+from flows.params import compose, problems, schema, sections, trainable, write
+from flows.params import file as params_file
 from tasks.core.errors import BadInput, UnknownName
 from tasks.families.text import family
 from tests.support import model_files
 
 ROOT = Path(__file__).parents[3]
 BENCHMARK = {"tasks": ["facts"], "fewshot": 0, "limit": 8, "chat_template": True, "max_new_tokens": 8}
-OPTIONS = recipe.compose("self_evolution")["prepare"]["options"]
+OPTIONS = compose.compose("self_evolution")["prepare"]["options"]
 
 
 @pytest.fixture(scope="module")
 def committed() -> dict[str, Any]:
-    return recipe.compose("self_evolution")
+    return compose.compose("self_evolution")
 
 
 @pytest.fixture
 def params(committed: dict[str, Any]) -> dict[str, Any]:
-    return parameters.parse(layout.render(committed), "params.yaml")
+    return params_file.parse(write.render(committed), "params.yaml")
 
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj"], "adapter": "keep", "load_in_4bit": False}
@@ -44,19 +43,19 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 def refusal(params: dict[str, Any]) -> str:
     with pytest.raises(BadInput) as caught:
-        parameters.check(params, recipes=recipe.names())
+        problems.check(params, recipes=compose.names())
     assert caught.value.exit_code == 2
     return str(caught.value)
 
 
 def test_an_adapter_keeps_its_shape_from_one_iteration_to_the_next(params: dict[str, Any]) -> None:
     put(params, "train.sft.lora", LORA)
-    parameters.check(params)
+    problems.check(params)
     put(params, "iterations.i02.train", {"sft": {"lora": {"rank": 4}}})
     assert "train.sft.lora: given {'rank': 4," in refusal(params)
     put(params, "iterations.i01.train", {"sft": {"lora": {"adapter": "merge"}}})
     put(params, "iterations.i02.train", {"sft": {"lora": {"rank": 4, "adapter": "merge"}}})
-    parameters.check(params)
+    problems.check(params)
 
 
 def test_what_this_machine_lacks_for_training(params: dict[str, Any], tmp_path: Path) -> None:
@@ -124,12 +123,12 @@ def test_targets_of_lora_are_layers_of_the_model(params: dict[str, Any], tmp_pat
 
 
 def test_the_committed_file_passes_every_check() -> None:
-    parameters.check(parameters.load(ROOT), ROOT, recipe.names())
+    problems.check(params_file.load(ROOT), ROOT, compose.names())
 
 
 def test_one_line_switches_the_engine(params: dict[str, Any]) -> None:
     params["engine"]["name"] = "openai"
-    parameters.check(params, ROOT, recipe.names())
+    problems.check(params, ROOT, compose.names())
 
 
 @pytest.mark.parametrize(
@@ -262,13 +261,13 @@ def test_iteration_keys_that_make_no_stage_are_refused(params: dict[str, Any], k
 
 
 def test_every_key_of_a_row_is_wanted(params: dict[str, Any]) -> None:
-    for name in [*parameters.MODELS, *parameters.OVERRIDDEN]:
+    for name in [*sections.MODELS, *sections.OVERRIDDEN]:
         broken = copy.deepcopy(params)
         del broken["iterations"]["i03"][name]
         assert f"iterations.i03.{name}: is missing" in refusal(broken)
 
 
-@pytest.mark.parametrize("key", parameters.TOP)
+@pytest.mark.parametrize("key", schema.TOP)
 def test_every_section_is_wanted(params: dict[str, Any], key: str) -> None:
     del params[key]
     assert f"{key}: is missing from params.yaml" in refusal(params)
@@ -299,15 +298,15 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
             content = (whole / file).read_bytes() if (whole / file).is_file() else b""
             (tmp_path / "models" / "mine" / file).write_bytes(content)
         with pytest.raises(BadInput, match=expected):
-            parameters.check(params, tmp_path)
+            problems.check(params, tmp_path)
     (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("")
-    parameters.check(params, tmp_path)
+    problems.check(params, tmp_path)
     (tmp_path / "models" / "mine" / "config.json").write_text('{"model_type": "qwen33"}')
     with pytest.raises(BadInput, match=r"config.json: transformers has no .* 'qwen33'; did you mean qwen3"):
-        parameters.check(params, tmp_path)
+        problems.check(params, tmp_path)
     (tmp_path / "models" / "mine" / "pointer.json").write_text('{"foo": 1}')
     with pytest.raises(BadInput, match=r"pointer.json is no pointer to a model"):
-        parameters.check(params, tmp_path)
+        problems.check(params, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +338,7 @@ def test_a_critic_must_say_what_a_filter_asks_for(
     del params["filter"]["accepted"]
     params["filter"] |= filters
     if expected is None:
-        parameters.check(params)
+        problems.check(params)
     else:
         assert expected in refusal(params)
 
@@ -349,7 +348,7 @@ def test_benchmarks_need_their_folder_and_lm_eval(params: dict[str, Any], monkey
     params["evaluate"]["benchmark_files"] = "tasks/nowhere"
     put(params, "evaluations.i02", {"benchmark_files": "tasks/templates/benchmarks"})
     with pytest.raises(BadInput) as caught:
-        parameters.check(params, ROOT)
+        problems.check(params, ROOT)
     assert "evaluate.benchmark_files: given 'tasks/nowhere'" in str(caught.value)
     assert "evaluations.i02.benchmark_files: given 'tasks/templates/benchmarks'; it is one folder for" in str(
         caught.value
@@ -359,39 +358,39 @@ def test_benchmarks_need_their_folder_and_lm_eval(params: dict[str, Any], monkey
     assert "tasks/families" in declared(ROOT, params, "evaluate", "i02").deps
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"evaluate\.benchmarks: lm-eval is not installed; `pip install"):
-        parameters.check(params, ROOT)
+        problems.check(params, ROOT)
     params["evaluate"]["benchmarks"] = None
-    parameters.check(params, ROOT)
+    problems.check(params, ROOT)
 
 
 def test_two_replays_add_up(params: dict[str, Any]) -> None:
     params["filter"]["replay"]["parts"] = ["solve", "critique", "refine"]
     params["filter"]["more"] = {"block": "replay", "parts": ["fact", "usage", "invent"]}
-    parameters.check(params)
+    problems.check(params)
 
 
 def test_more_samples_measure_more(params: dict[str, Any]) -> None:
     params["promote"]["metric"] = "pass_at_16"
     params["evaluate"]["samples"] = 16
-    parameters.check(params)
+    problems.check(params)
     params["evaluations"]["i02"] = {"samples": 8}
     assert "promote.metric (what evaluate measures in i02): unknown metric 'pass_at_16'" in refusal(params)
-    params = recipe.compose("self_evolution")
+    params = compose.compose("self_evolution")
     params["promote"]["metric"] = "refine_accuracy"
     params["evaluate"]["refine"] = None
     assert "unknown metric 'refine_accuracy'" in refusal(params)
 
 
 def test_blocks_that_a_family_has_no_skill_for() -> None:
-    params = recipe.compose("self_improving_transformers")
+    params = compose.compose("self_improving_transformers")
     params["critique"] = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}
     told = "critique.factored: block factored_critique cannot work with family strings: strings has no critique skill"
     assert told in refusal(params)
 
 
 def test_pairs_for_dpo_must_come_from_somewhere() -> None:
-    params = recipe.compose("scpo")
-    params["filter"] = recipe.compose("lmsi")["filter"]
+    params = compose.compose("scpo")
+    params["filter"] = compose.compose("lmsi")["filter"]
     assert "train.dpo: dpo trains on pairs, and no block of filter makes any" in refusal(params)
 
 
@@ -410,32 +409,28 @@ def test_pairs_for_dpo_must_come_from_somewhere() -> None:
 def test_files_that_are_no_parameters(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(BadInput) as caught:
-        parameters.load(tmp_path)
+        params_file.load(tmp_path)
     assert expected in str(caught.value)
 
 
 def test_a_missing_file_and_other_encodings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="recipe use self_evolution"):
-        parameters.load(tmp_path)
+        params_file.load(tmp_path)
     (tmp_path / "params.yaml").write_bytes("seed: é".encode("latin-1"))
     with pytest.raises(BadInput, match="UTF-8"):
-        parameters.load(tmp_path)
+        params_file.load(tmp_path)
 
 
 def test_an_alias_that_contains_itself_ends(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("sample: &a {iid: *a}\n")
     with pytest.raises(BadInput, match="an alias contains itself"):
-        parameters.check(parameters.load(tmp_path))
+        problems.check(params_file.load(tmp_path))
 
 
 def test_an_override_changes_its_own_stage_and_iteration_only(params: dict[str, Any]) -> None:
-    before = {
-        s: {k: parameters.section(params, s, k) for k in parameters.stage_keys(params, s)} for s in parameters.STAGES
-    }
+    before = {s: {k: sections.section(params, s, k) for k in sections.stage_keys(params, s)} for s in sections.STAGES}
     params["iterations"]["i02"]["train"] = {"sft": {"steps": 7}}
-    after = {
-        s: {k: parameters.section(params, s, k) for k in parameters.stage_keys(params, s)} for s in parameters.STAGES
-    }
+    after = {s: {k: sections.section(params, s, k) for k in sections.stage_keys(params, s)} for s in sections.STAGES}
     assert after["train"]["i02"] == {"sft": before["train"]["i02"]["sft"] | {"steps": 7}}
     after["train"]["i02"] = before["train"]["i02"]
     assert after == before
@@ -444,35 +439,35 @@ def test_an_override_changes_its_own_stage_and_iteration_only(params: dict[str, 
 def test_null_leaves_a_block_out_and_stays_a_value_elsewhere(params: dict[str, Any]) -> None:
     params["refine"]["revise"] = None
     params["evaluations"]["i02"] = {"refine": None}
-    parameters.check(params)
-    assert parameters.options(params, "refine", "i01") == parameters.options(params, "refine", None)
-    assert parameters.section(params, "refine", "i01") == {}
-    assert parameters.section(params, "evaluate", "i02")["refine"] is None
-    assert parameters.section(params, "evaluate", "i00")["refine"] is not None
+    problems.check(params)
+    assert sections.options(params, "refine", "i01") == sections.options(params, "refine", None)
+    assert sections.section(params, "refine", "i01") == {}
+    assert sections.section(params, "evaluate", "i02")["refine"] is None
+    assert sections.section(params, "evaluate", "i00")["refine"] is not None
 
 
 def test_keys_rows_and_order(params: dict[str, Any]) -> None:
     params["iterations"] = dict(reversed(params["iterations"].items()))
-    assert parameters.stage_keys(params, "train") == ["i01", "i02", "i03"]
-    assert parameters.stage_keys(params, "evaluate") == ["i00", "i01", "i02", "i03"]
-    assert parameters.stage_keys(params, "base") == [None]
-    assert parameters.row(params, "i00") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i00")
-    assert parameters.row(params, "i03") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i02")
+    assert sections.stage_keys(params, "train") == ["i01", "i02", "i03"]
+    assert sections.stage_keys(params, "evaluate") == ["i00", "i01", "i02", "i03"]
+    assert sections.stage_keys(params, "base") == [None]
+    assert sections.row(params, "i00") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i00")
+    assert sections.row(params, "i03") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i02")
     with pytest.raises(UnknownName, match="did you mean 'i03'"):
-        parameters.row(params, "i33")
+        sections.row(params, "i33")
     with pytest.raises(UnknownName, match="did you mean 'sample'"):
-        parameters.stage_keys(params, "sampel")
+        sections.stage_keys(params, "sampel")
 
 
 def test_seeds_are_stable_and_apart(params: dict[str, Any]) -> None:
-    seeds = {(s, k): parameters.seed(params, s, k) for s in parameters.STAGES for k in parameters.stage_keys(params, s)}
+    seeds = {(s, k): sections.seed(params, s, k) for s in sections.STAGES for k in sections.stage_keys(params, s)}
     assert len(set(seeds.values())) == len(seeds) == 3 + 8 * 3 + 1
     assert all(0 <= value < 2**31 for value in seeds.values())
-    assert parameters.seed({"seed": 0}, "sample", "i01") == seeds["sample", "i01"]
-    assert parameters.seed({"seed": 1}, "sample", "i01") != seeds["sample", "i01"]
+    assert sections.seed({"seed": 0}, "sample", "i01") == seeds["sample", "i01"]
+    assert sections.seed({"seed": 1}, "sample", "i01") != seeds["sample", "i01"]
 
 
-@pytest.mark.parametrize("function", [parameters.merged])
+@pytest.mark.parametrize("function", [sections.merged])
 def test_merging_replaces_all_but_mappings(function: Callable[[Any, Any], Any]) -> None:
     own = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
     assert function(own, {"a": {"c": [3]}, "e": {}}) == {"a": {"b": 1, "c": [3]}, "d": 4, "e": {}}
@@ -482,7 +477,7 @@ def test_merging_replaces_all_but_mappings(function: Callable[[Any, Any], Any]) 
 def text_params(
     critique: dict[str, Any], filters: dict[str, Any], critics: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    params = recipe.compose("self_rewarding", "text")
+    params = compose.compose("self_rewarding", "text")
     params["critique"] = {"judge": critique}
     params["filter"] = {name: {"critic": "judge", **entry} for name, entry in filters.items()}
     if critics:
@@ -495,9 +490,9 @@ PREFERRED = {"pairs_preferred": {"min_margin": 0.0, "per_prompt": 2}}
 
 
 def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    parameters.check(text_params(PAIRWISE, PREFERRED))
-    parameters.check(text_params({"block": "judge_pairwise_logprobs", "pairs": 3}, PREFERRED))
-    parameters.check(text_params(PAIRWISE, {"pairs_best_worst": {"min_margin": 0.1, "per_prompt": 1}}))
+    problems.check(text_params(PAIRWISE, PREFERRED))
+    problems.check(text_params({"block": "judge_pairwise_logprobs", "pairs": 3}, PREFERRED))
+    problems.check(text_params(PAIRWISE, {"pairs_best_worst": {"min_margin": 0.1, "per_prompt": 1}}))
     found = refusal(text_params(PAIRWISE, PREFERRED | {"accepted": {}}))
     assert "a judge_pairwise critic, which gives scores and no verdicts" in found
     found = refusal(text_params(PAIRWISE, PREFERRED, {"judge": PAIRWISE}))
@@ -515,32 +510,32 @@ def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.Monk
 def test_critics_that_read_scores_need_an_engine_that_tells_them() -> None:
     params = text_params({"block": "judge_pairwise_logprobs", "pairs": 3}, PREFERRED)
     params["engine"] |= {"name": "openai"}
-    parameters.check(params)
+    problems.check(params)
     params["engine"]["endpoint"]["protocol"] = "chat"
     found = refusal(params)
     assert "critique.judge: block judge_pairwise_logprobs reads log-probabilities of given text" in found
     assert "a block that ends in _structured" in found
     chosen = {"block": "judge_pairwise_structured", "pairs": 3, "draws": 1, "temperature": 0.0, "top_p": 1.0}
     params["critique"]["judge"] = chosen
-    parameters.check(params)
+    problems.check(params)
     params["engine"]["endpoint"]["protocol"] = "completions"
     params["critique"]["sure"] = {"block": "intrinsic_score", "statistic": "logprob"}
-    parameters.check(params)
+    problems.check(params)
     params["critique"]["sure"] = {"block": "intrinsic_score", "statistic": "self_certainty"}
     assert "critique.sure.statistic: given self_certainty, which takes the probabilities of the whole" in refusal(
         params
     )
     params["engine"]["name"] = "transformers"
-    parameters.check(params)
+    problems.check(params)
 
 
 def test_near_copies_are_looked_for_in_free_text_only() -> None:
-    params = recipe.compose("self_evolution")
+    params = compose.compose("self_evolution")
     params["synthesize"] = {
         "self_instruct": {"n": 9, "shots": 0, "attempts": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9}
     }
     params["synthesize"]["self_instruct"]["near_copy"] = None
-    parameters.check(params)
+    problems.check(params)
     params["synthesize"]["self_instruct"]["near_copy"] = 0.7
     assert "synthesize.self_instruct.near_copy: given 0.7, but prompts of family countdown are no free text" in refusal(
         params
@@ -564,10 +559,10 @@ def test_benchmarks_that_a_chat_server_cannot_be_asked(params: dict[str, Any], t
     )
     assert len(told.splitlines()) == 1
     asked["chat_template"] = True
-    parameters.check(params)
+    problems.check(params)
     shutil.copytree(ROOT / "tasks/templates/benchmarks", tmp_path / "tasks/templates/benchmarks")
     with pytest.raises(BadInput) as caught:
-        parameters.check(params, tmp_path)
+        problems.check(params, tmp_path)
     scored = [line for line in str(caught.value).splitlines() if "scored" in line]
     assert len(scored) == 1
     assert scored[0].startswith(
@@ -576,7 +571,7 @@ def test_benchmarks_that_a_chat_server_cannot_be_asked(params: dict[str, Any], t
     )
     put(params, "engine.endpoint.protocol", "completions")
     with pytest.raises(BadInput) as caught:
-        parameters.check(params, tmp_path)
+        problems.check(params, tmp_path)
     assert "scored" not in str(caught.value)
 
 
@@ -586,5 +581,5 @@ def test_a_model_without_a_name(params: dict[str, Any], tmp_path: Path, given: s
     told = f"base.pretrained: given {given!r}; name a folder or a hub name (owner/name), or null to make a model here"
     assert refusal(params) == told
     with pytest.raises(BadInput) as caught:
-        parameters.check(params, tmp_path)
+        problems.check(params, tmp_path)
     assert [line for line in str(caught.value).splitlines() if line.startswith("base")] == [told]

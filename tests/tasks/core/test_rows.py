@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from flows.params import compose
 from tasks.core.asking.local import Asker
 from tasks.core.asking.log import FILE
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Sampling
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models.pointer import Pointer
-from tasks.core.serving import DEFAULTS
 from tests.endpoint import Endpoint, completion
 from tests.support import ENGINE, user
 
@@ -34,7 +34,7 @@ def asker(
     options |= {"key_variable": "TEST_ENDPOINT_KEY"}
     engine = {**ENGINE, "name": "openai", "endpoint": {**ENGINE["endpoint"], "protocol": "chat", **(endpoint or {})}}
     opener = Opener(place, engine, place / "scratch")
-    opener.serving = {"openai": {**DEFAULTS["serving"]["openai"], **options, **serving}}
+    opener.serving = {"openai": {**compose.shared()["serving"]["openai"], **options, **serving}}
     return opener(Pointer("some/model", digest))
 
 

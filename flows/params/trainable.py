@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from flows.params.sections import section
 from tasks.core.errors import unknown_name
 from tasks.core.models import architectures, files, folders
-from tasks.core.params import section
 from tasks.core.training.adapters import beyond_options, lacking
 
 OLD_KEYS = {"fp16", "dynamo_backend"}  # of a file for accelerate, which still reads them

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from flows.params.file import FILE
+from flows.params.sections import BASE, options, section
 from tasks import families
 from tasks.core.engines import ENDPOINTS, server_renders
+from tasks.core.engines.options import NO_SCORES
 from tasks.core.errors import unknown_name
-from tasks.core.params import BASE, FILE, options, section
 
 NEEDS_VERDICTS = {"accepted": "accepted", "critique_revise": "refined"}  # blocks, and what would not happen
 NEEDS_VOTES = ("majority", "pairs_vote_margin")
@@ -23,10 +25,6 @@ SCORES_ONLY = (  # critics without verdicts on a candidate
     *COMPARING,
 )
 READS_SCORES = ("judge_pointwise_logprobs", "judge_pairwise_logprobs", "judge_checklist_logprobs", "intrinsic_score")
-NO_SCORES = (  # of a server that renders messages itself
-    "engine.endpoint.protocol is chat, which has no way to ask for them; use the protocol completions (vLLM and SGLang tell "
-    "them there)"
-)
 
 
 def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:

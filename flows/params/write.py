@@ -7,9 +7,10 @@ Sections come in data-flow order with a comment each; a small mapping stands on 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from tasks.core import params as parameters
+from flows.params import schema
 
 WIDTH = 120
 COMMENTS = {
@@ -41,7 +42,7 @@ COMMENTS = {
 def render(params: Mapping[str, Any]) -> str:
     """params.yaml's text: sections in data-flow order with a comment each, small mappings on one line."""
     lines: list[str] = []
-    for key in parameters.TOP:
+    for key in schema.TOP:
         value = params[key]
         comment = COMMENTS.get(key, "").replace("{recipe}", str(params["recipe"])).splitlines()
         lines.extend([""] if lines and (comment or isinstance(value, Mapping)) else [])
@@ -105,3 +106,10 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
             yield from _flat(entry, f"{path}.{key}" if path else str(key))
     else:
         yield path, on_one_line(value)
+
+
+def write(text: str, path: Path) -> None:
+    """Replaces the file as a whole."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,4 +1,4 @@
-"""Every section of params.yaml, block and option, as a Markdown page: `python -m flows.reference`.
+"""Every section of params.yaml, block and option, as a Markdown page: `python -m flows.params.reference`.
 
 Read from the code, so that it cannot say anything else: the classes that check params.yaml (names, types, limits, and
 the comment beside each option) and the docstrings of blocks. A test compares `.github/guide/options.md` with it.
@@ -17,10 +17,9 @@ from typing import Any
 import annotated_types
 from pydantic import BaseModel
 
-from flows import recipe
-from tasks.core import params as parameters
+from flows.params import compose, schema
+from flows.params.schema import SECTIONS
 from tasks.core.blocks import Block, options_class
-from tasks.core.serving import SECTIONS
 from tasks.core.training.options import SftOptions, TrainingOptions
 
 BLOCKS = {  # stage -> module in tasks/blocks
@@ -51,7 +50,7 @@ COMMON = {  # options that say the same everywhere
 HEAD = "| option | value | says |\n|---|---|---|"
 INTRODUCTION = """# Every option
 
-Written by `python -m flows.reference` from the code that checks params.yaml. Every option has to be there: there are no
+Written by `python -m flows.params.reference` from the code that checks params.yaml. Every option has to be there: there are no
 defaults but those of a recipe (`python -m flows.recipe show NAME`). In a section made of blocks an entry is
 `NAME: {block: BLOCK, ...}`; without `block` the name is the block's. `python -m flows.check` says what is wrong, and the
 nearest name."""
@@ -59,12 +58,12 @@ nearest name."""
 
 def page() -> str:
     """The whole page."""
-    parts = [INTRODUCTION, "## Shared", _table(parameters.Shared)]
-    parts += ["## engine", _table(parameters.Engine)]
+    parts = [INTRODUCTION, "## Shared", _table(schema.Shared)]
+    parts += ["## engine", _table(schema.Engine)]
     for name, section in SECTIONS.items():
         parts += [f"## {name}", _table(typing.cast(type[BaseModel], section))]
     parts += ["## prepare", _table(import_module("tasks.prepare").Options)]
-    for family in recipe.names("families"):
+    for family in compose.names("families"):
         parts += [f"### options of family `{family}`", _of_family(family)]
     parts += ["## base", _table(import_module("tasks.base").BaseOptions)]
     for stage, module in BLOCKS.items():

@@ -1,0 +1,207 @@
+"""params.yaml made of a recipe, a family and a size."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from flows.params import file, problems
+from flows.params import sections as params_sections
+from flows.params.schema import SECTIONS
+from tasks import families
+from tasks.core.blocks import Options, validate
+from tasks.core.errors import BadInput, unknown_name
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+Result = TypeVar("Result")
+
+
+class Recipe(Options):
+    """A method's file."""
+
+    title: str = Field(min_length=1)
+    paper: str
+    summary: str
+    needs: str
+    labels: bool
+    family: str
+    iterations: int = Field(ge=1, le=99)
+    params: dict[str, dict[str, Any]]  # sections: what the recipe says itself
+
+
+class FamilyDefaults(Options):
+    """A family's file."""
+
+    summary: str
+    keeps: list[str]  # sections that are the user's own while the family stays
+    blocks: dict[str, dict[str, Any] | None]  # options of a block wherever it is used; null: not for this family
+    params: dict[str, dict[str, Any]]
+
+
+class Size(Options):
+    """A size's file. `limits`: dotted paths, `*` for any one key, to the largest number allowed there; `set`: paths
+    to values; `iterations`: at most so many."""
+
+    summary: str
+    iterations: int = Field(ge=1)
+    set: dict[str, Any]
+    limits: dict[str, Any]
+
+
+def names(kind: str = "") -> list[str]:
+    """The recipes, or with `kind` "families" or "sizes" those, by name."""
+    return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
+
+
+def read(name: str) -> Recipe:
+    """A recipe. Raises `UnknownName` with the nearest."""
+    return read_as(Recipe, "", name, "recipe")
+
+
+def read_as(cls: Callable[..., Result], kind: str, name: str, what: str) -> Result:
+    if name not in names(kind):
+        raise unknown_name(what, name, [*names(kind), *(names("sizes") if what == "recipe" else [])])
+    path = FOLDER / kind / f"{name}.yaml"
+    given = file.parse(path.read_text(encoding="utf-8"), path.name)
+    result: Result = validate(cls, given, path.name)  # type: ignore[arg-type]
+    return result
+
+
+def shared() -> dict[str, Any]:
+    """The sections that change no result, as a recipe writes them where there are none yet."""
+    path = Path(__file__).with_name("shared.yaml")
+    return file.parse(path.read_text(encoding="utf-8"), path.name)
+
+
+def compose(name: str, family: str | None = None, iterations: int | None = None) -> dict[str, Any]:
+    """All of params.yaml for a recipe, seed 0 and the family's engine. Raises `UnknownName`."""
+    recipe = read(name)
+    family = family or recipe.family
+    defaults = read_as(FamilyDefaults, "families", family, "family")
+    _refuse_unusable(recipe, name, family, defaults.blocks)
+    sections = params_sections.merged(defaults.params, recipe.params)
+    made: dict[str, Any] = {"recipe": name, "seed": 0, "labels": recipe.labels, "engine": sections["engine"]}
+    made |= shared()
+    for stage in params_sections.STAGES:
+        section = sections.get(stage, {})
+        if stage in params_sections.WITH_BLOCKS:
+            section = _filled(section, defaults.blocks)
+        if stage == "evaluate":
+            section = section | {"critics": _filled(section["critics"], defaults.blocks)}
+            if section["refine"] is not None:
+                section = section | _filled({"refine": section["refine"]}, defaults.blocks)
+        made[stage] = section
+    return with_iterations(made, iterations or recipe.iterations)
+
+
+def _refuse_unusable(recipe: Recipe, name: str, family: str, blocks: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Raises `BadInput` where the method needs a skill that the family does not have, and no other block stands in."""
+    unusable = families.unusable(family)
+    for stage in params_sections.WITH_BLOCKS:
+        for entry_name, entry in recipe.params.get(stage, {}).items():
+            wanted = str(entry.get("block", entry_name))
+            defaults = blocks.get(wanted, {})
+            instead = str(defaults.get("block", wanted)) if defaults is not None else None
+            if instead in unusable:
+                raise BadInput(
+                    f"recipe {name} is not for family {family}: its {stage} needs {wanted}, and {unusable[instead]}; "
+                    f"leave --family out ({recipe.family} is the recipe's own), or use another recipe"
+                )
+
+
+def _filled(
+    section: Mapping[str, Mapping[str, Any]], blocks: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, dict[str, Any]]:
+    """Blocks with the family's options where the recipe gives none; without those that the family has no use for."""
+    made = {}
+    for name, entry in section.items():
+        wanted = str(entry.get("block", name))
+        defaults = blocks.get(wanted, {})
+        if defaults is not None:
+            own = {key: value for key, value in entry.items() if key not in defaults or key == "block"}
+            given = {key: entry.get(key, value) for key, value in defaults.items() if key != "block"}
+            other = {"block": defaults["block"]} if "block" in defaults else {}
+            made[name] = own | other | given
+    return made
+
+
+def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The params with iterations i01 to `n`: rows that are there stay, new ones start from the one before."""
+    present = params.get("iterations", {})
+    rows = {}
+    for index in range(1, n + 1):
+        key, previous = f"i{index:02d}", f"i{index - 1:02d}"
+        fresh: dict[str, Any] = dict.fromkeys(params_sections.MODELS, previous) | {
+            stage: {} for stage in params_sections.OVERRIDDEN
+        }
+        rows[key] = present.get(key, fresh)
+    evaluated = params.get("evaluations", {})
+    return {
+        **params,
+        "iterations": rows,
+        "evaluations": {key: evaluated.get(key, {}) for key in (params_sections.BASE, *rows)},
+    }
+
+
+def resized(params: Mapping[str, Any], size: Size) -> dict[str, Any]:
+    """The params with the size's values and with no number above its limits. Paths that are not there stay so."""
+    result: dict[str, Any] = json.loads(json.dumps(params))
+    for path, value in size.set.items():
+        _change(result, path.split("."), partial(_replaced, value))
+    for path, limit in size.limits.items():
+        _change(result, path.split("."), partial(_lowered, limit))
+    return result
+
+
+def _replaced(value: Any, present: Any) -> Any:
+    return value
+
+
+def _lowered(limit: Any, present: Any) -> Any:
+    number = isinstance(present, int | float) and not isinstance(present, bool)
+    return min(present, limit) if number else present
+
+
+def _change(tree: Any, path: list[str], change: Callable[[Any], Any]) -> None:
+    """Replaces what stands at the path by `change` of it."""
+    if not isinstance(tree, dict):
+        return
+    for key in list(tree) if path[0] == "*" else [path[0]]:
+        if key in tree and len(path) > 1:
+            _change(tree[key], path[1:], change)
+        elif key in tree:
+            tree[key] = change(tree[key])
+
+
+def chosen(
+    name: str, present: Mapping[str, Any], iterations: int | None, seed: int | None, family: str | None
+) -> dict[str, Any]:
+    """The params that `use` writes, given the present ones (empty if there is no file). Raises `BadInput`."""
+    if name in names("sizes"):
+        if not present:
+            raise BadInput(f"{name} is a size, not a method: use a recipe first ({', '.join(names())})")
+        if family:
+            raise BadInput(f"{name} is a size and goes with any family; leave --family out, or use a recipe first")
+        problems.check(present)
+        size = read_as(Size, "sizes", name, "size")
+        made = with_iterations(resized(present, size), iterations or min(size.iterations, len(present["iterations"])))
+    else:
+        made = compose(name, family, iterations)
+        place = made["prepare"]["family"]
+        keeps = read_as(FamilyDefaults, "families", place, "family").keeps
+        stays = isinstance(present.get("prepare"), Mapping) and present["prepare"].get("family") == place
+        for key in ("seed", *SECTIONS, *(("engine", *keeps) if stays else ())):
+            made[key] = present.get(key, made[key])
+        if not stays:  # which engine is the user's choice; how much it takes at once follows from the family
+            chosen_engine = {
+                k: v for k, v in present.get("engine", {}).items() if k in ("name", "precision", "threads", "endpoint")
+            }
+            made["engine"] = {**made["engine"], **chosen_engine}
+    made["seed"] = made["seed"] if seed is None else seed
+    problems.check(made, recipes=names())
+    return made

@@ -1,0 +1,85 @@
+"""A stage's own part of params.yaml, its seed, and the iterations."""
+
+import importlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.core.errors import unknown_name
+from tasks.core.seeds import derive
+
+LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
+STAGES = ("prepare", "base", *LOOP, "report")
+OVERRIDDEN = tuple(stage for stage in LOOP if stage != "evaluate")  # in rows of `iterations`
+WITH_BLOCKS = ("synthesize", "sample", "critique", "refine", "filter", "train")  # sections made of named blocks
+MODELS = ("previous", "initial", "reference", "judge")
+
+
+BASE = "i00"
+
+
+KEY = re.compile(r"i\d{2,4}")
+
+
+def merged(own: Any, override: Any) -> Any:
+    """`own` with `override` on top: mappings key by key, anything else replaced."""
+    if not (isinstance(own, Mapping) and isinstance(override, Mapping)):
+        return override
+    result = dict(own)
+    for key, value in override.items():
+        result[key] = merged(result[key], value) if key in result else value
+    return result
+
+
+def iterations(params: Mapping[str, Any]) -> list[str]:
+    """The iterations' keys in the order of their numbers, whatever their order in the file."""
+    return sorted((str(key) for key in params["iterations"]), key=number)
+
+
+def number(key: str) -> int:
+    """2 for "i02"; -1 for what is no iteration's key."""
+    return int(key[1:]) if KEY.fullmatch(key) else -1
+
+
+def stage_keys(params: Mapping[str, Any], stage: str) -> list[str | None]:
+    """Every key that a stage runs under: [None] for one that runs once, else the iterations; evaluate: i00 too."""
+    if stage not in STAGES:
+        raise unknown_name("stage", stage, STAGES)
+    if stage not in LOOP:
+        return [None]
+    return [*([BASE] if stage == "evaluate" else []), *iterations(params)]
+
+
+def row(params: Mapping[str, Any], key: str) -> dict[str, str]:
+    """Which earlier iterations' models this one starts from, is compared with and is judged by."""
+    if key == BASE:
+        return dict.fromkeys(MODELS, BASE)
+    if key not in params["iterations"]:
+        raise unknown_name("iteration", key, params["iterations"], "iterations")
+    return {name: params["iterations"][key][name] for name in MODELS}
+
+
+def section(params: Mapping[str, Any], stage: str, key: str | None) -> dict[str, Any]:
+    """The stage's section with the override of iteration `key` merged in; blocks that are null left out."""
+    if stage not in STAGES:
+        raise unknown_name("stage", stage, STAGES)
+    own = params[stage]
+    if key is not None and stage in LOOP:
+        table = "evaluations" if stage == "evaluate" else "iterations"
+        if key not in params[table]:
+            raise unknown_name("iteration", key, params[table], table)
+        row = params[table][key]
+        own = merged(own, row if stage == "evaluate" else row[stage])
+    if stage in WITH_BLOCKS:
+        own = {name: entry for name, entry in own.items() if entry is not None}
+    return dict(own)
+
+
+def options(params: Mapping[str, Any], stage: str, key: str | None) -> Any:
+    """The stage's validated options, as its module's `parse` returns them. Raises `BadInput`."""
+    return importlib.import_module(f"tasks.{stage}").parse(section(params, stage, key))
+
+
+def seed(params: Mapping[str, Any], stage: str, key: str | None) -> int:
+    """A seed of 31 bits for this stage and iteration: the same on every machine, different between stages."""
+    return derive(params["seed"], stage, key)

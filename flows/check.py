@@ -1,82 +1,14 @@
-"""Everything that can be refused before any work: `python -m flows.check`.
+"""Refuses what cannot work, before any work: `python -m flows.check`."""
 
-Reads params.yaml, dvc.yaml, the recipe's name, the user's files and pretrained model, whether a Ray cluster that is
-named answers, and whether the disk can be written to. Prints one line, exit code 0, or all problems on stderr, exit
-code 2. Writes nothing, imports neither torch nor DVC.
-
-`--estimate` then says what the stages that DVC would run now will take (`flows.estimate`), with `--all` all stages;
-it asks DVC and measures a model for a few seconds.
-"""
-
-import os
-import shutil
 import sys
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows import cluster, declared, exits, state
-from flows.params import compose, file, sections
-from flows.params import problems as params_problems
-from tasks.core.errors import BadInput
-
-NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of that
-
-
-def check(root: Path) -> str:
-    """What is in place, in one line. Raises `BadInput` with one problem a line. Mends what a killed `dvc` left."""
-    state.mend_dvc(root)
-    params = file.load(root)
-    problems: list[str] = []
-    stages = 0
-    try:
-        params_problems.check(params, root, compose.names())
-        cluster.check(params["runner"])
-    except BadInput as error:
-        problems.append(str(error))
-    try:
-        stages = count_stages(root, params)
-    except BadInput as error:
-        problems.append(str(error))
-    problems.extend(_disk(root))
-    if problems:
-        raise BadInput("\n".join(problems))
-    keys = sections.iterations(params)
-    loop = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
-    labels = "labels in the loop" if params["labels"] else "no labels in the loop"
-    return f"ok: {stages} stages, {params['recipe']} on {params['prepare']['family']}, {loop}, {labels}"
-
-
-def count_stages(root: Path, params: Mapping[str, Any]) -> int:
-    """How many stages dvc.yaml makes of these params. Raises `BadInput` where it is missing, or a stage of
-    the project is not there once per iteration (an empty `foreach` passes DVC unseen)."""
-    made = Counter(name.partition("@")[0] for name in declared.names(root, params))
-    rows = params.get("iterations")
-    problems = []
-    for stage in sections.STAGES:
-        expected = 1
-        if stage in sections.LOOP:
-            expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
-        if made[stage] != expected:
-            problems.append(
-                f"dvc.yaml: stage {stage} is there {made[stage]} times, the iterations want {expected}; restore it with git"
-            )
-    if problems:
-        raise BadInput("\n".join(problems))
-    return made.total()
-
-
-def _disk(root: Path) -> list[str]:
-    problems = []
-    for folder in (root, root / "data", root / ".autodidact"):
-        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-            problems.append(f"{folder}: no folder, or cannot be written to; give it write permission or work in a copy")
-    if (free := shutil.disk_usage(root).free) < NEEDED:
-        problems.append(f"{root}: {free / 1e6:.0f} MB free on its disk; a run wants {NEEDED / 1e6:.0f} MB")
-    return problems
+from flows.machine import terminal
+from flows.params import file
+from flows.run.ready import check
 
 
 def command(
@@ -98,12 +30,13 @@ def command(
     if not (estimate and as_json):
         print(said)
     if estimate:
-        from flows import estimate_table, graph
-        from flows.estimate import estimate as estimated
+        from flows.estimate import table
+        from flows.estimate.totals import estimate as estimated
+        from flows.run import graph
 
         made = estimated(root, file.load(root), graph.stale(root), everything, seconds)
-        estimate_table.show(made, as_json)
+        table.show(made, as_json)
 
 
 if __name__ == "__main__":
-    sys.exit(exits.code(lambda: typer.run(command)))
+    sys.exit(terminal.code(lambda: typer.run(command)))

@@ -17,9 +17,12 @@ from typing import Annotated
 
 import typer
 
-from flows import clock, exits, graph, server, state
-from flows.declared import names
-from flows.stage import Runner, silence
+from flows.machine import clock, state, terminal
+from flows.run import graph
+from flows.run import graph as run_graph
+from flows.run.background import server
+from flows.run.declared import names
+from flows.run.runner import Runner, silence
 from tasks.core.errors import AutodidactError, unknown_name
 
 
@@ -27,7 +30,7 @@ def evolve(root: Path, targets: Sequence[str], force: bool, begin: Callable[[], 
     """Brings the targets up to date; the names of the stages that were not. `begin` is called before the first stage
     that has to run. Raises `BadInput` before any work, `StageFailed` when a stage failed."""
     runner = Runner(root)
-    known = names(root, runner.params)
+    known = names(runner.graph, runner.params)
     groups = {name.partition("@")[0] for name in known}
     for target in targets:
         if target not in groups and target not in known:
@@ -59,14 +62,15 @@ def command(root: Path, targets: Sequence[str], force: bool) -> int:
     began = time.monotonic()
     try:
         state.quiet(root)
-        state.mend_dvc(root)
+        run_graph.mend_dvc(root)
         done = evolve(root, targets, force, lambda: server.wait(root, server.ensure(root)))
         print(f"{len(done)} stages brought up to date in {time.monotonic() - began:.1f} s", flush=True)
-        from flows import summary, track
+        from flows import summary
+        from flows.history import mlflow
 
         try:
-            track.sync(root)
-        except track.TrackingFailed as error:  # what was computed is there all the same
+            mlflow.sync(root)
+        except mlflow.TrackingFailed as error:  # what was computed is there all the same
             print(error, file=sys.stderr)
         summary.show(root)
     except AutodidactError as error:
@@ -84,7 +88,7 @@ def main(
 ) -> None:
     """Run the graph in one process, each model loaded once."""
     code = command(Path.cwd(), targets or [], force)
-    exits.quickly()
+    terminal.quickly()
     raise typer.Exit(code)
 
 

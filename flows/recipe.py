@@ -21,7 +21,7 @@ from typing import Annotated
 
 import typer
 
-from flows import exits
+from flows.machine import terminal
 from flows.params import file, problems
 from flows.params import sections as params_sections
 from flows.params import write as layout
@@ -105,4 +105,4 @@ def extend(iterations: Annotated[int, typer.Argument(min=1, max=99, help="The la
 
 
 if __name__ == "__main__":
-    sys.exit(exits.code(app))
+    sys.exit(terminal.code(app))

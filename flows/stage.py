@@ -1,315 +1,62 @@
-"""Runs one stage: what every command in dvc.yaml calls, and what `flows.evolve` calls for each stage in turn.
+"""Runs one stage: what every command in dvc.yaml calls.
 
     python -m flows.stage STAGE [ITERATION]      # python -m flows.stage sample i02
 
-The stage's params are checked, with the whole of params.yaml, before any work. The stage then runs inside a Prefect
-flow named after it, as one cached task keyed on the digests of its declared dependencies and on its declared params,
-so that the cache can only agree with DVC. The cached result is a small record of outputs and digests; a hit counts only
-if those bytes are in place, otherwise the task runs again. Under `dvc repro` they never are: DVC has removed them.
-
-Outputs are built in a staging folder, checked against dvc.yaml and renamed into place; a stage that fails leaves none,
-and one that refuses its input puts back what DVC had removed for it.
-What the execution cost goes into a record (`flows.state`), never into an artifact.
+The work is that of `flows.run.runner`. Under a `dvc` it is done by a fork of a process that has the libraries loaded
+(`flows.run.background.warm`), which the first stage starts with `python -m flows.stage --keep ROOT`.
 
 Exit codes: 0 done, 1 the stage failed, 2 bad input.
 """
 
 import contextlib
 import importlib
-import logging
-import os
-import shutil
 import sys
-import time
-import traceback
-import uuid
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows import clock, cluster, exits, graph, history, outputs, server, shards, state, warm
-from flows.declared import Declared, declared
-from flows.progress import Progress
-from tasks.core import digests
-from tasks.core.context import Context
-from tasks.core.errors import AutodidactError, BadInput, StageFailed, Unwritable
-from tasks.core.models.pointer import Pointer
+from flows.machine import clock, state, terminal
+from flows.run.background import fork, server
+from tasks.core.errors import Unwritable
 
-if TYPE_CHECKING:
-    from tasks.core.asking.local import Asker
-    from tasks.core.asking.opener import Opener
-
-CHATTY = ("prefect", "transformers", "datasets", "trl", "accelerate", "mlflow", "httpx", "alembic", "dvc", "filelock")
-FIGURES_SHOWN = 3
-READ_FILES = ("prepare", "base")  # the stages that read files and models of the user
-
-
-class Runner:
-    """Runs stages of one repository. Keeps models loaded between stages where several run in one process."""
-
-    def __init__(self, root: Path, files: bool = True) -> None:
-        """Reads and checks params.yaml as a whole, with `files` also the files it names. Raises `BadInput`."""
-        from flows.params import compose, file, problems
-
-        self.root = root
-        self.params = file.load(root)
-        problems.check(self.params, root if files else None, compose.names())
-        cluster.check(self.params["runner"])
-        self.progress = Progress()
-        self._opener: Opener | None = None
-
-    def execute(self, stage: str, key: str | None, since: float | None = None) -> None:
-        """One stage, as a Prefect flow. Needs a Prefect server (`flows.server`), or Prefect starts its own.
-
-        `since`: when the execution began (seconds since 1970), if the time before this call belongs to it too.
-        Raises `BadInput` before any work, `StageFailed` (with the traceback in a log file) afterwards."""
-        began, imports = (time.time(), clock.seconds()) if since is None else (since, 0.0)
-        context = self._context(stage, key)
-        described = declared(self.root, self.params, stage, key)
-        inputs = outputs.digest(self.root, described.deps)
-        self.progress.name = context.name
-        record = self._record(context, described, inputs, began)
-        state.write_record(self.root, record)
-        try:
-            results, work = self._in_flow(context, described, inputs)
-        except BaseException as error:
-            record |= {"status": "failed", "error": str(error) or type(error).__name__}
-            with contextlib.suppress(OSError):  # a full disk, for instance, must not hide what went wrong
-                state.write_record(self.root, self._measured(record, context, began, imports))
-            if isinstance(error, BadInput) or not isinstance(error, Exception):
-                raise
-            raise self._failure(context.name, error) from error
-        finally:
-            self.progress.close()
-            shutil.rmtree(context.staging, ignore_errors=True)
-        if work is None:
-            state.drop_record(self.root, record)
-            print(f"{context.name}  unchanged: its outputs are those of an earlier run", flush=True)
-            return
-        record |= {"status": "finished", "outputs": results, "work_seconds": work}
-        state.write_record(self.root, self._measured(record, context, began, imports))
-        print(summary(context.name, context.figures, time.time() - began), flush=True)
-
-    def _in_flow(
-        self, context: Context, described: Declared, inputs: Mapping[str, str]
-    ) -> tuple[dict[str, str], float | None]:
-        """Digests of the outputs, and the seconds of work; None for them if an earlier run's outputs are in place."""
-        from prefect import flow, task
-        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-        from prefect.task_runners import ThreadPoolTaskRunner
-
-        silence()
-        work: list[float] = []
-        key = digests.of_value([context.stage, context.key, inputs, described.params])
-
-        def run(key: str) -> dict[str, dict[str, str]]:
-            before, imports = time.perf_counter(), clock.seconds()
-            importlib.import_module(f"tasks.{context.stage}").run(context)
-            work.append(time.perf_counter() - before - (clock.seconds() - imports))
-            outputs.check(context.staging, described.outs, context.name)
-            outputs.publish(context.staging, self.root, described.outs)
-            return {"outputs": outputs.digest(self.root, described.outs)}
-
-        stage_task = task(name=context.stage, task_run_name=context.name, **shards.stored(self.root))(run)
-
-        def body() -> dict[str, str]:
-            _discard_unreadable(self.root, key)
-            found = stage_task(key)["outputs"]
-            if not work and not outputs.unchanged(self.root, found):
-                found = stage_task.with_options(refresh_cache=True)(key)["outputs"]
-            return found
-
-        runner: Any = ThreadPoolTaskRunner(max_workers=1)
-        whole = flow(name=context.stage, flow_run_name=context.name, task_runner=runner, persist_result=False)(body)
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # or each flow waits a second for its end
-            found = whole()
-        return found, sum(work) if work else None
-
-    def _context(self, stage: str, key: str | None) -> Context:
-        from flows.params import sections
-
-        declared(self.root, self.params, stage, key)  # refuses an unknown stage or iteration by its name
-        name = f"{stage}@{key}" if key else stage
-        return Context(
-            stage=stage,
-            key=key,
-            row=sections.row(self.params, key) if key else {},
-            iterations=tuple(self.params.get("evaluations", {})),
-            options=sections.options(self.params, stage, key),
-            seed=sections.seed(self.params, stage, key),
-            labels=bool(self.params["labels"]),
-            engine=self.params["engine"],
-            root=self.root,
-            staging=outputs.staging(self.root, name),
-            scratch=state.scratch_dir(self.root),
-            open_model=self._open_model,
-            progress=self.progress,
-            apart=self.params["runner"]["training"],
-            release=self._release,
-        )
-
-    def _release(self) -> None:
-        if self._opener is not None:
-            self._opener.release()
-
-    def _open_model(self, pointer: Pointer) -> "Asker":
-        if self._opener is None:
-            from tasks.core.asking.opener import Opener
-
-            scratch = state.scratch_dir(self.root)
-            serving, engine, runner = self.params["serving"], self.params["engine"], self.params["runner"]
-            run: Any = shards.run_here
-            if runner["name"] == "ray":
-                from tasks.core.engines import ENDPOINTS
-
-                if engine["name"] not in ENDPOINTS:  # behind those a server does the work
-                    run = partial(shards.run_on_ray, root=self.root, runner=runner, threads=engine["threads"])
-            self._opener = Opener(self.root, engine, scratch, run, self.progress, serving=serving)
-        return self._opener(pointer)
-
-    def close(self) -> None:
-        """Gives the models' memory back, and ends what processes they have."""
-        if self._opener is not None:
-            self._opener.close()
-
-    def _record(self, context: Context, described: Declared, inputs: Mapping[str, str], began: float) -> dict[str, Any]:
-        from flows.params import sections
-
-        return {
-            "id": f"{context.stage}@{context.key or ''}-{uuid.uuid4().hex[:12]}",
-            "stage": context.stage,
-            "key": context.key,
-            "status": "running",
-            "pid": os.getpid(),
-            "process_started": _process_start(),
-            "started": began,
-            "params": sections.section(self.params, context.stage, context.key),
-            "tags": {
-                "recipe": str(self.params["recipe"]),
-                "evolution": history.evolution_id(self.params),
-                "git.commit": history.commit(self.root),
-            },
-            "figures": {},
-            "curves": [],
-            "inputs": dict(inputs),
-            "outputs": {},
-            "seconds": None,
-            "imports_seconds": None,
-            "work_seconds": None,
-            "error": None,
-        }
-
-    def _measured(self, record: dict[str, Any], context: Context, began: float, imports: float) -> dict[str, Any]:
-        if self._opener is not None:
-            usage = self._opener.take_usage()
-            context.spend(**usage.figures())
-            if usage.seconds:
-                context.log(engine_tokens_per_second=round(usage.tokens / usage.seconds, 1))
-        measured = {
-            "seconds": round(time.time() - began, 3),
-            "imports_seconds": round(clock.seconds() - imports, 3),
-            "figures": context.figures,
-            "curves": context.curves,
-            "tags": record["tags"] | context.tags,
-        }
-        if record["work_seconds"] is not None:
-            measured["work_seconds"] = round(record["work_seconds"], 3)
-        return record | measured
-
-    def _failure(self, name: str, error: Exception) -> StageFailed:
-        log = state.logs_dir(self.root) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-        try:
-            log.write_text("".join(traceback.format_exception(error)))
-            where = f"traceback: {os.path.relpath(log)}"
-        except OSError as unwritten:
-            where = f"its traceback could not be written ({unwritten})"
-        said = str(error) if isinstance(error, AutodidactError) else f"{type(error).__name__}: {error}"
-        said = said.removeprefix(f"{name}: ")
-        return StageFailed(f"{name} failed: {said}\n  no artifact of it was kept; {where}")
-
-
-def summary(name: str, figures: Mapping[str, float], seconds: float) -> str:
-    """The line of a finished stage: its name, its first figures, its seconds."""
-    shown = [f"{_number(value)} {what.replace('_', ' ')}" for what, value in list(figures.items())[:FIGURES_SHOWN]]
-    return "  ".join([name, *([", ".join(shown)] if shown else []), f"{seconds:.1f} s"])
-
-
-def silence() -> None:
-    """Libraries may warn, not chat; how a run ended is said by this module, once, and not by Prefect too."""
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # says at each end that it has not ended yet
-
-
-def command(root: Path, stage: str, key: str | None = None, pid: int | None = None, fork: bool = False) -> int:
-    """Runs the stage with a server, says on stderr what went wrong; the exit code.
-
-    `pid`: the process on whose behalf this one works, if not its own. `fork`: the process that has the libraries loaded
-    does the work, if this call starts one."""
-    try:
-        state.quiet(root)
-        given = dict(os.environ)
-        runner = Runner(root, files=stage in READ_FILES)
-        declared(root, runner.params, stage, key)
-        url = server.ensure(root, pid)
-        if fork and (code := warm.ask(root, _words(stage, key), server.warm_process(root), given)) is not None:
-            return code
-        server.wait(root, url)
-        with contextlib.closing(runner):
-            runner.execute(stage, key, since=_process_start(pid))
-    except AutodidactError as error:
-        print(error, file=sys.stderr)
-        if isinstance(error, BadInput) and "DVC_STAGE" in os.environ:
-            graph.put_back(root, os.environ["DVC_STAGE"])
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{stage}: interrupted; nothing of it was kept", file=sys.stderr)
-        return 1
-    return 0
+KEEP = "--keep"
+KEEPER = [sys.executable, "-m", "flows.stage", KEEP]  # the repository's folder goes behind it
 
 
 def main(
     stage: Annotated[str, typer.Argument(help="prepare, base, synthesize, sample, ... as in dvc.yaml")],
-    key: Annotated[str | None, typer.Argument(help="the iteration, for stages that have one: i01")] = None,
+    iteration: Annotated[str | None, typer.Argument(help="the iteration, for stages that have one: i01")] = None,
 ) -> None:
     """Run one stage of the graph. `dvc repro STAGE@ITERATION` does this when it is needed, and what it depends on."""
-    root, code, forker = Path.cwd(), None, None
+    root, code, keeper = Path.cwd(), None, None
+    words = [stage, *([iteration] if iteration else [])]
     with contextlib.suppress(Unwritable):  # `command` says so
         state.quiet(root)
-        forker = server.warm_process(root)
-        code = warm.ask(root, _words(stage, key), forker)
+        keeper = server.warm_process(root)
+        code = fork.ask(root, words, keeper)
     if code is None:
-        code = command(root, stage, key, fork=forker is None)
-        exits.quickly()
+        from flows.run import runner
+
+        code = runner.command(root, stage, iteration, keeper=KEEPER if keeper is None else None)
+        terminal.quickly()
     raise typer.Exit(code)
 
 
-def _words(stage: str, key: str | None) -> list[str]:
-    return [stage, *([key] if key else [])]
+def keep(root: Path) -> None:
+    """Serves forks of this process, which has the libraries loaded, to the stages of the repository."""
+    from flows.run.background import warm
 
+    def run(words: list[str], pid: int) -> int:
+        runner = importlib.import_module("flows.run.runner")  # a fork has forgotten this project's code
+        return int(runner.command(Path.cwd(), *words, pid=pid))
 
-def _discard_unreadable(root: Path, key: str) -> None:
-    """Prefect does not write results atomically: a process that was killed may have left half of one."""
-    stored = shards.results(root) / key
-    if stored.exists() and state.read_json(stored) is None:
-        stored.unlink()
-
-
-def _number(value: float) -> str:
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
-
-
-def _process_start(pid: int | None = None) -> float:
-    import psutil
-
-    return psutil.Process(pid).create_time()
+    warm.serve(root, run)
 
 
 if __name__ == "__main__":
     clock.install()
-    typer.run(main)
+    if sys.argv[1:2] == [KEEP]:
+        keep(Path(sys.argv[2]))
+    else:
+        typer.run(main)

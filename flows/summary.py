@@ -1,94 +1,14 @@
-"""The table at the end of a run: one line per iteration, then where to look next.
-
-Everything comes from the artifacts (`data/iNN/evaluation/metrics.json`, `policy.json`, the tokens that the
-tables count), only the seconds and, where params.yaml gives prices, what was paid (`flows.costs`) from the records;
-without a record they are unknown. A figure that could not be computed, for a family without truth or a critic that
-accepted nothing, is shown as "-". Standard benchmarks come after the project's own figures, the first of them by name
-where there are many, with the half-width of their 95 % interval.
-
-`python -m flows.summary` prints it; nothing is written.
-"""
+"""The table of all iterations: `python -m flows.summary`."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flows import costs, exits, history, state, tables
-from flows.params import file, sections
-from tasks.blocks.evaluate.benchmarks import PREFIX, scores
-from tasks.blocks.evaluate.metrics import Z95
+from flows.history.overview import WIDER, WIDTH, benchmarks, table
+from flows.machine import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
-
-UNKNOWN = "unknown"
-WIDTH = 110  # characters
-WIDER = 16  # by so many for each benchmark
-SHARES = {  # column -> figure of metrics.json, shown in percent
-    "pass@8": "pass_at_8",
-    "critique\nprecision": "critique_precision",
-    "critique\nrecall": "critique_recall",
-    "refined\nwrong\n->right": "refine_wrong_to_right",
-    "refined\nright\n->wrong": "refine_right_to_wrong",
-}
-BENCHMARKS = 3  # columns of them, at most
-
-
-def columns(benchmarks: Sequence[str]) -> list[str]:
-    """The table's headings; `benchmarks`: figures of standard benchmarks."""
-    own = [name.removeprefix(PREFIX).replace("_", "\n") for name in benchmarks]
-    return ["iteration", "accuracy %\n(95 % interval)", *SHARES, *own, "tokens", "seconds", "promoted"]
-
-
-def benchmarks(root: Path) -> list[str]:
-    """The figures of standard benchmarks that the table shows, by name."""
-    files = (root / "data" / key / "evaluation" / "metrics.json" for key in history.keys(file.load(root)))
-    return scores(name for path in files for name in state.read_json(path) or {})[:BENCHMARKS]
-
-
-def rows(root: Path) -> list[tuple[str, ...]]:
-    """The table's cells, one tuple per evaluated iteration. Raises `BadInput` for an unreadable params.yaml."""
-    params = file.load(root)
-    seconds = _seconds(root, params)
-    shown = benchmarks(root)
-    found = []
-    for key in history.keys(params):
-        metrics = state.read_json(root / "data" / key / "evaluation" / "metrics.json") or {}
-        policy = state.read_json(root / "data" / key / "policy.json") or {}
-        generated = sum(history.tokens(root, key).values())
-        promoted = "-" if key == sections.BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
-        shares = [_percent(metrics.get(name)) for name in SHARES.values()]
-        shares += [_benchmark(metrics, name) for name in shown]
-        tokens = f"{generated:,}" if generated else "-"
-        found.append((key, _accuracy(metrics), *shares, tokens, seconds.get(key, UNKNOWN), promoted))
-    return found
-
-
-def paid(root: Path) -> tuple[str, list[str]] | None:
-    """Heading and cells of the column of costs, an iteration each; None where nothing has a price."""
-    params = file.load(root)
-    account = costs.account(root, params) if "prices" in params else None
-    if account is None or not account.priced:
-        return None
-    spent = [account.sum("paid", key) for key in history.keys(params)]
-    told = [f"{'>= ' if one.unknown else ''}{one.cost(account.prices):,.2f}" for one in spent]
-    return f"paid,\n{account.prices.currency}", [
-        UNKNOWN if one.unknown and not one.executions else text for one, text in zip(spent, told, strict=True)
-    ]
-
-
-def table(root: Path) -> "Table":
-    """The rows as a rich table."""
-    headings, lines = columns(benchmarks(root)), rows(root)
-    if extra := paid(root):
-        headings = [*headings, extra[0]]
-        lines = [(*cells, cell) for cells, cell in zip(lines, extra[1], strict=True)]
-    made = tables.empty(headings, left=("iteration", "promoted"))
-    for cells in lines:
-        made.add_row(*cells)
-    return made
 
 
 def show(root: Path, console: "Console | None" = None) -> None:
@@ -104,42 +24,5 @@ def show(root: Path, console: "Console | None" = None) -> None:
         out.print("all figures: data/i*/evaluation/metrics.json    curves: make ui")
 
 
-def _seconds(root: Path, params: Mapping[str, Any]) -> dict[str, str]:
-    """Seconds of each iteration's executions; ">=" where some of them left no record."""
-    files = history.Files(root)
-    known = history.records(root)
-    spent: dict[str, list[float | None]] = {}
-    for execution in history.executions(root, params, files):
-        if execution.iteration:
-            record = history.record_of(execution, known, files)
-            spent.setdefault(execution.iteration, []).append(float(record.get("seconds") or 0.0) if record else None)
-    return {key: _sum(parts) for key, parts in spent.items()}
-
-
-def _sum(parts: Iterable[float | None]) -> str:
-    given = list(parts)
-    known = [part for part in given if part is not None]
-    if not known:
-        return UNKNOWN
-    return f"{'' if len(known) == len(given) else '>= '}{sum(known):,.0f}"
-
-
-def _accuracy(metrics: Mapping[str, Any]) -> str:
-    low, high = _percent(metrics.get("accuracy_low")), _percent(metrics.get("accuracy_high"))
-    share = _percent(metrics.get("accuracy"))
-    return share if "-" in (share, low, high) else f"{share} ({low}-{high})"
-
-
-def _benchmark(metrics: Mapping[str, Any], name: str) -> str:
-    value, error = metrics.get(name), metrics.get(f"{name}_stderr")
-    if value is None:
-        return "-"
-    return f"{value:.3f}" + (f" ±{Z95 * error:.3f}" if error is not None else "")
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}" if isinstance(value, int | float) else "-"
-
-
 if __name__ == "__main__":
-    sys.exit(exits.code(lambda: show(Path.cwd())))
+    sys.exit(terminal.code(lambda: show(Path.cwd())))

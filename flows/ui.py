@@ -18,7 +18,9 @@ from urllib.parse import quote
 
 import typer
 
-from flows import exits, state, track
+from flows import track
+from flows.history import mlflow
+from flows.machine import state, terminal
 from tasks.core.errors import AutodidactError
 
 HOST = "127.0.0.1"
@@ -26,7 +28,7 @@ VIEW = "workflowType=machine_learning"  # without it the UI shows the pages for 
 PATIENCE = 120.0  # seconds until the pages must answer
 
 
-def addresses(base: str, result: track.SyncResult) -> dict[str, str]:
+def addresses(base: str, result: mlflow.SyncResult) -> dict[str, str]:
     """What can be looked at -> its page; only the first page while there is no evolution."""
     found = {"MLflow": f"{base}/#/experiments"}
     if result.experiment is not None and result.run is not None:
@@ -54,10 +56,10 @@ def free_port(wanted: int) -> int:
 
 def serve(root: Path, port: int) -> int:
     """Syncs, starts `mlflow ui`, prints its addresses, waits for its end; the server's exit code."""
-    result = track.sync(root, full=True)
+    result = mlflow.sync(root, full=True)
     print(track.report(result))
     if result.uri.startswith(("http://", "https://")):
-        print(f"MLflow runs at {track.shown(result.uri)}")
+        print(f"MLflow runs at {mlflow.shown(result.uri)}")
         return 0
     chosen = free_port(port)
     artifacts = (state.state_dir(root) / "mlflow" / "artifacts").as_uri()
@@ -100,4 +102,4 @@ def command(port: Annotated[int, typer.Option(help="another one is taken if it i
 
 
 if __name__ == "__main__":
-    sys.exit(exits.code(lambda: typer.run(command)))
+    sys.exit(terminal.code(lambda: typer.run(command)))

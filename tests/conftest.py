@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import state
+from flows.machine import state
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", state.QUIET["GOMP_SPINCOUNT"])  # as in every run: tests share the cores

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.declared import declared
 from flows.params.file import load
+from flows.run.declared import declared, graph
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = [
@@ -86,8 +86,9 @@ def test_imports_go_one_way(module: str) -> None:
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("mlflow", {"flows.track", "flows.ui"}), ("dvc", {"flows.graph"}), ("ray", {"flows.cluster", "flows.shards"}),
-        ("prefect_ray", {"flows.shards"}), ("vllm", {"tasks.core.engines.vllm.engine", "tasks.core.engines.vllm.worker"}),
+        ("mlflow", {"flows.history.mlflow"}), ("dvc", {"flows.run.graph"}),
+        ("ray", {"flows.run.cluster", "flows.run.workers"}), ("prefect_ray", {"flows.run.workers"}),
+        ("vllm", {"tasks.core.engines.vllm.engine", "tasks.core.engines.vllm.worker"}),
     ],
 )  # fmt: skip
 def test_a_library_with_one_home_is_imported_there_only(library: str, homes: set[str]) -> None:
@@ -124,7 +125,7 @@ def test_the_graph_is_what_was_looked_at() -> None:
 def test_a_stage_depends_on_the_blocks_and_the_family_that_it_runs(stage: str) -> None:
     """What dvc.yaml declares covers the stage's module, every block module below it, and the family's where it is
     loaded. Shared core modules are left out on purpose: a comment in one of them would rerun everything."""
-    declared_deps = set(declared(ROOT, load(ROOT), stage, None if stage in SINGLE else "i01").deps)
+    declared_deps = set(declared(graph(ROOT), load(ROOT), stage, None if stage in SINGLE else "i01").deps)
     todo, needed = [f"tasks.{stage}"], set()
     while todo:
         module = todo.pop()

@@ -6,8 +6,9 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from flows import costs, graph
+from flows.history import account
 from flows.params import file
+from flows.run import graph
 from tests.e2e.workspace import assert_told, edit, requests_made, run
 
 LOOP = ("i01", "i02", "i03")
@@ -15,7 +16,7 @@ LOOP = ("i01", "i02", "i03")
 
 def test_the_accounts_are_those_of_the_records_and_the_artifacts(finished):
     params = file.load(finished)
-    found = costs.account(finished, params)
+    found = account.account(finished, params)
     assert {line.state for line in found.lines} == {"paid"}
     assert not any(line.paid.unknown or line.paid.failed for line in found.lines)
     made = Counter()

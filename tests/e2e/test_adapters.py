@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from flows import lives
+from flows.history import lives
 from tasks.core import engines
 from tasks.core.errors import BadInput
 from tasks.core.models import folders

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from flows import workload
+from flows.estimate import demands as workload
 from flows.params import file as params_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def assert_told(folder: Path) -> None:
 @contextmanager
 def kept_server(folder: Path) -> Iterator[None]:
     """Keeps one Prefect server for several runs: it is gone when the last process of its run is gone."""
-    code = "import sys; from pathlib import Path; from flows import server, state; state.quiet(Path.cwd()); "
+    code = "import sys; from pathlib import Path; from flows.machine import state; from flows.run.background import server; state.quiet(Path.cwd()); "
     code += "server.wait(Path.cwd(), server.ensure(Path.cwd())); print(flush=True); sys.stdin.read()"
     owner = subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, env=environment(folder), text=True,

@@ -18,7 +18,9 @@ import psutil
 import pytest
 import yaml
 
-from flows import cluster, server, shards, state
+from flows.machine import processes, state
+from flows.run import cluster
+from flows.run import workers as shards
 from tasks.core.asking.opener import Opener
 from tasks.core.asking.shards import run_here
 from tasks.core.engines.base import Sampling
@@ -51,7 +53,7 @@ def existing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     ray.shutdown()
     for name in cluster._token(Path()):
         os.environ.pop(name)
-    server.stop(started["pid"], started["started"])
+    processes.stop(started["pid"], started["started"])
     shutil.rmtree(started["folder"], ignore_errors=True)
 
 
@@ -140,7 +142,7 @@ def test_workers_that_do_not_reach_prefect_work_all_the_same(
     submit = RayTaskRunner.submit
 
     def submit_far_away(*arguments: Any, **given: Any) -> Any:
-        nowhere = f"http://127.0.0.1:{server.free_port()}/api"
+        nowhere = f"http://127.0.0.1:{processes.free_port()}/api"
         with temporary_settings({PREFECT_API_URL: nowhere, PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}):
             return submit(*arguments, **given)
 

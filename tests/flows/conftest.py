@@ -16,40 +16,41 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-PARAMS_MODULE = '''
-"""Toy parameters: the functions that the runner calls."""
+PROJECT_MODULE = '''
+"""The toy's project: its parameters, its stages, and a model that answers each question with three shards."""
 import zlib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+import yaml
+from flows.run import workers
 from tasks.core.errors import BadInput
 
-def load(root):
-    import yaml
-    return yaml.safe_load((root / "params.yaml").read_text())
+@dataclass
+class Part:
+    section: dict
+    options: dict
+    row: dict
+    seed: int
 
-def parse(text, name):
-    import yaml
-    return yaml.safe_load(text)
+class Project:
+    def params(self, root, files):
+        params = yaml.safe_load((root / "params.yaml").read_text())
+        if "grow" not in params or params["grow"].get("by", 0) < 0:
+            raise BadInput("grow.by: given -1; at least 0")
+        return params
 
-def check(params, root=None, recipes=None):
-    if "grow" not in params or params["grow"].get("by", 0) < 0:
-        raise BadInput("grow.by: given -1; at least 0")
+    def part(self, params, stage, iteration):
+        row = params["iterations"][iteration] if iteration else {}
+        section = {**params[stage], **row.get(stage, {})}
+        seed = zlib.crc32(f"{params['seed']} {stage} {iteration}".encode())
+        return Part(section, section, {"previous": row.get("previous", "i00")}, seed)
 
-def section(params, stage, key):
-    return {**params[stage], **(params["iterations"][key][stage] if key else {})}
+    def run(self, stage):
+        return import_module(f"tasks.{stage}").run
 
-def options(params, stage, key):
-    return section(params, stage, key)
-
-def row(params, key):
-    return {"previous": params["iterations"][key]["previous"]}
-
-def seed(params, stage, key):
-    return zlib.crc32(f"{params['seed']} {stage} {key}".encode())
-'''
-
-OPENING_MODULE = '''
-"""A toy model: three shards for each question, each stored in a file."""
-from dataclasses import dataclass
-from pathlib import Path
+    def opener(self, root, scratch, params, progress):
+        return Opener(root, scratch, workers.run_here)
 
 @dataclass
 class Shard:
@@ -72,7 +73,7 @@ class Usage:
         return {}
 
 class Opener:
-    def __init__(self, root, engine, scratch, map_shards, progress, serving):
+    def __init__(self, root, scratch, map_shards):
         self.root, self.scratch, self.map_shards, self.loaded = root, scratch, map_shards, set()
     def __call__(self, pointer):
         if pointer.digest not in self.loaded:
@@ -115,6 +116,15 @@ def run(context):
     context.write(context.data("note.json")).write_text("{}\\n")
     context.log(shards=asked, replies=1234.0)
     context.curves.append({"step": 1.0, "loss": 0.5})
+'''
+
+TRACKING_MODULE = '''
+"""Notes that it was called."""
+class TrackingFailed(Exception):
+    pass
+
+def sync(root):
+    (root / "synced").touch()
 '''
 
 DVC_YAML = """
@@ -186,22 +196,14 @@ class Toy:
 
 
 def make(root: Path) -> Toy:
-    """The toy repository as files, without git and DVC."""
-    shutil.copytree(
-        ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__", "track.py", "summary.py")
-    )
-    (root / "tasks/core").mkdir(parents=True)
-    for module in ("blocks", "context", "demand", "digests", "errors", "serving"):
-        shutil.copy(ROOT / f"tasks/core/{module}.py", root / f"tasks/core/{module}.py")
+    """The toy repository as files, without git and DVC: this project's code, but for what the toy brings itself."""
+    for top in ("flows", "tasks"):
+        shutil.copytree(ROOT / top, root / top, ignore=shutil.ignore_patterns("__pycache__"))
     texts = {
-        "tasks/__init__.py": "",
-        "tasks/core/__init__.py": "",
-        "tasks/core/params.py": PARAMS_MODULE,
-        "tasks/core/asking/opener.py": OPENING_MODULE,
         "tasks/start.py": START_MODULE,
         "tasks/grow.py": GROW_MODULE,
-        "flows/recipe.py": '"""No recipes."""\ndef names():\n    return ["toy"]\n',
-        "flows/track.py": '"""Notes that it was called."""\ndef sync(root):\n    (root / "synced").touch()\n',
+        "flows/run/project.py": PROJECT_MODULE,
+        "flows/history/mlflow.py": TRACKING_MODULE,
         "flows/summary.py": '"""A table."""\ndef show(root):\n    print("the table")\n',
         "dvc.yaml": DVC_YAML,
         "params.yaml": PARAMS_YAML,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows import check
 from flows.params import compose, write
+from flows.run import ready
 from tasks.core import engines
 from tasks.core.errors import BadInput
 from tasks.core.models import tokenizers
@@ -65,7 +65,7 @@ def test_all_problems_at_once_and_nothing_written(repository: Path) -> None:
 
 def test_check_imports_no_heavy_library(repository: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from flows import check; check.check(Path.cwd());"
+        "import sys; from pathlib import Path; from flows.run import ready; ready.check(Path.cwd());"
         "print([m for m in ('torch', 'transformers', 'trl', 'prefect', 'mlflow', 'dvc') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -115,7 +115,7 @@ def test_check_imports_no_heavy_library(repository: Path) -> None:
 def test_refused(repository: Path, break_it: Callable[[Path], None], expected: str) -> None:
     break_it(repository)
     with pytest.raises(BadInput) as caught:
-        check.check(repository)
+        ready.check(repository)
     assert expected in str(caught.value)
 
 
@@ -130,19 +130,19 @@ def test_a_curriculum_ends_where_the_pool_does(repository: Path, number: int, so
     params = compose.compose("self_improving_transformers", iterations=number)
     (repository / "params.yaml").write_text(write.render(params))
     if sound:
-        assert "i01 to i08" in check.check(repository)
+        assert "i01 to i08" in ready.check(repository)
         return
     with pytest.raises(BadInput) as caught:
-        check.check(repository)
+        ready.check(repository)
     assert "synthesize.longer: i09 asks for 3000 prompts of difficulty 17, but the pool has 0" in str(caught.value)
     assert "difficulties 9 to 16" in str(caught.value)
 
 
 def test_a_full_or_closed_disk(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(check, "NEEDED", 10**18)
+    monkeypatch.setattr(ready, "NEEDED", 10**18)
     with pytest.raises(BadInput) as caught:
-        check.check(repository)
+        ready.check(repository)
     assert "cannot be written to" in str(caught.value)
     assert "MB free on its disk" in str(caught.value)
 
@@ -172,10 +172,10 @@ def test_the_users_prompts(repository: Path, text: str | None, expected: str | N
     if text is not None:
         (repository / "prompts.jsonl").write_text(text)
     if expected is None:
-        assert check.check(repository).startswith("ok: 28 stages, lmsi on text")
+        assert ready.check(repository).startswith("ok: 28 stages, lmsi on text")
         return
     with pytest.raises(BadInput) as caught:
-        check.check(repository)
+        ready.check(repository)
     assert expected in str(caught.value)
 
 
@@ -185,7 +185,7 @@ def test_a_model_cannot_be_made_of_nothing(repository: Path) -> None:
     (repository / "params.yaml").write_text(write.render(params))
     (repository / "prompts.jsonl").write_text(prompts(900))
     with pytest.raises(BadInput, match=r"^base.pretrained: given null[^\n]*$"):
-        check.check(repository)
+        ready.check(repository)
 
 
 def test_an_engine_that_is_not_installed_is_refused_with_how_to_install_it(
@@ -197,9 +197,9 @@ def test_an_engine_that_is_not_installed_is_refused_with_how_to_install_it(
         BadInput,
         match=r"engine.name: given vllm, which is not installed .*--constraint constraints\.txt '\.\[vllm\]'.*make vllm-cpu",
     ):
-        check.check(repository)
+        ready.check(repository)
     monkeypatch.setattr(engines, "find_spec", lambda name: object())
-    assert check.check(repository).startswith("ok:")
+    assert ready.check(repository).startswith("ok:")
 
 
 def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_model_that_cannot_be_fetched(repository: Path, monkeypatch: pytest.Mo
     with pytest.raises(
         BadInput, match=r"^base\.pretrained: no-such/model-at-all is no folder and not in .* HF_HUB_OFFLINE forbids"
     ):
-        check.check(repository)
+        ready.check(repository)
 
 
 def test_a_model_without_a_chat_template(repository: Path) -> None:
@@ -221,10 +221,10 @@ def test_a_model_without_a_chat_template(repository: Path) -> None:
     (repository / "prompts.jsonl").write_text(prompts(900))
     (repository / "params.yaml").write_text(write.render(params))
     with pytest.raises(BadInput, match=r"has no chat template; set base\.chat_template \(`plain`"):
-        check.check(repository)
+        ready.check(repository)
     params["base"]["chat_template"] = "plain"
     (repository / "params.yaml").write_text(write.render(params))
-    assert check.check(repository).startswith("ok: 28 stages")
+    assert ready.check(repository).startswith("ok: 28 stages")
 
 
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -234,7 +234,7 @@ def refused(repository: Path, params: dict[str, Any]) -> str:
     """The one line that is told."""
     (repository / "params.yaml").write_text(write.render(params))
     with pytest.raises(BadInput) as caught:
-        check.check(repository)
+        ready.check(repository)
     (line,) = str(caught.value).splitlines()
     return line
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from flows import cluster, server, shards
+from flows.machine import processes
+from flows.run import cluster, workers
 from tasks.core.errors import BadInput
 
 LOCAL: dict[str, Any] = {"name": "local", "address": None, "workers": 2, "gpus": 0.0, "training": "auto"}
@@ -26,7 +27,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_an_address_where_nothing_is() -> None:
-    silent = f"127.0.0.1:{server.free_port()}"
+    silent = f"127.0.0.1:{processes.free_port()}"
     for address in (silent, f"ray://{silent}"):
         with pytest.raises(BadInput, match=f"no Ray cluster answers at {address}"):
             cluster.check({**RAY, "address": address})
@@ -41,6 +42,6 @@ def test_what_is_no_address(address: str) -> None:
 
 
 def test_a_worker_that_does_not_see_the_folder(tmp_path: Path) -> None:
-    work = shards._remote(tmp_path, tmp_path / "seen-elsewhere")
+    work = workers._remote(tmp_path, tmp_path / "seen-elsewhere")
     with pytest.raises(RuntimeError, match=r"does not see .* as it is here; all machines of the cluster need"):
         work("key", b"")

@@ -7,7 +7,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows import costs, history, state, summary
+from flows import costs
+from flows.history import account as history_account
+from flows.history import lock, overview, records
 from flows.params import compose
 from flows.params.schema import Prices
 from tasks.core import digests, tables
@@ -64,7 +66,7 @@ def write_params(root: Path, **changes: Any) -> dict[str, Any]:
 
 def record(root: Path, stage: str, number: int = 0, evolution: str | None = None, **changes: Any) -> None:
     """A record of i01; of the evolution of params.yaml unless another is named."""
-    ours = history.evolution_id(compose.compose("self_evolution"))
+    ours = lock.evolution_id(compose.compose("self_evolution"))
     made: dict[str, Any] = {
         "id": f"{stage}-{number}",
         "stage": stage,
@@ -79,26 +81,26 @@ def record(root: Path, stage: str, number: int = 0, evolution: str | None = None
     }
     if stage == "sample":
         made["outputs"] = {"data/i01/samples.parquet": digests.of_file(root / "data/i01/samples.parquet")}
-    state.write_record(root, made | changes)
+    records.write_record(root, made | changes)
 
 
-def account(root: Path, **changes: Any) -> costs.Account:
-    return costs.account(root, compose.compose("self_evolution") | changes)
+def account(root: Path, **changes: Any) -> history_account.Account:
+    return history_account.account(root, compose.compose("self_evolution") | changes)
 
 
-def line(found: costs.Account, stage: str) -> costs.Line:
+def line(found: history_account.Account, stage: str) -> history_account.Line:
     return next(line for line in found.lines if (line.stage, line.iteration) == (stage, "i01"))
 
 
 def test_cost_by_hand() -> None:
     trained = {"training_tokens": 500}
-    spent = costs.of_record({"seconds": 10.0, "work_seconds": 8.0, "figures": FIGURES | trained})
+    spent = history_account.of_record({"seconds": 10.0, "work_seconds": 8.0, "figures": FIGURES | trained})
     assert spent.training_seconds == 8.0
     euros = 4000 * 2e-6 + 2000 * 10e-6 + 5 / 3600 * 3.6 + 8 / 3600 * 7.2
     assert spent.cost(Prices(**PRICES)) == pytest.approx(euros) == pytest.approx(0.049)
     assert (spent.busy, spent.tokens_per_second) == (0.5, 400.0)
-    assert costs.of_record({"seconds": 10.0, "figures": FIGURES}).training_seconds == 0.0
-    assert costs.of_record({"seconds": 10.0, "figures": trained}).tokens_per_second == 50.0
+    assert history_account.of_record({"seconds": 10.0, "figures": FIGURES}).training_seconds == 0.0
+    assert history_account.of_record({"seconds": 10.0, "figures": trained}).tokens_per_second == 50.0
 
 
 def test_executions_add_up_in_what_was_paid_and_the_last_counts_in_what_is_needed(root: Path) -> None:
@@ -118,13 +120,13 @@ def test_what_other_params_paid_is_restored_and_what_no_record_knows_is_unknown(
     assert line(account(root), "critique").state == "missing"
     record(root, "sample", evolution="another")
     found = line(account(root), "sample")
-    assert (found.state, found.paid, found.needed.tokens) == ("restored", costs.Spent(), 2000)
+    assert (found.state, found.paid, found.needed.tokens) == ("restored", history_account.Spent(), 2000)
 
 
 def test_a_killed_execution_is_counted_and_its_use_unknown(root: Path) -> None:
     record(root, "train", 0, status="failed", seconds=None, work_seconds=None, figures={})
     record(root, "train", 1, status="running", seconds=None, figures={})
-    assert line(account(root), "train").paid == costs.Spent(executions=1, failed=1, unknown=1)
+    assert line(account(root), "train").paid == history_account.Spent(executions=1, failed=1, unknown=1)
 
 
 def test_a_row_costs_what_the_stages_that_made_it_paid(root: Path) -> None:
@@ -136,14 +138,14 @@ def test_a_row_costs_what_the_stages_that_made_it_paid(root: Path) -> None:
     assert found.per_row("i01") == pytest.approx({"row_tokens": 5 * 6000 / 4, "row_cost": 5 * each / 4})
     assert found.sum("paid", "i01").tokens == 6 * 2000
     assert account(root).per_row("i01").keys() == {"row_tokens"}
-    (state.records_dir(root) / "critique-0.json").unlink()
+    (records.records_dir(root) / "critique-0.json").unlink()
     assert account(root).per_row("i01") == {}
 
 
 def test_prices_belong_to_no_evolution(root: Path) -> None:
     params = compose.compose("self_evolution")
-    assert history.evolution_id(params) == history.evolution_id(params | {"prices": PRICES})
-    assert history.evolution_id(params) != history.evolution_id(params | {"seed": 5})
+    assert lock.evolution_id(params) == lock.evolution_id(params | {"prices": PRICES})
+    assert lock.evolution_id(params) != lock.evolution_id(params | {"seed": 5})
 
 
 def test_the_command_and_the_summary_show_costs_where_there_are_prices(
@@ -156,11 +158,11 @@ def test_the_command_and_the_summary_show_costs_where_there_are_prices(
     shown = capsys.readouterr().out
     assert "2 (1 failed)" in shown
     assert "no prices" in shown
-    assert summary.paid(root) is None
+    assert overview.paid(root) is None
     write_params(root, prices=PRICES)
     costs.command(as_json_=False)
     assert "EUR" in capsys.readouterr().out
-    heading, cells = summary.paid(root) or ("", [])
+    heading, cells = overview.paid(root) or ("", [])
     assert (heading, cells[1]) == ("paid,\nEUR", "0.07")
     costs.command(as_json_=True)
     told = json.loads(capsys.readouterr().out)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.declared import declared, names
+from flows.run.declared import declared, graph, names
 from tasks.core.errors import BadInput, UnknownName
 
 GRAPH = {
@@ -36,8 +36,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_templates_are_filled_in(root: Path) -> None:
-    assert names(root, PARAMS) == ["make", "use@i01"]
-    make, use = declared(root, PARAMS, "make", None), declared(root, PARAMS, "use", "i01")
+    assert names(graph(root), PARAMS) == ["make", "use@i01"]
+    make, use = declared(graph(root), PARAMS, "make", None), declared(graph(root), PARAMS, "use", "i01")
     assert make.deps == ("families/adding.py",)
     assert make.outs == ("data/a", "data/b")
     assert use.deps == ("data/i00/c",)
@@ -56,11 +56,11 @@ def test_templates_are_filled_in(root: Path) -> None:
 )
 def test_unknown_stages_are_refused(root: Path, stage: str, key: str | None, said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        declared(root, PARAMS, stage, key)
+        declared(graph(root), PARAMS, stage, key)
 
 
 def test_a_missing_value_is_named(root: Path) -> None:
     with pytest.raises(BadInput, match=r"needs 'make.family'"):
-        declared(root, {"make": {}, "rows": {}}, "make", None)
+        declared(graph(root), {"make": {}, "rows": {}}, "make", None)
     with pytest.raises(UnknownName):
-        declared(root, {"make": {}, "rows": {}}, "use", "i01")
+        declared(graph(root), {"make": {}, "rows": {}}, "use", "i01")

@@ -8,21 +8,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import declared, estimate, estimate_table, probe, workload
+from flows.estimate import demands, probe, table, totals
 from flows.params import compose
 from flows.params.schema import Prices
+from flows.run import declared
 from tasks.core.asking.demand import Demand
 from tasks.core.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
 
 
-def told(root: Path, params: dict[str, Any], *stale: str, everything: bool = False) -> estimate.Estimate:
-    names = stale or declared.names(ROOT, params)
-    return estimate.estimate(root, params, names, everything, 0)
+def told(root: Path, params: dict[str, Any], *stale: str, everything: bool = False) -> totals.Estimate:
+    names = stale or declared.names(declared.graph(ROOT), params)
+    return totals.estimate(root, params, names, everything, 0)
 
 
-def need(made: estimate.Estimate, stage: str, key: str | None = None) -> estimate.Need:
+def need(made: totals.Estimate, stage: str, key: str | None = None) -> totals.Need:
     return next(need for need in made.needs if (need.stage, need.key) == (stage, key))
 
 
@@ -49,16 +50,16 @@ def test_only_what_is_stale_is_wanted(tmp_path: Path, mini: dict[str, Any]) -> N
     made = told(tmp_path, mini, "train@i03", "evaluate@i03")
     assert [(n.stage, n.key) for n in made.wanted] == [("train", "i03"), ("evaluate", "i03")]
     assert len(told(tmp_path, mini, "train@i03", everything=True).wanted) == 28
-    lines = estimate_table.remarks(made)
+    lines = table.remarks(made)
     assert lines[0].startswith(
         "up to date, not counted (--all counts them): prepare, base, evaluate@i00, synthesize@i01"
     )
 
 
 def test_nothing_to_do(tmp_path: Path, mini: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    made = estimate.estimate(tmp_path, mini, [], False, 30)
+    made = totals.estimate(tmp_path, mini, [], False, 30)
     assert not made.measured.speeds
-    estimate_table.show(made)
+    table.show(made)
     assert capsys.readouterr().out.startswith("everything is up to date")
 
 
@@ -95,7 +96,7 @@ def test_each_time_that_a_stage_asks_takes_steps(
         {"training": BASE, "fixed": 1.0, "steps": [0.1] * 8},
     )
     monkeypatch.setattr(probe, "measure", measuring)
-    made = estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1)
+    made = totals.estimate(tmp_path, mini, declared.names(declared.graph(ROOT), mini), False, 1)
     sample, evaluate = need(made, "sample", "i01"), need(made, "evaluate", "i00")
     assert sample.engine_seconds is not None
     assert evaluate.engine_seconds is not None
@@ -109,13 +110,13 @@ def test_each_time_that_a_stage_asks_takes_steps(
     assert need(made, "base").training_seconds == pytest.approx((31, 31), rel=0.01)
     assert [asked["name"] for asked in measuring.request["train"]] == [BASE, TRAIN]
     measuring.findings = measuring.findings[:-1]  # the probe did not get to the second
-    made = estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1)
+    made = totals.estimate(tmp_path, mini, declared.names(declared.graph(ROOT), mini), False, 1)
     assert need(made, "base").training_seconds == pytest.approx((63, 63), rel=0.05)
 
 
 def test_critiques_repeat_as_the_corpus_says(tmp_path: Path, mini: dict[str, Any]) -> None:
-    task = workload.task(tmp_path, mini, False)
-    questions = workload.count_questions(task.family, task.answers)
+    task = demands.task(tmp_path, mini, False)
+    questions = demands.count_questions(task.family, task.answers)
     critique = need(told(tmp_path, mini), "critique", "i01")
     assert critique.expected_requests == questions.expected(480)
     assert questions.distinct / questions.asked * 480 > critique.expected_requests > questions.distinct
@@ -151,7 +152,7 @@ def test_remarks_say_what_is_assumed_and_what_is_missing(
     monkeypatch.setattr(
         probe, "measure", Measuring({"problem": f"{probe.LARGE}: it takes 90.0 GB, and 9.0 GB are free"})
     )
-    lines = estimate_table.remarks(estimate.estimate(tmp_path, mini, declared.names(ROOT, mini), False, 1))
+    lines = table.remarks(totals.estimate(tmp_path, mini, declared.names(declared.graph(ROOT), mini), False, 1))
     assert sum("too large" in line for line in lines) == 1
     assert not any("--probe SECONDS" in line for line in lines)
     assert any(line.startswith("no prices: ") for line in lines)
@@ -161,28 +162,28 @@ def test_remarks_say_what_is_assumed_and_what_is_missing(
 def test_gpu_hours_are_told_where_a_gpu_was_measured(tmp_path: Path, mini: dict[str, Any]) -> None:
     made = told(tmp_path, mini)
     made.measured.gpus = 1
-    assert not any("GPU-hours" in line for line in estimate_table.remarks(made))  # times are unknown
+    assert not any("GPU-hours" in line for line in table.remarks(made))  # times are unknown
     for one in made.needs:
         one.engine_seconds, one.training_seconds = (36.0, 72.0), (0.0, 0.0)
     hours = len(made.wanted) * 0.01
-    [line] = [line for line in estimate_table.remarks(made) if "GPU-hours" in line]
+    [line] = [line for line in table.remarks(made) if "GPU-hours" in line]
     assert line.startswith(f"GPU-hours: {hours:.2f} to {2 * hours:.2f}, of one GPU; several share them")
     made.measured.gpus = 0
-    assert not any("GPU-hours" in line for line in estimate_table.remarks(made))
+    assert not any("GPU-hours" in line for line in table.remarks(made))
 
 
 def test_the_table_says_what_is_unknown(tmp_path: Path, mini: dict[str, Any]) -> None:
     mini["prices"] = {**mini["prices"], "completion_tokens": 1_000_000.0, "prompt_tokens": 0.0}
     made = told(tmp_path, mini)
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
-    console.print(estimate_table.table(made))
+    console.print(table.table(made))
     shown = console.export_text()
     assert "unknown" in shown
     assert f"{240 * 16:,.2f}" in shown  # one unit a token
     assert need(made, "sample", "i01").cost(made.prices, upper=False) < 240 * 16
     hourly = Prices(currency="EUR", prompt_tokens=0, completion_tokens=0, engine_hours=1, training_hours=0)
     assert need(made, "sample", "i01").cost(hourly) is None
-    json.dumps(estimate_table.as_json(made))
+    json.dumps(table.as_json(made))
 
 
 def test_prompts_of_the_users_own_without_a_corpus(tmp_path: Path) -> None:
@@ -190,12 +191,12 @@ def test_prompts_of_the_users_own_without_a_corpus(tmp_path: Path) -> None:
     params = compose.compose("self_evolution", "text")
     rows = [json.dumps({"prompt": f"How many legs have {i} cats and {i * i} dogs together?"}) for i in range(900)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    task = workload.task(tmp_path, params, False)
+    task = demands.task(tmp_path, params, False)
     assert (len(task.pool), task.heldout, task.probe, task.corpus) == (600, 200, 100, {})
-    questions = workload.count_questions(task.family, task.answers)
+    questions = demands.count_questions(task.family, task.answers)
     assert (questions.most, questions.expected(7)) == (0, 7)
     asked = [Demand("answer", 10, 320), Demand("critique", 10, 320), Demand("refine", 10, 320)]
-    kinds = workload.conversations(task, asked)
+    kinds = demands.conversations(task, asked)
     assert kinds.keys() == {"answer", "critique", "refine"}
     words = {kind: len(several[0][-1]["content"].split()) for kind, several in kinds.items()}
     assert words["answer"] + 240 < words["critique"] < words["refine"]
@@ -218,8 +219,8 @@ def test_an_adapter_has_rank_times_inputs_and_outputs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.23, "4.2 s"), (42.0, "42 s"), (750, "12 min"), (11000, "3.1 h")])
 def test_durations(seconds: float, text: str) -> None:
-    assert estimate_table.duration(seconds) == text
+    assert table.duration(seconds) == text
 
 
 def test_bytes_are_written_short() -> None:
-    assert [estimate_table.human(n) for n in (12, 1_400_000, 15_200_000_000)] == ["12.0 B", "1.4 MB", "15.2 GB"]
+    assert [table.human(n) for n in (12, 1_400_000, 15_200_000_000)] == ["12.0 B", "1.4 MB", "15.2 GB"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows import state
+from flows.history import records as history_records
+from flows.run import graph
 
 ALL = ["start", "grow@i01", "grow@i02"]
 
@@ -79,7 +80,7 @@ def test_only_what_an_edit_touches_runs(toy: Any, prefect_server: str) -> None:
     assert "Traceback" not in failed.stderr
     assert not (toy.root / "data/i02/number.txt").exists()
     assert toy.dvc("checkout", "data/i01/number.txt").returncode == 0
-    records = [json.loads(path.read_text()) for path in state.records_dir(toy.root).iterdir()]
+    records = [json.loads(path.read_text()) for path in history_records.records_dir(toy.root).iterdir()]
     assert sorted(r["status"] for r in records).count("failed") == 1
 
 
@@ -108,11 +109,11 @@ def test_the_locks_of_a_dvc_that_was_killed_while_writing_them(toy: Any) -> None
     for text in ("", '{"read": {'):
         locks.write_text(text)
         assert "RWLock-file '.dvc/tmp/rwlock'. JSON structure is corrupted" in toy.dvc("repro").stderr
-        state.mend_dvc(toy.root)
+        graph.mend_dvc(toy.root)
         assert not locks.exists()
     locks.write_text("")
     assert toy.python("-m", "flows.evolve").returncode == 0
     assert "up to date" in toy.dvc("repro").stdout
     kept = locks.read_text()
-    state.mend_dvc(toy.root)
+    graph.mend_dvc(toy.root)
     assert locks.read_text() == kept

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from flows import export
 from flows.params import compose, write
+from flows.sharing import outgoing
 from tasks.core import tables
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models import folders, tokenizers, weights
@@ -86,7 +87,7 @@ def test_the_newest_policy_is_exported_whole_and_without_what_is_private(root: P
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target = tmp_path / "out" / "model"
-    policy = export.export(root, target, None, None, False, False)
+    policy = outgoing.export(root, target, None, None, False, False)
     assert (policy.key, policy.made) == ("i01", "i01")
     assert (target / "model.safetensors").read_bytes() == (root / "data/i01/candidate/model.safetensors").read_bytes()
     assert AutoTokenizer.from_pretrained(target).chat_template
@@ -122,12 +123,12 @@ def test_an_adapter_goes_out_under_its_bases_name_or_merged(root: Path, tmp_path
     adapted = adapt(root / "data/i01/candidate", "data/i00/candidate")
     promote(root, "i01")
     with pytest.raises(BadInput, match="adapter for data/i00/candidate, a folder that others do not have; --merge"):
-        export.export(root, tmp_path / "plain", None, None, False, False)
-    export.export(root, tmp_path / "adapter", None, "owner/base", False, False)
+        outgoing.export(root, tmp_path / "plain", None, None, False, False)
+    outgoing.export(root, tmp_path / "adapter", None, "owner/base", False, False)
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "owner/base"
     assert {"adapter_model.safetensors", "tokenizer.json"} <= {path.name for path in (tmp_path / "adapter").iterdir()}
     assert ModelCard.load(tmp_path / "adapter/README.md").data.base_model == "owner/base"
-    export.export(root, tmp_path / "merged", None, None, True, False)
+    outgoing.export(root, tmp_path / "merged", None, None, True, False)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-5, rtol=1e-5)
     before = AutoModelForCausalLM.from_pretrained(root / "data/i00/candidate").eval()
@@ -289,7 +290,7 @@ def test_a_hub_that_refuses_leaves_the_folder(
     monkeypatch.delenv("HF_HUB_OFFLINE")
     hub.refuses = True
     target = tmp_path / "model"
-    export.export(root, target, None, None, False, False)
+    outgoing.export(root, target, None, None, False, False)
     with pytest.raises(StageFailed, match=r"the hub refused it .*403.*; try `hf upload owner/name"):
-        export.push(target, "owner/name", "secret", False)
+        outgoing.push(target, "owner/name", "secret", False)
     assert (target / "model.safetensors").is_file()

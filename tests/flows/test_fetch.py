@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from flows import fetch
+from flows.sharing import incoming
 from tasks.core.errors import BadInput
 
 REPOSITORY = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_what_the_hub_refuses(tmp_path, monkeypatch, error, said):
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(BadInput) as caught:
-        fetch.fetch(tmp_path, "hf://datasets/a/b", None, [], "x", None)
+        incoming.fetch(tmp_path, "hf://datasets/a/b", None, [], "x", None)
     assert said in str(caught.value)
     assert str(caught.value).startswith("a/b: ")
 
@@ -93,7 +93,7 @@ def test_the_hub_is_tried_again_without_a_word(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(BadInput, match="is no folder here, and the Hugging Face hub is out of reach"):
-        fetch.fetch(tmp_path, "a/b", None, [], None, None)
+        incoming.fetch(tmp_path, "a/b", None, [], None, None)
     assert said == [False]
 
 
@@ -102,7 +102,7 @@ def test_refused_before_anything_is_written(folder, monkeypatch):
     (folder / "data/sources/mine").mkdir(parents=True)
     (folder / "data/sources/mine/own.txt").write_text("mine")
     with pytest.raises(BadInput, match="was not written by this command"):
-        fetch.fetch(folder, "mine", None, [], None, None)
+        incoming.fetch(folder, "mine", None, [], None, None)
     with pytest.raises(BadInput, match="the hub alone has revisions"):
-        fetch.fetch(folder, "mine", None, [], "main", "other")
+        incoming.fetch(folder, "mine", None, [], "main", "other")
     assert not (folder / "other").exists()

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import outputs, state
+from flows.machine import state
+from flows.run import outputs
 from tasks.core.errors import StageFailed
 
 

@@ -1,6 +1,6 @@
 import io
 
-from flows.progress import Progress
+from flows.machine.progress import Progress
 
 
 class Terminal(io.StringIO):

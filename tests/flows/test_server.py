@@ -9,7 +9,10 @@ from typing import Any
 import psutil
 import pytest
 
-from flows import server, state
+from flows.history import records
+from flows.machine import processes as machine_processes
+from flows.machine import state
+from flows.run.background import server
 from tasks.core.errors import BadInput, StageFailed, Unwritable
 
 STAND_IN = """
@@ -42,7 +45,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
         }
 
     monkeypatch.setattr(server, "_start_server", start)
-    monkeypatch.setattr(server, "detached", lambda *arguments: psutil.Process().pid)  # no watchdog
+    monkeypatch.setattr(machine_processes, "detached", lambda *arguments: psutil.Process().pid)  # no watchdog
     for name in ("PREFECT_API_URL", "DVC_ROOT"):
         monkeypatch.setenv(name, "")  # so that it is put back even where it was not set
         monkeypatch.delenv(name)
@@ -97,7 +100,7 @@ def test_a_foreign_server_is_used_and_left_alone(started: Any, tmp_path: Path, m
 def test_a_foreign_server_that_does_not_answer_is_named(
     started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent = f"http://127.0.0.1:{server.free_port()}/api"
+    silent = f"http://127.0.0.1:{machine_processes.free_port()}/api"
     monkeypatch.setenv("PREFECT_API_URL", silent)
     monkeypatch.setattr(server, "PATIENCE", 0.2)
     with pytest.raises(BadInput, match=f"PREFECT_API_URL: no Prefect API answers at {silent}"):
@@ -128,7 +131,7 @@ def test_what_is_kept_for_a_run_is_started_once_and_goes_with_it(
     owner[0].wait()
     path = state.prefect_dir(tmp_path) / "server.json"
     state.write_json(path, {**(state.read_json(path) or {}), "watchdog": None})
-    command = [sys.executable, "-m", "flows.server", "watch", str(tmp_path)]
+    command = [sys.executable, "-m", "flows.run.background.watchdog", str(tmp_path)]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=60)
     assert begun[1][0].wait(1) is not None
     assert not folder.exists()
@@ -152,7 +155,7 @@ def test_the_server_goes_with_its_last_owner(started: Any, tmp_path: Path, monke
     path = state.prefect_dir(tmp_path) / "server.json"
     info = state.read_json(path) or {}
     state.write_json(path, {**info, "watchdog": None})  # the one started below is this run's
-    command = [sys.executable, "-m", "flows.server", "watch", str(tmp_path)]
+    command = [sys.executable, "-m", "flows.run.background.watchdog", str(tmp_path)]
     watchdog = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     owners[0][0].kill()
     owners[0][0].wait()
@@ -181,9 +184,9 @@ def test_dvc_is_recognised_by_its_command_line() -> None:
 
 
 def test_records_of_killed_processes_are_closed(tmp_path: Path) -> None:
-    state.write_record(tmp_path, {"id": "a", "status": "running", "pid": 99999999, "process_started": 1.0})
-    state.write_record(tmp_path, {"id": "b", "status": "running", "pid": psutil.Process().pid})
-    state.close_dead_records(tmp_path)
-    found = {path.stem: state.read_json(path) or {} for path in state.records_dir(tmp_path).iterdir()}
+    records.write_record(tmp_path, {"id": "a", "status": "running", "pid": 99999999, "process_started": 1.0})
+    records.write_record(tmp_path, {"id": "b", "status": "running", "pid": psutil.Process().pid})
+    records.close_dead_records(tmp_path)
+    found = {path.stem: state.read_json(path) or {} for path in records.records_dir(tmp_path).iterdir()}
     assert found["a"]["status"] == "failed"
     assert found["b"]["status"] == "running"

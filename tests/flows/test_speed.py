@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows import speed
+from flows.estimate import speed
 
 
 def found(**given):

@@ -2,17 +2,17 @@
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-import tasks.core.params
 
-from flows import clock, server, shards, stage, state, warm
-from flows.params import compose
+from flows.history import records as history_records
+from flows.machine import clock, state
+from flows.run import runner, workers
+from flows.run.background import fork, server
+from flows.run.project import Part, Project
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed
 
@@ -49,13 +49,29 @@ class Toy:
         self.body(context)
 
     def execute(self) -> None:
-        stage.Runner(self.root).execute("toy", "i01")
+        runner.Runner(self.root, project=Parts(self)).execute("toy", "i01")
 
     def output(self) -> Path:
         return self.root / "data/i01/out.txt"
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted(state.records_dir(self.root).iterdir())]
+        return [json.loads(path.read_text()) for path in sorted(history_records.records_dir(self.root).iterdir())]
+
+
+class Parts(Project):
+    """The toy's parameters and its only stage."""
+
+    def __init__(self, toy: Toy) -> None:
+        self.toy = toy
+
+    def params(self, root: Path, files: bool) -> dict[str, Any]:
+        return self.toy.params
+
+    def part(self, params: Mapping[str, Any], stage: str, iteration: str | None) -> Part:
+        return Part(params[stage], params[stage], {"previous": "i00"}, 7)
+
+    def run(self, stage: str) -> Callable[[Context], None]:
+        return self.toy.run
 
 
 def write(context: Context) -> None:
@@ -69,21 +85,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) ->
     (tmp_path / "dvc.yaml").write_text(GRAPH)
     (tmp_path / "input.txt").write_text(" world")
     toy = Toy(tmp_path)
-    module = ModuleType("tasks.toy")
-    module.run = toy.run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tasks.toy", module)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compose, "names", lambda: ["toy"])
-    for name, function in {
-        "load": lambda root: toy.params,
-        "check": lambda params, root, recipes: None,
-        "section": lambda params, stage, key: params[stage],
-        "options": lambda params, stage, key: params[stage],
-        "row": lambda params, key: {"previous": "i00"},
-        "seed": lambda params, stage, key: 7,
-    }.items():
-        monkeypatch.setattr(tasks.core.params, name, function)
     yield toy
     assert not list(state.staging_dir(tmp_path).iterdir())
 
@@ -165,14 +168,15 @@ def test_undeclared_outputs_fail_the_stage(toy: Toy) -> None:
 def test_the_first_stage_is_run_by_the_process_that_it_starts(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(state, "quiet", lambda root: None)
-    monkeypatch.setattr(server, "ensure", lambda root, pid: "http://127.0.0.1:9/api")
+    monkeypatch.setattr(server, "ensure", lambda root, pid, keeper: "http://127.0.0.1:9/api")
     monkeypatch.setattr(server, "warm_process", lambda root: 5)
-    monkeypatch.setattr(warm, "ask", lambda root, *given: asked.append(given) or 7)
-    monkeypatch.setattr(compose, "names", lambda: os.environ.setdefault("ADDED_BY_A_LIBRARY", "1"))
+    monkeypatch.setattr(fork, "ask", lambda root, *given: asked.append(given) or 7)
+    parts = Parts(toy)
+    parts.params = lambda root, files: os.environ.setdefault("ADDED_BY_A_LIBRARY", "1") and toy.params  # type: ignore
     monkeypatch.setenv("ADDED_BY_A_LIBRARY", "")  # so that it is put back
     monkeypatch.delenv("ADDED_BY_A_LIBRARY")
     given = dict(os.environ)
-    assert stage.command(toy.root, "toy", "i01", fork=True) == 7
+    assert runner.command(toy.root, "toy", "i01", keeper=["a command"], project=parts) == 7
     assert (asked, toy.ran) == ([(["toy", "i01"], 5, given)], 0)
     assert dict(os.environ) != given  # a process with more in its environment would be refused
 
@@ -205,7 +209,7 @@ def test_a_shard_runs_only_where_its_file_is_not_there(toy: Toy) -> None:
     jobs = [Job(key, toy.root, ran) for key in ("shard-a", "shard-b", "shard-a")]
 
     def sharded(context: Context) -> None:
-        shards.run_here(jobs)
+        workers.run_here(jobs)
         write(context)
 
     toy.body = sharded
@@ -220,7 +224,7 @@ def test_a_shard_runs_only_where_its_file_is_not_there(toy: Toy) -> None:
 def test_a_failed_shard_stops_the_rest(toy: Toy) -> None:
     ran: list[str] = []
     jobs = [Job(f"s{n}", toy.root, ran, broken=n == 1) for n in range(4)]
-    toy.body = lambda context: shards.run_here(jobs)
+    toy.body = lambda context: workers.run_here(jobs)
     with pytest.raises(StageFailed, match="disk full"):
         toy.execute()
     assert ran == ["s0"]
@@ -228,7 +232,7 @@ def test_a_failed_shard_stops_the_rest(toy: Toy) -> None:
 
 def test_shards_need_a_flow(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="need a running flow"):
-        shards.run_here([Job("a", tmp_path, [])])
+        workers.run_here([Job("a", tmp_path, [])])
 
 
 def test_bad_params_stop_before_any_work(
@@ -237,9 +241,9 @@ def test_bad_params_stop_before_any_work(
     def refuse(root: Path) -> dict[str, Any]:
         raise BadInput("sample.iid.n: given 0; at least 1")
 
-    monkeypatch.setattr(tasks.core.params, "load", refuse)
+    monkeypatch.setattr("flows.params.file.load", refuse)
     monkeypatch.setattr(state, "quiet", lambda root: None)
-    assert stage.command(tmp_path, "sample", "i01") == 2
+    assert runner.command(tmp_path, "sample", "i01") == 2
     assert capsys.readouterr().err == "sample.iid.n: given 0; at least 1\n"
     assert not list(tmp_path.iterdir())
 
@@ -259,5 +263,5 @@ def test_the_clock_counts_outermost_imports(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_summary_shows_the_first_figures() -> None:
     figures = {"samples": 19800.0, "tokens": 12.5, "seconds_per_row": 0.123456, "more": 1}
-    line = stage.summary("sample@i02", figures, 12.34)
+    line = runner.summary("sample@i02", figures, 12.34)
     assert line == "sample@i02  19,800 samples, 12.5 tokens, 0.1235 seconds per row  12.3 s"

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from flows import state, summary
+from flows import summary
+from flows.history import overview, records
 from tasks.core import digests
 from tests.support import write_yaml
 
@@ -56,12 +57,12 @@ def lock(root: Path, names: list[str]) -> None:
 def record(root: Path, stage: str, seconds: float) -> None:
     made = {"id": stage, "stage": stage, "key": "i01", "status": "finished", "started": 1.0, "seconds": seconds}
     outputs = {"data/i01/samples.parquet": digests.of_file(root / "data/i01/samples.parquet")}
-    state.write_record(root, {**made, "outputs": outputs})
+    records.write_record(root, {**made, "outputs": outputs})
 
 
 def test_a_row_per_iteration_with_nulls_as_dashes(repository: Path) -> None:
     shares = ("100.0", "-", "25.0", "0.0", "12.5")
-    assert summary.rows(repository) == [
+    assert overview.rows(repository) == [
         ("i00", "50.0 (40.0-61.2)", *shares, "-", "unknown", "-"),
         ("i01", "50.0 (40.0-61.2)", *shares, "4,936", "unknown", "no"),
         ("i02", "-", "-", "-", "-", "-", "-", "-", "unknown", "-"),
@@ -71,19 +72,19 @@ def test_a_row_per_iteration_with_nulls_as_dashes(repository: Path) -> None:
 def test_seconds_come_from_records_that_fit_and_say_when_some_are_missing(repository: Path) -> None:
     lock(repository, ["sample@i01", "critique@i01"])
     record(repository, "sample", 60.4)
-    assert summary.rows(repository)[1][8] == ">= 60"
+    assert overview.rows(repository)[1][8] == ">= 60"
     record(repository, "critique", 1000.0)
-    assert summary.rows(repository)[1][8] == "1,060"
+    assert overview.rows(repository)[1][8] == "1,060"
     pl.DataFrame({"tokens": [1]}).write_parquet(repository / "data/i01/samples.parquet")
-    assert summary.rows(repository)[1][8] == "unknown"
+    assert overview.rows(repository)[1][8] == "unknown"
 
 
 def test_benchmarks_have_columns_with_the_half_width_of_their_interval(repository: Path) -> None:
     own = {"benchmark_facts_acc": 0.5, "benchmark_facts_acc_stderr": 0.1, "benchmark_facts_samples": 40.0}
     more = {f"benchmark_z{i}_acc": None for i in range(4)}
     (repository / "data/i01/evaluation/metrics.json").write_text(json.dumps({**FIGURES, **own, **more}))
-    assert summary.benchmarks(repository) == ["benchmark_facts_acc", "benchmark_z0_acc", "benchmark_z1_acc"]
-    assert [row[7:10] for row in summary.rows(repository)] == [
+    assert overview.benchmarks(repository) == ["benchmark_facts_acc", "benchmark_z0_acc", "benchmark_z1_acc"]
+    assert [row[7:10] for row in overview.rows(repository)] == [
         ("-", "-", "-"),
         ("0.500 ±0.196", "-", "-"),
         ("-", "-", "-"),
@@ -100,7 +101,7 @@ def test_the_table_is_printed_whole_with_where_to_look_next(repository: Path) ->
     summary.show(repository, console)
     text = console.export_text()
     assert "…" not in text
-    for word in (*[column for name in summary.columns([]) for column in name.split("\n")], "make ui", "metrics.json"):
+    for word in (*[column for name in overview.columns([]) for column in name.split("\n")], "make ui", "metrics.json"):
         assert word in text
     (repository / "data/report").mkdir()
     (repository / "data/report/report.md").touch()

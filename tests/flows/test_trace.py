@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows import lives, trace
+from flows.history import lives, page
 from tasks.core import tables
 from tasks.core.errors import BadInput, MissingArtifact, TableMismatch
 from tasks.core.models import folders
@@ -105,7 +105,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, s
 
 
 def text(root: Path, given: str, everything: bool = False) -> str:
-    return "\n".join(line for line, _ in trace.page(lives.life(root, given), everything).lines)
+    return "\n".join(line for line, _ in page.page(lives.life(root, given), everything).lines)
 
 
 def test_a_prompt_leads_to_the_models_trained_on_it(repository):
@@ -234,7 +234,7 @@ def test_long_lists_and_texts_are_cut_unless_asked_for(repository):
     many = [candidate(f"{n:016x}", prompt, f"answer {n} " + "x" * 500, digests["i00"]) for n in range(30)]
     write(root, "i01/samples", many, tables.CANDIDATES)
     shown = text(root, prompt)
-    assert shown.count("\n  sample ") == trace.SHOWN
+    assert shown.count("\n  sample ") == page.SHOWN
     assert "... and 13 more samples (--all)" in shown  # 30, and three whose texts are lost
     assert re.search(r"x \.\.\. \(5\d\d characters, --all\)", shown)
     full = text(root, prompt, everything=True)

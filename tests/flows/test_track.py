@@ -17,8 +17,12 @@ import polars as pl
 import pytest
 import yaml
 
-from flows import declared, history, server, state, track
+from flows.history import lock as history_lock
+from flows.history import mlflow, records
+from flows.machine import processes, state
 from flows.params import file, sections
+from flows.run import declared
+from flows.run.background import server
 from tasks.core import digests
 from tests.support import write_yaml
 
@@ -60,8 +64,8 @@ def write_lock(root: Path) -> None:
     """dvc.lock as DVC would leave it for the files that are there."""
     given = file.load(root)
     stages = {}
-    for name in declared.names(root, given):
-        what = declared.declared(root, given, *split(name))
+    for name in declared.names(declared.graph(root), given):
+        what = declared.declared(declared.graph(root), given, *split(name))
         stages[name] = {
             "cmd": f"python -m flows.stage {name}",
             "deps": [{"path": p, "hash": "md5", "md5": md5(root / p)} for p in what.deps],
@@ -87,26 +91,26 @@ def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
     """A record of a finished execution, stored."""
     stage, key = split(name)
     given = file.load(root)
-    what = declared.declared(root, given, stage, key)
+    what = declared.declared(declared.graph(root), given, stage, key)
     made = {
-        "id": f"{name}-{len(list(state.records_dir(root).iterdir()))}",
+        "id": f"{name}-{len(list(records.records_dir(root).iterdir()))}",
         "stage": stage,
         "key": key,
         "status": "finished",
         "pid": 2**22 + 1,
-        "started": 1_700_000_000.0 + len(list(state.records_dir(root).iterdir())),
+        "started": 1_700_000_000.0 + len(list(records.records_dir(root).iterdir())),
         "seconds": SECONDS,
         "imports_seconds": 0.5,
         "params": sections.section(given, stage, key),
         "figures": {"tokens_per_second": 1000.0},
         "curves": [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)] if stage == "train" else [],
-        "tags": {"recipe": given["recipe"], "evolution": history.evolution_id(given)},
+        "tags": {"recipe": given["recipe"], "evolution": history_lock.evolution_id(given)},
         "inputs": {},
         "outputs": {p: digests.of_path(root / p) for p in what.outs},
         "error": None,
         **changes,
     }
-    state.write_record(root, made)
+    records.write_record(root, made)
     return made
 
 
@@ -117,7 +121,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(SOURCE / name, root / name)
     given = file.load(root)
-    everything = [declared.declared(root, given, *split(name)) for name in declared.names(root, given)]
+    everything = [
+        declared.declared(declared.graph(root), given, *split(name))
+        for name in declared.names(declared.graph(root), given)
+    ]
     outs = {p for what in everything for p in what.outs}
     paths = {p for what in everything for p in (*what.outs, *what.deps)}
     for path in sorted(p for p in paths if p not in ("data/evaluations",)):
@@ -145,7 +152,7 @@ def tracked(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(finished, root)
     with pytest.MonkeyPatch.context() as patch:
         connectless(patch)
-        assert track.sync(root).created == 1 + 4 + stage_count(root)
+        assert mlflow.sync(root).created == 1 + 4 + stage_count(root)
     return root
 
 
@@ -157,10 +164,10 @@ def recorded(finished: Path, tracked: Path, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         connectless(patch)
         empty_database(tracked, root)
-        for name in declared.names(root, file.load(root)):
+        for name in declared.names(declared.graph(root), file.load(root)):
             record(root, name)
         began = time.process_time()
-        assert track.sync(root).created == 1 + 4 + stage_count(root)
+        assert mlflow.sync(root).created == 1 + 4 + stage_count(root)
         assert time.process_time() - began < 10
     return root
 
@@ -189,8 +196,8 @@ def runs(root: Path, **tags: str) -> list[Any]:
     """Runs with these tags, by name."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=track.tracking_uri(root))
-    found = client.search_experiments(filter_string=f"name = '{track.EXPERIMENT}'")
+    client = MlflowClient(tracking_uri=mlflow.tracking_uri(root))
+    found = client.search_experiments(filter_string=f"name = '{mlflow.EXPERIMENT}'")
     query = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items())
     return sorted(client.search_runs([e.experiment_id for e in found], query), key=lambda run: str(run.info.run_name))
 
@@ -198,7 +205,7 @@ def runs(root: Path, **tags: str) -> list[Any]:
 def history_of(root: Path, run: Any, name: str) -> list[tuple[int, float]]:
     from mlflow import MlflowClient
 
-    found = MlflowClient(tracking_uri=track.tracking_uri(root)).get_metric_history(run.info.run_id, name)
+    found = MlflowClient(tracking_uri=mlflow.tracking_uri(root)).get_metric_history(run.info.run_id, name)
     return sorted((m.step, m.value) for m in found)
 
 
@@ -206,13 +213,13 @@ def inputs(root: Path, run: Any) -> list[str]:
     """Ids of the models that a run used; a search for runs does not return them."""
     from mlflow import MlflowClient
 
-    found = MlflowClient(tracking_uri=track.tracking_uri(root)).get_run(run.info.run_id).inputs
+    found = MlflowClient(tracking_uri=mlflow.tracking_uri(root)).get_run(run.info.run_id).inputs
     assert found is not None
     return [m.model_id for m in found.model_inputs]
 
 
 def stage_count(root: Path) -> int:
-    return len(declared.names(root, file.load(root)))
+    return len(declared.names(declared.graph(root), file.load(root)))
 
 
 def test_the_tree_is_that_of_the_artifacts(recorded: Path) -> None:
@@ -255,27 +262,27 @@ def test_a_stage_run_has_values_figures_curves_tables_and_models(recorded: Path)
 
 def test_calling_twice_creates_nothing_and_appending_an_iteration_stays_in_the_evolution(repository: Path) -> None:
     for full in (False, True, False):
-        result = track.sync(repository, full=full)
+        result = mlflow.sync(repository, full=full)
         assert (result.created, result.updated) == (0, 0)
     last = file.load(repository)["iterations"]["i03"]
     edit(repository, iterations__i04=last, evaluations__i04=last)
     assert "i04" in file.load(repository)["iterations"]
-    assert track.sync(repository).created == 0
+    assert mlflow.sync(repository).created == 0
     assert len(runs(repository, level="evolution")) == 1
 
 
 def test_without_a_change_nothing_is_imported_and_nothing_asked(repository: Path, monkeypatch: Any) -> None:
-    first = track.sync(repository)
+    first = mlflow.sync(repository)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("MLflow was asked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(track, "_connect", refuse)
-        assert track.sync(repository).run == first.run
+        patch.setattr(mlflow, "_connect", refuse)
+        assert mlflow.sync(repository).run == first.run
     with sqlite3.connect(state.state_dir(repository) / "mlflow" / "mlflow.db") as connection:
         connection.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", (first.run,))
-    assert track.sync(repository).created == 1
+    assert mlflow.sync(repository).created == 1
 
 
 def test_without_records_durations_are_unknown_until_a_record_that_fits_appears(repository: Path) -> None:
@@ -285,10 +292,10 @@ def test_without_records_durations_are_unknown_until_a_record_that_fits_appears(
     assert sample.info.end_time is None
     assert "seconds" not in runs(repository, level="iteration", iteration="i01")[0].data.metrics
     record(repository, "sample@i01", outputs={"data/i01/samples.parquet": "of another execution"})
-    track.sync(repository)
+    mlflow.sync(repository)
     assert runs(repository, stage="sample", iteration="i01")[0].data.tags["duration"] == "unknown"
     record(repository, "sample@i01")
-    assert track.sync(repository).created == 0
+    assert mlflow.sync(repository).created == 0
     (sample,) = runs(repository, stage="sample", iteration="i01")
     assert (sample.data.tags["duration"], sample.data.metrics["seconds"]) == ("recorded", SECONDS)
 
@@ -298,7 +305,7 @@ def test_what_was_used_is_on_every_level_adds_up_and_follows_the_prices(reposito
     record(repository, "sample@i01", figures=used)
     record(repository, "sample@i02", figures=used)
     record(repository, "sample@i02", figures=used, status="failed", outputs={})
-    track.sync(repository)
+    mlflow.sync(repository)
     (evolution,) = runs(repository, level="evolution")
     stages = runs(repository, stage="sample", iteration="i02")
     assert [run.data.metrics["paid/made"] for run in stages if "record" in run.data.tags] == [7, 7]
@@ -308,12 +315,12 @@ def test_what_was_used_is_on_every_level_adds_up_and_follows_the_prices(reposito
     assert evolution.data.metrics["total/paid/made"] == 21
     assert "total/paid/cost" not in evolution.data.metrics
     edit(repository, prices__engine_hours=3600.0)
-    result = track.sync(repository)
+    result = mlflow.sync(repository)
     assert result.created == 0
     (evolution,) = runs(repository, level="evolution")
     assert evolution.data.metrics["total/paid/cost"] == 4.5
     assert runs(repository, level="iteration", iteration="i01")[0].data.metrics["paid/cost"] == 1.5
-    assert track.sync(repository, full=True).updated == 0
+    assert mlflow.sync(repository, full=True).updated == 0
 
 
 def test_the_curve_of_what_was_used_has_one_point_for_each_iteration_that_is_whole(repository: Path) -> None:
@@ -325,19 +332,19 @@ def test_the_curve_of_what_was_used_has_one_point_for_each_iteration_that_is_who
     write_yaml(repository / "dvc.lock", lock)
     used = {"requests": 9, "requests_made": 7, "requests_distinct": 7, "engine_tokens": 70, "engine_seconds": 1.5}
     record(repository, "sample@i02", figures=used)
-    track.sync(repository)
+    mlflow.sync(repository)
     (evolution,) = (run for run in runs(repository, level="evolution") if run.data.params["seed"] == "5")
     assert 1 in dict(history_of(repository, evolution, "needed/made"))
     assert 2 not in dict(history_of(repository, evolution, "needed/made"))
     (repository / "dvc.lock").write_text(whole)
-    track.sync(repository)
+    mlflow.sync(repository)
     assert [value for step, value in history_of(repository, evolution, "needed/made") if step == 2] == [7]
 
 
 def test_a_changed_entry_makes_a_new_run_and_the_old_one_stays(repository: Path) -> None:
     (repository / "tasks" / "sample.py").write_text("# other code")
     write_lock(repository)
-    assert track.sync(repository).created == 3  # sample@i01, i02, i03
+    assert mlflow.sync(repository).created == 3  # sample@i01, i02, i03
     assert len(runs(repository, stage="sample", iteration="i01")) == 2
     assert len(runs(repository, stage="critique", iteration="i01")) == 1
 
@@ -346,7 +353,7 @@ def test_a_changed_result_leaves_the_old_curve_and_draws_a_new_one(repository: P
     path = repository / "data/i03/evaluation/metrics.json"
     path.write_text(path.read_text().replace("0.75", "0.875"))
     write_lock(repository)
-    result = track.sync(repository)
+    result = mlflow.sync(repository)
     assert result.created == 2  # the evolution and evaluate@i03
     (old,) = runs(repository, level="evolution", superseded="true")
     (new,) = runs(repository, level="evolution", superseded="false")
@@ -356,12 +363,12 @@ def test_a_changed_result_leaves_the_old_curve_and_draws_a_new_one(repository: P
     iterations = runs(repository, level="iteration")
     assert [run.data.metrics["accuracy"] for run in iterations] == [0.25, 0.5, 0.625, 0.875]
     assert {run.data.tags["mlflow.parentRunId"] for run in iterations} == {new.info.run_id}
-    assert track.sync(repository, full=True).created == 0
+    assert mlflow.sync(repository, full=True).created == 0
 
 
 def test_other_values_are_another_evolution_that_shares_what_is_still_current(repository: Path) -> None:
     edit(repository, refine__revise__temperature=0.123)
-    track.sync(repository)
+    mlflow.sync(repository)
     evolutions = runs(repository, level="evolution")
     assert len({run.data.tags["evolution"] for run in evolutions}) == 2
     second = max(evolutions, key=lambda run: run.info.start_time)
@@ -374,7 +381,7 @@ def test_unfinished_records_open_runs_that_are_closed_as_what_became_of_them(rep
     record(repository, "train@i01", id="alive", started=1.7e9, status="running", pid=os.getpid(), seconds=None)
     record(repository, "train@i02", id="dead", status="running", seconds=None)
     record(repository, "train@i03", id="failed", status="failed", error="no rows\nmore")
-    track.sync(repository)
+    mlflow.sync(repository)
     found = {run.data.tags["record"]: run for run in runs(repository, stage="train") if "record" in run.data.tags}
     assert {name: run.info.status for name, run in found.items()} == {
         "alive": "RUNNING",
@@ -387,7 +394,7 @@ def test_unfinished_records_open_runs_that_are_closed_as_what_became_of_them(rep
     record(
         repository, "train@i01", id="alive", started=1.7e9, curves=[{"step": s, "loss": 1 / s} for s in (1, 2, 3, 4)]
     )
-    track.sync(repository)
+    mlflow.sync(repository)
     (run,) = [run for run in runs(repository, stage="train") if run.data.tags.get("record") == "alive"]
     assert (run.info.status, len(history_of(repository, run, "curve/loss"))) == ("FINISHED", 4)
     assert all(run.info.status != "RUNNING" for run in runs(repository))
@@ -395,10 +402,10 @@ def test_unfinished_records_open_runs_that_are_closed_as_what_became_of_them(rep
 
 def test_a_run_left_open_by_an_earlier_evolution_is_closed(repository: Path) -> None:
     record(repository, "train@i01", id="first", status="running", pid=os.getpid(), seconds=None)
-    track.sync(repository)
+    mlflow.sync(repository)
     record(repository, "train@i01", id="first", status="running", seconds=None)
     edit(repository, seed=12345)
-    track.sync(repository)
+    mlflow.sync(repository)
     (run,) = [run for run in runs(repository) if run.data.tags.get("record") == "first"]
     assert run.info.status == "KILLED"
     assert all(run.info.status != "RUNNING" for run in runs(repository))
@@ -406,29 +413,29 @@ def test_a_run_left_open_by_an_earlier_evolution_is_closed(repository: Path) -> 
 
 def test_the_main_repository_holds_the_database(repository: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
-    assert track.tracking_uri(repository) == f"sqlite:///{tmp_path}/main/.autodidact/mlflow/mlflow.db"
+    assert mlflow.tracking_uri(repository) == f"sqlite:///{tmp_path}/main/.autodidact/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    assert track.tracking_uri(repository) == "http://127.0.0.1:1"
+    assert mlflow.tracking_uri(repository) == "http://127.0.0.1:1"
 
 
 def test_a_server_that_exists_has_the_same_tree(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = server.free_port()
+    port = processes.free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--default-artifact-root", str(tmp_path)]
     environment = {**os.environ, **state.QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    with pytest.raises(track.TrackingFailed, match="Start what MLFLOW_TRACKING_URI names"):
-        track.sync(repository)
+    with pytest.raises(mlflow.TrackingFailed, match="Start what MLFLOW_TRACKING_URI names"):
+        mlflow.sync(repository)
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while not server.healthy(f"http://127.0.0.1:{port}") and time.monotonic() < deadline:
             time.sleep(0.2)
-        result = track.sync(repository)
-        assert (result.created, track.sync(repository).created) == (1 + 4 + stage_count(repository), 0)
+        result = mlflow.sync(repository)
+        assert (result.created, mlflow.sync(repository).created) == (1 + 4 + stage_count(repository), 0)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -438,9 +445,9 @@ def test_a_server_that_exists_has_the_same_tree(
 
 
 def test_a_password_in_an_address_is_not_shown(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{server.free_port()}")
-    with pytest.raises(track.TrackingFailed, match=r"http://127.0.0.1:") as caught:
-        track.sync(repository)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{processes.free_port()}")
+    with pytest.raises(mlflow.TrackingFailed, match=r"http://127.0.0.1:") as caught:
+        mlflow.sync(repository)
     assert "secret" not in str(caught.value)
 
 
@@ -466,5 +473,5 @@ def test_the_command_refuses_a_locked_database_and_rebuilds_a_deleted_one(reposi
 
 def test_a_damaged_database_is_named(repository: Path) -> None:
     (state.state_dir(repository) / "mlflow" / "mlflow.db").write_text("this is no database, " * 1000)
-    with pytest.raises(track.TrackingFailed, match="not a database"):
-        track.sync(repository)
+    with pytest.raises(mlflow.TrackingFailed, match="not a database"):
+        mlflow.sync(repository)

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from flows import state, warm
+from flows.machine import processes, state
+from flows.run.background import fork as background_fork
+from flows.run.background import warm
 from tests.e2e.workspace import REPOSITORY, run, workspace
 
 API = "http://127.0.0.1:9/api"
 SERVE = """
 import os, sys, time
 from pathlib import Path
-from flows import warm
+from flows.run.background import warm
 def command(arguments, pid):
     if arguments[0] == "sleep":
         print(os.getpid(), flush=True)
@@ -35,9 +37,10 @@ warm.serve(Path(sys.argv[1]), command)
 ASK = """
 import sys
 from pathlib import Path
-from flows import state, warm
+from flows.machine import state
+from flows.run.background import fork
 state.quiet(Path(sys.argv[1]))
-code = warm.ask(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
+code = fork.ask(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
 print("code", code)
 """
 
@@ -73,9 +76,9 @@ def asking(root: Path, pid: int, *arguments: str, **more: str) -> subprocess.Pop
 
 def gone(pid: int) -> bool:
     deadline = time.monotonic() + 10
-    while state.alive(pid) and time.monotonic() < deadline:
+    while processes.alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not state.alive(pid)
+    return not processes.alive(pid)
 
 
 def test_a_fork_takes_over_streams_folder_and_environment_and_returns_the_exit_code(
@@ -106,15 +109,15 @@ def test_a_process_with_another_environment_runs_the_stage_itself(
 def test_where_nobody_serves_the_stage_runs_in_its_own_process(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    assert warm.ask(tmp_path, ["sample"], ended.pid) is None
-    assert warm.ask(tmp_path, ["sample"], None) is None
+    assert background_fork.ask(tmp_path, ["sample"], ended.pid) is None
+    assert background_fork.ask(tmp_path, ["sample"], None) is None
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTODIDACT_WARM", raising=False)
-    assert warm.wanted() == (sys.platform == "linux")
+    assert background_fork.wanted() == (sys.platform == "linux")
     monkeypatch.setenv("AUTODIDACT_WARM", "0")
-    assert not warm.wanted()
+    assert not background_fork.wanted()
 
 
 def test_a_fork_ends_with_the_process_it_works_for(serving: subprocess.Popen[bytes], tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_a_fork_ends_with_the_process_it_works_for(serving: subprocess.Popen[byt
     fork = int(asker.stdout.readline())
     asker.kill()
     assert gone(fork)
-    assert state.alive(serving.pid)
+    assert processes.alive(serving.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -154,7 +157,7 @@ def test_it_ends_when_the_run_has_another_server(serving: subprocess.Popen[bytes
 
 def test_real_stages_are_forked_with_the_code_as_it_is_now(tmp_path: Path) -> None:
     root = workspace(tmp_path / "here", tmp_path / "cache")
-    process = started(root, "-m", "flows.warm")
+    process = started(root, "-m", "flows.stage", "--keep")
     try:
         asker = asking(root, process.pid, "smaple")
         out, error = asker.communicate(timeout=60)

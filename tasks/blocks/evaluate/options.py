@@ -1,6 +1,4 @@
-"""Standard benchmarks: their options, and what is refused of them.
-
-Standard benchmarks: their options, and what is refused of them."""
+"""Standard benchmarks: their options, and what is refused of them."""
 
 from pydantic import Field
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flows.declared import declared
 from flows.params import compose, problems, schema, sections, trainable, write
 from flows.params import file as params_file
+from flows.run.declared import declared, graph
 from tasks.core.errors import BadInput, UnknownName
 from tasks.families.text import family
 from tests.support import model_files
@@ -355,7 +355,7 @@ def test_benchmarks_need_their_folder_and_lm_eval(params: dict[str, Any], monkey
     )
     put(params, "evaluations.i02", {})
     params["evaluate"] |= {"benchmark_files": "tasks/families", "benchmarks": {"own": BENCHMARK}}
-    assert "tasks/families" in declared(ROOT, params, "evaluate", "i02").deps
+    assert "tasks/families" in declared(graph(ROOT), params, "evaluate", "i02").deps
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"evaluate\.benchmarks: lm-eval is not installed; `pip install"):
         problems.check(params, ROOT)

@@ -14,6 +14,7 @@ from typing import Any
 from flows.params.file import parse
 from tasks.core.errors import BadInput, unknown_name
 
+Stages = dict[str, Any]  # the stages of dvc.yaml as written
 TEMPLATE = re.compile(r"\$\{\s*([^}]+?)\s*\}")
 
 
@@ -27,7 +28,7 @@ class Declared:
     outs: tuple[str, ...]
 
 
-def graph(root: Path) -> dict[str, Any]:
+def graph(root: Path) -> Stages:
     """The `stages` of dvc.yaml as written. Raises `BadInput`."""
     path = root / "dvc.yaml"
     if not path.is_file():
@@ -41,14 +42,13 @@ def graph(root: Path) -> dict[str, Any]:
     return stages
 
 
-def names(root: Path, params: Mapping[str, Any]) -> list[str]:
+def names(stages: Stages, params: Mapping[str, Any]) -> list[str]:
     """Every stage with its iteration, as DVC calls them: prepare, base, sample@i01, ..."""
-    return [f"{stage}@{key}" if key else stage for stage, entry in graph(root).items() for key in _keys(entry, params)]
+    return [f"{stage}@{key}" if key else stage for stage, entry in stages.items() for key in _keys(entry, params)]
 
 
-def declared(root: Path, params: Mapping[str, Any], stage: str, key: str | None) -> Declared:
+def declared(stages: Stages, params: Mapping[str, Any], stage: str, key: str | None) -> Declared:
     """What dvc.yaml declares for `stage` of iteration `key`. Raises `UnknownName` or `BadInput`."""
-    stages = graph(root)
     if stage not in stages:
         raise unknown_name("stage", stage, stages, "dvc.yaml")
     entry = stages[stage]

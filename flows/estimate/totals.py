@@ -7,7 +7,7 @@ replies are as long as the corpus's, or as the probe's where the model is there 
 rows.
 
 Prompts, answers and tokens come from the task's data: the artifacts where `prepare` is current, else what `prepare`
-would write, made in memory. Seconds come from a short measurement on this machine (`flows.probe`, `flows.speed`); where
+would write, made in memory. Seconds come from a short measurement on this machine (`flows.estimate.probe`, `flows.estimate.speed`); where
 it did not get that far, or the engine is a server somewhere else, they are unknown. They are the engine's and the
 trainer's: starting processes, importing libraries and reading files come on top. The least and the most differ by how
 long the longest reply of a call is, and by what two equal measurements differed.
@@ -23,11 +23,12 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from flows import history, probe, workload
+from flows.estimate import demands, probe
+from flows.estimate.demands import Stage, Task
+from flows.estimate.speed import Speed, Training, alike, fitted
+from flows.history import lock
 from flows.params import sections
 from flows.params.schema import Prices
-from flows.speed import Speed, Training, alike, fitted
-from flows.workload import Stage, Task
 from tasks.blocks import train
 from tasks.core.asking.demand import Demand
 from tasks.core.blocks import validate
@@ -67,7 +68,7 @@ class Need:
 
     @property
     def iteration(self) -> str | None:
-        return history.iteration_of(self.stage, self.key)
+        return lock.iteration_of(self.stage, self.key)
 
     def cost(self, prices: Prices, upper: bool = True) -> float | None:
         """Cost of the upper bound, or of what is expected; None where a priced duration is unknown."""
@@ -121,14 +122,14 @@ class Estimate:
 def estimate(
     root: Path, params: Mapping[str, Any], stale: Collection[str], everything: bool, seconds: float
 ) -> Estimate:
-    """What the stages take that are `stale` (`flows.graph.stale`), with `everything` what all of them take. `seconds`: how
+    """What the stages take that are `stale` (`flows.run.graph.stale`), with `everything` what all of them take. `seconds`: how
     long measuring may take, 0 for not at all. Raises `BadInput`."""
     stages: list[Stage] = [(s, k) for s in sections.STAGES for k in sections.stage_keys(params, s)]
     if not (stale or everything):
         seconds = 0
-    given = workload.task(root, params, "prepare" not in stale)
-    questions = workload.count_questions(given.family, given.answers)
-    asked = workload.demands(params, given.evaluated, questions.most)
+    given = demands.task(root, params, "prepare" not in stale)
+    questions = demands.count_questions(given.family, given.answers)
+    asked = demands.demands(params, given.evaluated, questions.most)
     trained = {stage: _trainings(params, *stage) for stage in stages if stage[0] in ("base", "train")}
     runs = {stage: name_of(stage) in stale for stage in stages}
     measured = _measured(root, params, given, asked, trained, "base" not in stale, seconds)
@@ -177,12 +178,12 @@ def _measured(
 ) -> Measured:
     """What the probe finds, and without it, tokens by characters."""
     everything = [demand for several in asked.values() for demand in several]
-    kinds = workload.conversations(given, everything)
+    kinds = demands.conversations(given, everything)
     longest = max((demand.longest for demand in everything if demand.kind == "answer"), default=1)
     trainings = [o for several in trained.values() for o in several]
     lora = next((o.lora for stage, several in trained.items() if stage[0] == "train" for o in several), None)
     parts = {"own": 1, **{part: n for options in trainings for part, n in _mixture(options).items()}}
-    rows = workload.examples(given, parts, longest)
+    rows = demands.examples(given, parts, longest)
     found = Measured(
         prompts={kind: _characters(several) / CHARACTERS for kind, several in kinds.items()},
         replies={
@@ -305,7 +306,7 @@ def _lengths(demand: Demand, speed: Speed | None, measured: Measured) -> tuple[f
     limit = demand.longest
     if speed and measured.real:
         return speed.length(limit), speed.longest(limit)
-    parts = [part for part in workload.PARTS[demand.kind] if part in measured.replies]
+    parts = [part for part in demands.PARTS[demand.kind] if part in measured.replies]
     if not parts and demand.kind in ("answer", "refine") and not measured.real:
         parts = ["own"]
     if not parts:

@@ -15,14 +15,19 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import costs, history, state
-from flows.history import Execution, Files, Record
+from flows.history import account as history_account
+from flows.history import lock
+from flows.history import records as history_records
+from flows.history.lock import Execution, Files
+from flows.history.records import Record
+from flows.machine import processes, state
 from flows.params import sections
 from flows.params.schema import SECTIONS
 from tasks.core import digests
 
 if TYPE_CHECKING:
-    from flows.track import Run, Tree
+    from flows.history.mlflow import Run, Tree
+
 
 PARENT = "mlflow.parentRunId"
 HIDDEN = "mlflow.autodidact."  # tags below `mlflow.` are not shown in the UI
@@ -32,9 +37,9 @@ DATASET_SUFFIXES = (".parquet", "/dataset")
 def project(root: Path, params: Mapping[str, Any], tree: "Tree", name: str) -> str | None:
     """Everything of the current evolution, then runs that an earlier one left open. Returns its run's id."""
     files = Files(root)
-    found = history.executions(root, params, files)
-    known = history.records(root)  # after dvc.lock, whose newest stage has one then
-    backed = {e.name: history.record_of(e, known, files) for e in found}
+    found = lock.executions(root, params, files)
+    known = history_records.records(root)  # after dvc.lock, whose newest stage has one then
+    backed = {e.name: lock.record_of(e, known, files) for e in found}
     loose = [r for r in reversed(known) if _is_loose(r, params, tree)]
     _close_foreign(tree, known)
     if not (found or loose):
@@ -54,7 +59,7 @@ def project(root: Path, params: Mapping[str, Any], tree: "Tree", name: str) -> s
         mine = [e for e in found if e.iteration == key]
         _iteration_figures(tree, root, key, parents[key], evolution, mine, backed, files)
     whole = {key for key in keys if _is_whole(key, [e for e in found if e.iteration == key])}
-    _spending(tree, costs.account(root, params, files), known, parents, whole)
+    _spending(tree, history_account.account(root, params, files), known, parents, whole)
     for parent in parents.values():
         _settle(tree, parent)
     return evolution.id
@@ -77,7 +82,7 @@ def _evolution(
     run = run or tree.open(name, tags, None, _start(records))
     if f"{HIDDEN}params" not in run.tags:
         values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations", *SECTIONS)}
-        tree.log(run, history.flatten(values, ""), tags={f"{HIDDEN}params": "logged"})
+        tree.log(run, lock.flatten(values, ""), tags={f"{HIDDEN}params": "logged"})
     for child in tree.runs:
         if old and child.tags.get(PARENT) == old.id:
             tree.log(child, tags={PARENT: run.id})
@@ -115,7 +120,7 @@ def _iteration_figures(
         if all(records):
             extra["seconds"] = sum(float(r.get("seconds") or 0.0) for r in records if r)
         if f"{HIDDEN}counted" not in run.tags:
-            extra["generated_tokens"] = float(sum(history.tokens(root, key).values()))
+            extra["generated_tokens"] = float(sum(lock.tokens(root, key).values()))
     if "promoted" in policy:
         extra["promoted"] = float(bool(policy["promoted"]))
     groups["gate"] = {k: policy[k] for k in ("candidate_score", "previous_score") if k in policy}
@@ -144,7 +149,7 @@ def _is_whole(key: str, mine: Iterable[Execution]) -> bool:
 
 def _spending(
     tree: "Tree",
-    account: costs.Account,
+    account: history_account.Account,
     known: Iterable[Record],
     parents: Mapping[str | None, "Run"],
     whole: Container[str],
@@ -155,7 +160,7 @@ def _spending(
     for record in known:
         run = tree.find({"level": "stage", "record": str(record["id"])})
         if run and record.get("status") != "running":
-            _renew(tree, run, _named("paid", account.figures(costs.of_record(record))))
+            _renew(tree, run, _named("paid", account.figures(history_account.of_record(record))))
     evolution = parents[None]
     for key, run in parents.items():
         values = {f"row/{name.removeprefix('row_')}": value for name, value in account.per_row(key).items()}
@@ -194,14 +199,14 @@ def _stage(
     own = record and tree.find({"level": "stage", "record": str(record["id"])})  # executed again, to the same bytes
     if complete and (record is None or own or (run and run.tags.get("duration") != "unknown")):
         return
-    start = _milliseconds(history.started(record)) if record else None
+    start = _milliseconds(history_records.started(record)) if record else None
     tags |= {"dvc.md5": execution.md5, "duration": "recorded" if record else "unknown"}
     tags |= _record_tags(record) if record else {}
     if run is None:
         run = tree.open(execution.name, tags, parent, start)
     metrics = _record_metrics(record) if record else []
     if not complete:
-        counted = history.tokens(root, execution.key).get(execution.stage) if execution.key else None
+        counted = lock.tokens(root, execution.key).get(execution.stage) if execution.key else None
         metrics += [("new_tokens", float(counted), 0)] if counted is not None else []
         tags |= _inputs(tree, params, root, run, execution)
     tree.log(run, {} if complete else execution.params, metrics, tags, start)
@@ -213,7 +218,7 @@ def _unfinished(tree: "Tree", record: Record, parent: "Run") -> None:
     """The run of a record without an entry in dvc.lock: still running, failed, killed, or cut off from DVC."""
     stage, key = str(record["stage"]), record.get("key")
     run = tree.find({"level": "stage", "record": str(record["id"])})
-    status, start = _status(record), _milliseconds(history.started(record))
+    status, start = _status(record), _milliseconds(history_records.started(record))
     if run and run.status != "RUNNING":
         return
     if run is None:
@@ -308,14 +313,14 @@ def _record_tags(record: Record) -> dict[str, str]:
 
 
 def _iteration(record: Record) -> str | None:
-    return history.iteration_of(str(record["stage"]), record.get("key"))
+    return lock.iteration_of(str(record["stage"]), record.get("key"))
 
 
 def _status(record: Record) -> str:
     """MLflow's status of a record; one that says `running` although its process is gone was killed."""
     status = record.get("status")
     if status == "running":
-        return "RUNNING" if state.alive(int(record["pid"]), record.get("process_started")) else "KILLED"
+        return "RUNNING" if processes.alive(int(record["pid"]), record.get("process_started")) else "KILLED"
     return "FINISHED" if status == "finished" else "KILLED" if "was killed" in str(record.get("error")) else "FAILED"
 
 
@@ -324,7 +329,7 @@ def _is_loose(record: Record, params: Mapping[str, Any], tree: "Tree") -> bool:
     run = tree.find({"level": "stage", "record": str(record["id"])})
     if run:
         return run.status == "RUNNING"
-    return record.get("status") != "finished" and history.made_with(record, params)
+    return record.get("status") != "finished" and lock.made_with(record, params)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -333,4 +338,4 @@ def _milliseconds(seconds: float) -> int:
 
 def _start(records: Iterable[Record]) -> int | None:
     """The earliest start in milliseconds since 1970; None where no record says."""
-    return min((_milliseconds(history.started(r)) for r in records), default=None)
+    return min((_milliseconds(history_records.started(r)) for r in records), default=None)

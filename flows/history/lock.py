@@ -15,20 +15,16 @@ Nothing here imports MLflow, DVC or torch, and nothing here writes.
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows import state
+from flows.history.records import Record
 from flows.params import file as params_file
 from flows.params import sections
 from flows.params.schema import SECTIONS
 from tasks.core import digests
-
-Record = Mapping[str, Any]
 
 TOKEN_TABLES = {  # stage -> the tables of an iteration that count new tokens in `tokens`
     "sample": ("samples.parquet",),
@@ -140,18 +136,6 @@ def made_with(record: Record, params: Mapping[str, Any]) -> bool:
     return tags.get("recipe") == params.get("recipe") and record.get("params") == sections.section(params, stage, key)
 
 
-def records(root: Path) -> list[Record]:
-    """All records, newest first."""
-    found = [state.read_json(path) or {} for path in state.records_dir(root).glob("*.json")]
-    return sorted((r for r in found if r.get("id") and r.get("stage")), key=started, reverse=True)
-
-
-def started(record: Record) -> float:
-    """When the execution began, in seconds since 1970."""
-    value = record.get("started") or 0
-    return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)
-
-
 def record_of(execution: Execution, known: Iterable[Record], files: Files) -> Record | None:
     """The newest finished record whose outputs are the files that are there; `known` newest first."""
     for record in known:
@@ -240,10 +224,3 @@ def _order(execution: Execution) -> tuple[float, float, str]:
     known = execution.stage in sections.STAGES
     place = sections.STAGES.index(execution.stage) if known else len(sections.STAGES)
     return sections.number(execution.iteration) if execution.iteration else float("inf"), place, execution.name
-
-
-def commit(root: Path) -> str:
-    """The commit that is checked out, "unknown" outside git."""
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "unknown"

@@ -13,7 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from flows import artifacts, speed
+from flows.estimate import speed
+from flows.history import artifacts
 from flows.params import sections
 from tasks import evaluate, families
 from tasks.blocks import critics, refine, sample, synthesize

@@ -6,7 +6,7 @@ starts one, on free ports and closed by a token, with one CPU for each of the en
 stages find it, and the watchdog of the run's Prefect server (`flows.server`) stops it when the run is gone. A process
 connects once: in `flows.evolve` workers, and the models they hold, last over all stages.
 
-Needs the extra `ray` (Ray and prefect-ray), imported only here and in `flows.shards`.
+Needs the extra `ray` (Ray and prefect-ray), imported only here and in `flows.run.workers`.
 """
 
 import os
@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flows import server, state
+from flows.machine import processes, state
+from flows.run.background import server
 from tasks.core.errors import BadInput, StageFailed, one_line
 
 PATIENCE = 5.0  # seconds in which an address has to answer
@@ -94,7 +95,7 @@ def _own(root: Path, cpus: int) -> str:
     os.environ.update(_token(Path(kept["folder"])))
     deadline = time.monotonic() + STARTUP
     while "Ray runtime started" not in Path(kept["log"]).read_text(errors="replace"):
-        if not state.alive(kept["pid"], kept["started"]) or time.monotonic() > deadline:
+        if not processes.alive(kept["pid"], kept["started"]) or time.monotonic() > deadline:
             raise StageFailed(f"the Ray cluster of this run did not start; its log: {kept['log']}")
         time.sleep(0.1)
     return str(kept["address"])
@@ -106,14 +107,14 @@ def _start(root: Path, cpus: int) -> dict[str, Any]:
 
     folder = Path(tempfile.mkdtemp(prefix="ad-ray-"))  # short: it holds sockets, whose paths have 107 bytes
     Path(_token(folder)["RAY_AUTH_TOKEN_PATH"]).write_text(secrets.token_hex(32))
-    port, client = server.free_port(), server.free_port()
+    port, client = processes.free_port(), processes.free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
     command += [f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0"]
     command += ["--include-dashboard=false", "--include-log-monitor=false", f"--object-store-memory={OBJECTS}"]
     log = state.logs_dir(root) / "ray.log"
     environment = {**os.environ, **_token(folder), "RAY_enable_worker_prestart": "0", **PATIENT}
-    pid = server.detached(command, log.open("wb"), root, environment)
+    pid = processes.detached(command, log.open("wb"), root, environment)
     print(f"Ray: 127.0.0.1:{port} (a cluster of {cpus} CPUs on this machine; it goes when the run goes)", flush=True)
     started = psutil.Process(pid).create_time()
     return {

@@ -7,8 +7,8 @@ it found so far, and ends it when its time is over. Its findings, one JSON objec
     {"bytes": n, "parameters": n, "adapter_bytes": n or null}     of the model; of a LoRA adapter for it, where train has one
     {"prompts": {kind: tokens}, "rows": {part: tokens}, "replies": {part: tokens}, "longest": {part: tokens}}   means, longest
     {"first": s}                                       what the first call of a process takes more than the next
-    {"kind": ..., "short": s, "one": s, "full": [s, s], ...}    calls, see `_calls`; `flows.speed` makes a model of them
-    {"training": name, "fixed": s, "steps": [s, ...]}    see `flows.speed.Training`
+    {"kind": ..., "short": s, "one": s, "full": [s, s], ...}    calls, see `_calls`; `flows.estimate.speed` makes a model of them
+    {"training": name, "fixed": s, "steps": [s, ...]}    see `flows.estimate.speed.Training`
 
 The model is the folder that is given or, where there is none yet, `base.architecture` with random weights. Those reply
 up to their limit, which the estimate takes into account. Replies are cut after `NEW` tokens.
@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flows import clock, exits, state
+from flows.machine import clock, state, terminal
 from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput
 from tasks.core.models import files
@@ -54,7 +54,7 @@ def measure(root: Path, request: Mapping[str, Any], seconds: float) -> list[Foun
     with tempfile.TemporaryDirectory(prefix="probe-", dir=state.scratch_dir(root)) as scratch:
         asked = json.dumps({**request, "root": str(root), "scratch": scratch, "seconds": seconds})
         child = subprocess.Popen(
-            [sys.executable, "-m", "flows.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "flows.estimate.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         try:
@@ -290,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exits.code(main))
+    sys.exit(terminal.code(main))

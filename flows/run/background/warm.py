@@ -1,7 +1,7 @@
 """A process that has the libraries loaded: stages of one `dvc repro` are forked from it instead of loading them again.
 
 DVC runs each stage as a process of its own, and loading Prefect, torch and transformers takes longer than many stages.
-The first stage under a `dvc` starts this one (`flows.server`); that stage and later ones hand over their arguments,
+The first stage under a `dvc` starts this one (`flows.run.background.server`); that stage and later ones hand over their arguments,
 working folder, environment and standard streams through a Unix socket, and a fork of it, which finds the libraries
 loaded and imports this project's code anew, runs the stage. What models need is loaded before the first stage that uses
 one. The stage's own process waits, passes signals on and ends with its exit code; if it is killed, the fork kills itself.
@@ -9,8 +9,6 @@ one. The stage's own process waits, passes signals on and ends with its exit cod
 Only a like process may take over: same interpreter, same installed packages, same environment. Anything else, and
 every failure to reach the socket, means that the stage runs in its own process, as it does without `dvc`, on other
 systems than Linux, or with `AUTODIDACT_WARM=0`.
-
-    python -m flows.warm ROOT    # started by flows.server, never by hand
 """
 
 import atexit
@@ -22,17 +20,14 @@ import os
 import signal
 import socket
 import sys
-import sysconfig
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import typer
-
-from flows import state
+from flows.machine import state
+from flows.run.background.fork import UNLIKE, like
 
 # What takes seconds to load. Polars is left to the forks: it starts threads when it is loaded, which a fork would lack.
 LIBRARIES = ("prefect.flow_engine", "prefect.task_engine", "prefect.task_runners")
@@ -41,46 +36,12 @@ MODELS = (
 )  # fmt: skip
 WITHOUT_MODELS = {"prepare", "synthesize", "filter", "promote", "report"}  # as a rule: such a stage may still load them
 PASSING = {"DVC_STAGE", "DVC_ROOT", "PWD", "OLDPWD", "SHLVL", "_", "PREFECT_API_URL"}  # may differ between stages
-STARTUP = 20.0  # seconds a stage waits for the socket
+
+
 LOOK = 2.0  # seconds between two looks at whether the server that this belongs to is still the run's
-KILLED = 128 + signal.SIGKILL
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 Command = Callable[[list[str], int], int]  # runs a stage on behalf of a process
-UNLIKE = "unlike"
-
-
-def wanted() -> bool:
-    """Whether stages may be forked here at all."""
-    return sys.platform == "linux" and os.environ.get("AUTODIDACT_WARM", "1") != "0"
-
-
-def ask(root: Path, arguments: list[str], pid: int | None, environment: Mapping[str, str] = os.environ) -> int | None:
-    """The exit code of the stage, run by a fork of the process `pid`; None where it has to be run here.
-
-    `environment`: what this process was given, where libraries have added to it since."""
-    if not wanted() or pid is None or (connection := _connect(root, pid)) is None:
-        return None
-    request = {
-        "arguments": arguments, "pid": os.getpid(), "folder": str(Path.cwd()),
-        "environment": dict(environment), "like": _like(),
-    }  # fmt: skip
-    with connection, connection.makefile("r") as replies:
-        try:
-            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
-            fork = replies.readline()
-        except OSError:
-            return None
-        if not fork:
-            return None
-        with _passing_on(int(fork)):
-            code = replies.readline().strip()
-    if code == UNLIKE:
-        return None
-    if not code:
-        print(f"{' '.join(arguments)}: the process was killed, by a user or for want of memory", file=sys.stderr)
-        return KILLED
-    return int(code)
 
 
 def serve(root: Path, command: Command) -> None:
@@ -136,7 +97,7 @@ def _alike(request: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
     """Whether a fork can stand for the process that asks."""
     theirs = request["environment"]
     return (
-        request["like"] == _like()
+        request["like"] == like()
         and _lasting(theirs) == _lasting(environment)
         and theirs.get("PREFECT_API_URL", _api()) == _api()
     )
@@ -177,31 +138,6 @@ def _die_with(connection: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on(pid: int) -> Iterator[None]:
-    """Signals that reach this process go to `pid`, which then decides how it ends."""
-    before = {number: signal.signal(number, lambda number, _: os.kill(pid, number)) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _connect(root: Path, pid: int) -> socket.socket | None:
-    deadline = time.monotonic() + STARTUP
-    while state.alive(pid) and time.monotonic() < deadline:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with contextlib.chdir(state.prefect_dir(root)):  # the path of a socket may have no more than 107 bytes
-                connection.connect(f"warm-{pid}.sock")
-            return connection
-        except OSError:
-            connection.close()
-            time.sleep(0.05)
-    return None
-
-
-@contextlib.contextmanager
 def _listening(root: Path) -> Iterator[socket.socket]:
     name = f"warm-{os.getpid()}.sock"
     for old in state.prefect_dir(root).glob("warm-*.sock"):
@@ -224,12 +160,6 @@ def _needed(root: Path) -> bool:
     return info is not None and info.get("warm", {}).get("pid") == os.getpid() and info["url"] == _api()
 
 
-def _like() -> list[Any]:
-    """What a process must share with this one to do its work: the interpreter and the installed packages."""
-    packages = sysconfig.get_path("purelib")
-    return [sys.executable, sys.version, packages, Path(packages).stat().st_mtime_ns]
-
-
 def _api() -> str:
     """The address that Prefect took over when it was loaded."""
     return os.environ["PREFECT_API_URL"]
@@ -237,17 +167,3 @@ def _api() -> str:
 
 def _lasting(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in PASSING}
-
-
-def main(root: Path) -> None:
-    """Serve forks of this process to the stages of ROOT."""
-
-    def run(arguments: list[str], pid: int) -> int:
-        importlib.import_module("flows.clock").install()
-        return int(importlib.import_module("flows.stage").command(Path.cwd(), *arguments, pid=pid))
-
-    serve(root, run)
-
-
-if __name__ == "__main__":
-    typer.run(main)

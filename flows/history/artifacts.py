@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from flows import state
+from flows.machine import state
 from flows.params import sections
 from tasks.core import tables
 from tasks.core.errors import TableMismatch

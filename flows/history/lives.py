@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from flows.artifacts import SCHEMAS, Artifacts, Record
+from flows.history.artifacts import SCHEMAS, Artifacts, Record
 from flows.params import sections
 from tasks.core import tables
 from tasks.core.errors import BadInput, MissingArtifact

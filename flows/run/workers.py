@@ -3,7 +3,7 @@
 A shard is run unless its stored file is there and whole, whatever Prefect's cache says. What a shard took (requests,
 tokens, seconds) comes back from wherever it was computed. The first failure stops the rest.
 
-On a Ray cluster (`flows.cluster`, section `runner`) Prefect's own RayTaskRunner runs the same tasks. A worker process
+On a Ray cluster (`flows.run.cluster`, section `runner`) Prefect's own RayTaskRunner runs the same tasks. A worker process
 loads the model with its first shard and keeps it. It reads the model from, and writes the shard into, the folder of
 this repository: all machines share it, at the same path. A shard counts once this process finds it whole. A worker
 that is lost costs the shard it was at, which is then computed again.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import state
+from flows.machine import state
 from tasks.core.errors import StageFailed
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run_on_ray(
     missing = _missing(jobs)
     if not missing:
         return
-    from flows import cluster
+    from flows.run import cluster
 
     cluster.connect(root, runner, threads)
     import ray

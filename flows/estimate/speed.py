@@ -1,4 +1,4 @@
-"""How long an engine and a trainer take, told from a few measured calls and steps (`flows.probe`).
+"""How long an engine and a trainer take, told from a few measured calls and steps (`flows.estimate.probe`).
 
 A call of the engine takes, in seconds,
 

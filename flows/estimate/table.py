@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flows import probe, tables
-from flows.estimate import Estimate, Measured, Need, name_of
+from flows.estimate import probe
+from flows.estimate.totals import Estimate, Measured, Need, name_of
+from flows.machine import terminal
 from flows.params.schema import Prices
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def table(made: Estimate) -> "Table":
         "engine\ntime", "training\ntokens", "training\ntime", "disk",
     ]  # fmt: skip
     columns += [f"cost at\nmost, {made.prices.currency}"] if priced else []
-    shown = tables.empty(columns, left=("iteration", "stage"))
+    shown = terminal.empty(columns, left=("iteration", "stage"))
     keys = list(dict.fromkeys(need.iteration for need in made.wanted))
     for key in keys:
         mine = [need for need in made.wanted if need.iteration == key]

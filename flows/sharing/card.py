@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from flows import history
-from flows.artifacts import Artifacts, Record
+from flows.history import lock
+from flows.history.artifacts import Artifacts, Record
 from flows.params import compose, sections
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
 from tasks.blocks.evaluate.metrics import Z95
@@ -143,7 +143,7 @@ def _lineage(artifacts: Artifacts, params: Mapping[str, Any], keys: Sequence[str
         + _table(rows)
         + "\n"
         + "\n".join(reasons)
-        + f"\n\nMade from commit `{commit}`, parameters `{history.evolution_id(params)[:12]}`, seed {params['seed']}.\n"
+        + f"\n\nMade from commit `{commit}`, parameters `{lock.evolution_id(params)[:12]}`, seed {params['seed']}.\n"
     )
 
 

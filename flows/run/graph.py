@@ -8,7 +8,9 @@ whose command is not `python -m flows.stage ...` are left to DVC.
 """
 
 import contextlib
+import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,18 @@ def _reproduce(stage: Any, upstream: Any, force: bool, options: dict[str, Any], 
     if changed is not None:
         changed.dump(update_pipeline=False)
     return changed
+
+
+def mend_dvc(root: Path) -> None:
+    """Removes DVC's list of who reads and writes what, where a `dvc` that was killed while writing it left no JSON: every
+    other `dvc` would stop at it. What it says of processes that are gone counts for nothing anyway."""
+    path = root / ".dvc/tmp/rwlock"
+    for _ in range(2):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return
+        except OSError:
+            return
+        except ValueError:
+            time.sleep(0.2)  # it may be being written
+    path.unlink(missing_ok=True)

@@ -14,7 +14,6 @@ imports taken off), params, figures, curves, tags, inputs and outputs (path -> d
 import errno
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,32 +49,27 @@ def main_root(root: Path) -> Path:
 
 def state_dir(root: Path) -> Path:
     """`.autodidact/` of the main repository; it exists, and git ignores it."""
-    return _folder(main_root(root) / ".autodidact")
-
-
-def records_dir(root: Path) -> Path:
-    """One JSON file per stage execution."""
-    return _folder(state_dir(root) / "records")
+    return folder(main_root(root) / ".autodidact")
 
 
 def scratch_dir(root: Path) -> Path:
     """Resumable work, keyed by content."""
-    return _folder(state_dir(root) / "scratch")
+    return folder(state_dir(root) / "scratch")
 
 
 def logs_dir(root: Path) -> Path:
     """Tracebacks and the output of background processes."""
-    return _folder(state_dir(root) / "logs")
+    return folder(state_dir(root) / "logs")
 
 
 def prefect_dir(root: Path) -> Path:
     """Prefect's home: its database, its stored results, and `server.json`."""
-    return _folder(state_dir(root) / "prefect")
+    return folder(state_dir(root) / "prefect")
 
 
 def staging_dir(root: Path) -> Path:
     """Where outputs are built: in `root` itself, so that moving them into place is a rename."""
-    return _folder(root.resolve() / ".autodidact" / "staging")
+    return folder(root.resolve() / ".autodidact" / "staging")
 
 
 def quiet(root: Path) -> None:
@@ -104,52 +98,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_record(root: Path, record: Mapping[str, Any]) -> None:
-    """Stores a record under its id."""
-    write_json(records_dir(root) / f"{record['id']}.json", record)
-
-
-def drop_record(root: Path, record: Mapping[str, Any]) -> None:
-    """Forgets a record: nothing was executed after all."""
-    (records_dir(root) / f"{record['id']}.json").unlink(missing_ok=True)
-
-
-def close_dead_records(root: Path) -> None:
-    """Marks as failed what was running in a process that is gone, for instance killed."""
-    for path in records_dir(root).glob("*.json"):
-        record = read_json(path)
-        if record and record.get("status") == "running" and not alive(record["pid"], record.get("process_started")):
-            write_json(path, {**record, "status": "failed", "error": "the process was killed"})
-
-
-def alive(pid: int, started: float | None = None) -> bool:
-    """Whether the process runs; `started` (its start, seconds since 1970) tells it from a later one with its number."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        same = started is None or abs(process.create_time() - started) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def mend_dvc(root: Path) -> None:
-    """Removes DVC's list of who reads and writes what, where a `dvc` that was killed while writing it left no JSON: every
-    other `dvc` would stop at it. What it says of processes that are gone counts for nothing anyway."""
-    path = root / ".dvc/tmp/rwlock"
-    for _ in range(2):
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-            return
-        except OSError:
-            return
-        except ValueError:
-            time.sleep(0.2)  # it may be being written
-    path.unlink(missing_ok=True)
-
-
-def _folder(path: Path) -> Path:
+def folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):

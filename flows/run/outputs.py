@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flows import state
+from flows.machine import processes, state
 from tasks.core import digests
 from tasks.core.errors import StageFailed
 
@@ -21,7 +21,7 @@ def staging(root: Path, name: str) -> Path:
     parent = state.staging_dir(root)
     for old in parent.iterdir():
         pid = re.fullmatch(r".+-(\d+)", old.name)
-        if pid and (int(pid.group(1)) == os.getpid() or not state.alive(int(pid.group(1)))):
+        if pid and (int(pid.group(1)) == os.getpid() or not processes.alive(int(pid.group(1)))):
             shutil.rmtree(old, ignore_errors=True)
     folder = parent / f"{name}-{os.getpid()}"
     folder.mkdir()

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from flows.machine import clock, state, terminal
+from flows.machine import state, terminal
 from flows.run import graph
 from flows.run import graph as run_graph
 from flows.run.background import server
@@ -93,5 +93,4 @@ def main(
 
 
 if __name__ == "__main__":
-    clock.install()
     typer.run(main)

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from flows.machine import clock, state, terminal
+from flows.machine import state, terminal
 from flows.run.background import fork, server
 from tasks.core.errors import Unwritable
 
@@ -55,7 +55,6 @@ def keep(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    clock.install()
     if sys.argv[1:2] == [KEEP]:
         keep(Path(sys.argv[2]))
     else:

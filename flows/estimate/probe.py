@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flows.machine import clock, state, terminal
+from flows.machine import state, terminal
 from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput
 from tasks.core.models import files
@@ -226,11 +226,11 @@ def _training(
             if done >= LEAST_STEPS and ends[-1] - began > seconds:
                 raise _Enough
 
-    began, imports = time.perf_counter(), clock.seconds()
+    began = time.perf_counter()
     job = train_job.Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress)
     with contextlib.suppress(_Enough):
         blocks_train.BLOCKS[kind](job, chosen)
-    whole = time.perf_counter() - began - (clock.seconds() - imports)
+    whole = time.perf_counter() - began
     steps = [after - before for before, after in pairwise(ends)]
     fixed = max(0.0, whole - sum(steps) * (1 + 1 / len(steps)))
     return {"fixed": fixed, "steps": steps}
@@ -282,7 +282,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     """Reads the request from standard input; prints each finding when it is there."""
-    clock.install()
     request = json.load(sys.stdin)
     state.quiet(Path(request["root"]))
     for found in findings(request, Path(request["scratch"])):

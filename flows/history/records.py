@@ -1,4 +1,10 @@
-"""Records: one JSON file for one execution of one stage."""
+"""Records: one JSON file for one execution of one stage, in the state folder; they may be deleted, and say no more then.
+
+A record says what ran, on which inputs, for how long, with which figures; `flows.history.mlflow` fills MLflow from
+records. Keys: id, stage, key, status (running, finished, failed), pid, started (seconds since 1970), seconds (whole
+execution), work_seconds (the stage itself), params, figures, curves, tags, inputs and outputs (path -> digest), error
+(message, or null).
+"""
 
 import subprocess
 from collections.abc import Mapping

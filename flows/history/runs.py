@@ -299,7 +299,7 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def _record_metrics(record: Record) -> list[tuple[str, float, int]]:
     """Figures and durations in seconds at step 0, training curves at their own steps."""
     figures = _numbers(record.get("figures") or {})
-    figures |= _numbers({k: record[k] for k in ("seconds", "imports_seconds", "work_seconds") if k in record})
+    figures |= _numbers({k: record[k] for k in ("seconds", "work_seconds") if k in record})
     points = [(name, value, 0) for name, value in figures.items()]
     for point in record.get("curves") or []:
         points += [(f"curve/{k}", v, int(point.get("step", 0))) for k, v in _numbers(point).items() if k != "step"]

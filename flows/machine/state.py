@@ -4,11 +4,6 @@
 results), `mlflow/`, `records/` and `logs/`. Under `dvc exp` a stage runs in a working copy while `DVC_ROOT` names the
 main repository, whose state is then used; only `staging/`, where outputs are built, belongs to the working copy,
 because outputs are moved out of it by rename.
-
-A record is one JSON file for one execution of one stage: what ran, on which inputs, for how long, with which figures.
-`flows.track` projects records into MLflow. Keys: id, stage, key, status (running, finished, failed), pid, started
-(seconds since 1970), seconds (whole execution), imports_seconds (importing libraries), work_seconds (the stage itself,
-imports taken off), params, figures, curves, tags, inputs and outputs (path -> digest), error (message, or null).
 """
 
 import errno

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.history import lock, records
-from flows.machine import clock, state
+from flows.machine import state
 from flows.machine.progress import Progress
 from flows.run import declared, graph, outputs, workers
 from flows.run.background import fork, server
@@ -66,7 +66,7 @@ class Runner:
 
         `since`: when the execution began (seconds since 1970), if the time before this call belongs to it too.
         Raises `BadInput` before any work, `StageFailed` (with the traceback in a log file) afterwards."""
-        began, imports = (time.time(), clock.seconds()) if since is None else (since, 0.0)
+        began = time.time() if since is None else since
         described = self.declared(stage, key)
         part = self.project.part(self.params, stage, key)
         context = self._context(stage, key, part)
@@ -79,7 +79,7 @@ class Runner:
         except BaseException as error:
             record |= {"status": "failed", "error": str(error) or type(error).__name__}
             with contextlib.suppress(OSError):  # a full disk, for instance, must not hide what went wrong
-                records.write_record(self.root, self._measured(record, context, began, imports))
+                records.write_record(self.root, self._measured(record, context, began))
             if isinstance(error, BadInput) or not isinstance(error, Exception):
                 raise
             raise self._failure(context.name, error) from error
@@ -91,7 +91,7 @@ class Runner:
             print(f"{context.name}  unchanged: its outputs are those of an earlier run", flush=True)
             return
         record |= {"status": "finished", "outputs": results, "work_seconds": work}
-        records.write_record(self.root, self._measured(record, context, began, imports))
+        records.write_record(self.root, self._measured(record, context, began))
         print(summary(context.name, context.figures, time.time() - began), flush=True)
 
     def _in_flow(
@@ -107,9 +107,9 @@ class Runner:
         key = digests.of_value([context.stage, context.key, inputs, described.params])
 
         def run(key: str) -> dict[str, dict[str, str]]:
-            before, imports = time.perf_counter(), clock.seconds()
+            before = time.perf_counter()
             self.project.run(context.stage)(context)
-            work.append(time.perf_counter() - before - (clock.seconds() - imports))
+            work.append(time.perf_counter() - before)
             outputs.check(context.staging, described.outs, context.name)
             outputs.publish(context.staging, self.root, described.outs)
             return {"outputs": outputs.digest(self.root, described.outs)}
@@ -190,12 +190,11 @@ class Runner:
             "inputs": dict(inputs),
             "outputs": {},
             "seconds": None,
-            "imports_seconds": None,
             "work_seconds": None,
             "error": None,
         }
 
-    def _measured(self, record: dict[str, Any], context: Context, began: float, imports: float) -> dict[str, Any]:
+    def _measured(self, record: dict[str, Any], context: Context, began: float) -> dict[str, Any]:
         if self._opener is not None:
             usage = self._opener.take_usage()
             context.spend(**usage.figures())
@@ -203,7 +202,6 @@ class Runner:
                 context.log(engine_tokens_per_second=round(usage.tokens / usage.seconds, 1))
         measured = {
             "seconds": round(time.time() - began, 3),
-            "imports_seconds": round(clock.seconds() - imports, 3),
             "figures": context.figures,
             "curves": context.curves,
             "tags": record["tags"] | context.tags,

@@ -1,11 +1,10 @@
-"""Where the time of a whole `dvc repro` goes: work, library imports, orchestration.
+"""Where the time of a whole `dvc repro` goes: work and orchestration.
 
     python -m tests.benchmarks.overhead --workdir DIR [--size mini]
 
 Makes a fresh working copy of the default recipe below DIR, runs `dvc repro` there, then `dvc repro` again. Work is what
-the stages' own functions took, imports what loading libraries took in the stages' processes (both from the records in
-`.autodidact/records`); orchestration is the rest of the wall time: Prefect, DVC, MLflow, process starts. Peak memory is
-that of the largest process.
+the stages' own functions took, by the records in `.autodidact/records`; orchestration is the rest of the wall time:
+Prefect, DVC, MLflow, process starts and most imports. Peak memory is that of the largest process.
 """
 
 import argparse
@@ -34,10 +33,9 @@ def main() -> None:
     idle = time.perf_counter() - began
     records = [json.loads(path.read_text()) for path in (folder / ".autodidact/records").glob("*.json")]
     work = sum(record["work_seconds"] for record in records)
-    imports = sum(record["imports_seconds"] for record in records)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"revision {revision.stdout.strip()}, {len(records)} stages, {options.size or 'full'} size")
-    for name, seconds in {"work": work, "imports": imports, "orchestration": wall - work - imports}.items():
+    for name, seconds in {"work": work, "orchestration": wall - work}.items():
         print(f"{name:14} {seconds:7.1f} s  {seconds / wall:6.1%}")
     print(f"{'wall':14} {wall:7.1f} s")
     print(f"again          {idle:7.1f} s  ({'nothing ran' if 'Running stage' not in again else 'stages ran'})")

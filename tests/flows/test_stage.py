@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.history import records as history_records
-from flows.machine import clock, state
+from flows.machine import state
 from flows.run import runner, workers
 from flows.run.background import fork, server
 from flows.run.project import Part, Project
@@ -246,19 +246,6 @@ def test_bad_params_stop_before_any_work(
     assert runner.command(tmp_path, "sample", "i01") == 2
     assert capsys.readouterr().err == "sample.iid.n: given 0; at least 1\n"
     assert not list(tmp_path.iterdir())
-
-
-def test_the_clock_counts_outermost_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import builtins
-
-    monkeypatch.setattr(builtins, "__import__", builtins.__import__)  # put back after the test
-    (tmp_path / "slow_outer.py").write_text("import time, slow_inner\ntime.sleep(0.1)\n")
-    (tmp_path / "slow_inner.py").write_text("import time\ntime.sleep(0.1)\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    clock.install()
-    before = clock.seconds()
-    __import__("slow_outer")
-    assert 0.2 <= clock.seconds() - before < 0.35
 
 
 def test_summary_shows_the_first_figures() -> None:

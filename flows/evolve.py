@@ -19,7 +19,6 @@ import typer
 
 from flows.machine import state, terminal
 from flows.run import graph
-from flows.run import graph as run_graph
 from flows.run.background import server
 from flows.run.declared import names
 from flows.run.runner import Runner, silence
@@ -60,9 +59,10 @@ def evolve(root: Path, targets: Sequence[str], force: bool, begin: Callable[[], 
 def command(root: Path, targets: Sequence[str], force: bool) -> int:
     """Runs the graph, with a server if a stage has to run, then tells MLflow and prints the table; the exit code."""
     began = time.monotonic()
+    terminal.listen()
     try:
         state.quiet(root)
-        run_graph.mend_dvc(root)
+        graph.mend_dvc(root)
         done = evolve(root, targets, force, lambda: server.wait(root, server.ensure(root)))
         print(f"{len(done)} stages brought up to date in {time.monotonic() - began:.1f} s", flush=True)
         from flows import summary

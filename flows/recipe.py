@@ -22,8 +22,7 @@ from typing import Annotated
 import typer
 
 from flows.machine import terminal
-from flows.params import file, problems
-from flows.params import sections as params_sections
+from flows.params import file, problems, schema, sections
 from flows.params import write as layout
 from flows.params.compose import Size, chosen, compose, names, read, read_as, with_iterations
 from flows.params.write import write
@@ -62,7 +61,7 @@ def show(name: str) -> None:
     print(
         f"labels in the loop: {'yes' if recipe.labels else 'no'}; family {recipe.family}; {recipe.iterations} iterations\n"
     )
-    for stage in params_sections.WITH_BLOCKS:
+    for stage in schema.WITH_BLOCKS:
         print("\n".join(layout.lines_of(stage, made[stage], 0)))
 
 
@@ -96,8 +95,8 @@ def extend(iterations: Annotated[int, typer.Argument(min=1, max=99, help="The la
     path = Path.cwd() / file.FILE
     present = file.load(Path.cwd())
     problems.check(present, recipes=names())
-    last = params_sections.iterations(present)[-1]
-    if iterations <= params_sections.number(last):
+    last = sections.iterations(present)[-1]
+    if iterations <= sections.number(last):
         raise BadInput(f"extend {iterations}: {file.FILE} has {last} already; give a higher number")
     made = with_iterations(present, iterations)
     write(layout.render(made), path)

@@ -14,10 +14,9 @@ own template, and refuses a model that has none. `chat_template_options` sets va
 
 Without `pretrained` a tokenizer is made (the family's words, or a byte-level BPE of `tokenizer.vocabulary_size` tokens
 trained on the corpus), a model of `architecture` is initialised from the seed, and `sft` trains it as
-tasks/blocks/training.py says.
+tasks/blocks/train says.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,17 +26,20 @@ import polars as pl
 from pydantic import Field, JsonValue
 
 from tasks import families
-from tasks.blocks.train import job as train_job
+from tasks.blocks.train.job import Job, use_threads
 from tasks.blocks.train.sft import sft
 from tasks.core import digests, tables
 from tasks.core.blocks import Options, validate
+from tasks.core.catalog import BASE
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, EmptyDataset
-from tasks.core.models import architectures, chat, files, folders, hub, tokenizers, weights
+from tasks.core.models import architectures, chat, folders, hub, tokenizers, weights
 from tasks.core.models.pointer import Pointer
-from tasks.core.training import options as training_options
+from tasks.core.training.options import SftOptions
 
-CORPUS = "data/tasks/corpus.parquet"
+EMPTY = {  # tables that i01 extends
+    "prompts": tables.PROMPTS, "invented": tables.INVENTED, "sft": tables.SFT, "pairs": tables.PAIRS, "dropped": tables.DROPPED,
+}  # fmt: skip
 
 
 class TokenizerOptions(Options):
@@ -54,7 +56,7 @@ class BaseOptions(Options):
     chat_template_options: dict[str, JsonValue]  # values of the template's variables
     tokenizer: TokenizerOptions  # of a model that is made here
     architecture: dict[str, Any]  # likewise: model_type and any key of its transformers configuration
-    sft: training_options.SftOptions  # how that model is trained on the seed corpus
+    sft: SftOptions  # how that model is trained on the seed corpus
 
 
 def parse(section: Mapping[str, Any]) -> BaseOptions:
@@ -77,13 +79,10 @@ def parse(section: Mapping[str, Any]) -> BaseOptions:
 
 
 def run(context: Context) -> None:
-    key = context.key or "i00"
-    folder = context.data("candidate", key)
     if context.options.pretrained is not None:
-        pointer, reason = _pretrained(context, folder), "pretrained model, used as it is"
+        pointer, reason = _pretrained(context), "pretrained model, used as it is"
     else:
-        _trained(context, folder)
-        pointer = Pointer(folder, folders.digest(context.staging / folder))
+        pointer = Pointer(context.where("candidate", BASE), folders.digest(_trained(context)))
         reason = "base model, trained on the seed corpus"
     policy = {
         "path": pointer.path,
@@ -94,19 +93,14 @@ def run(context: Context) -> None:
         "candidate_score": None,
         "previous_score": None,
     }
-    text = json.dumps(policy, sort_keys=True, indent=2) + "\n"
-    context.write(context.data("policy.json", key)).write_text(text, encoding="utf-8")
-    context.point(pointer, key)
-    for name, schema in (("prompts", tables.PROMPTS), ("invented", tables.INVENTED)):
-        tables.write(tables.empty(schema), context.write(context.data(f"{name}.parquet", key)), schema)
-    for name, schema in (("sft", tables.SFT), ("pairs", tables.PAIRS), ("dropped", tables.DROPPED)):
-        tables.write(tables.empty(schema), context.write(context.data(f"dataset/{name}.parquet", key)), schema)
-    context.write(context.data("dataset/README.md", key)).write_text(
-        tables.dataset_card({"sft": 0, "pairs": 0, "dropped": 0}), encoding="utf-8"
-    )
+    context.save("policy", policy, BASE)
+    context.point(pointer, BASE)
+    for name, schema in EMPTY.items():
+        context.save(name, tables.empty(schema), BASE)
+    context.save("dataset_card", tables.dataset_card({"sft": 0, "pairs": 0, "dropped": 0}), BASE)
 
 
-def _pretrained(context: Context, folder: str) -> Pointer:
+def _pretrained(context: Context) -> Pointer:
     """Checks the pretrained model and points at it."""
     name, template = context.options.pretrained, context.options.chat_template
     changed = "chat_template" if template is not None else "chat_template_options"
@@ -117,23 +111,23 @@ def _pretrained(context: Context, folder: str) -> Pointer:
     weights.check_loads(source)
     if template is None:
         tokenizer = folders.parts(source).tokenizer
-        made = files.read_json(context.read(families.FILE)).get("options", {})
+        made = context.load("family")["options"]
         chat.check_system(chat.of_folder(tokenizer) or "", chat.tokens(tokenizer), made, f"{name}: its chat template")
     pointer = Pointer(name, folders.digest(source, context.scratch / digests.KNOWN))
     if template is None and not context.options.chat_template_options:
-        folders.write_pointer(context.write(f"{folder}/{folders.POINTER}").parent, pointer)
+        folders.write_pointer(context.folder("candidate", BASE), pointer)
         return pointer
     if folders.is_part(source):
         nothing = "null" if template is not None else "{}"
         raise BadInput(f"base.{changed}: {name} is an adapter, whose template is trained in; give {nothing}")
-    place = context.write(f"{folder}/{folders.BASE}").parent
+    place = context.folder("candidate", BASE)
     folders.write_pointer(place, pointer, folders.BASE)
     tokenizer = tokenizers.stored_tokenizer(source)
     _set_template(tokenizer, context.options)
     if tokenizer.eos_token is None:
         raise BadInput(f"base.{changed}: the tokenizer of {name} has no end token (eos_token), so no reply could end")
     tokenizer.save_pretrained(place)
-    return Pointer(folder, folders.digest(place))
+    return Pointer(context.where("candidate", BASE), folders.digest(place))
 
 
 def _set_template(tokenizer: Any, options: BaseOptions) -> bool:
@@ -149,39 +143,39 @@ def _set_template(tokenizer: Any, options: BaseOptions) -> bool:
     return changed
 
 
-def _trained(context: Context, folder: str) -> None:
-    """Builds a model, trains it on the corpus and writes it."""
-    options = context.options
-    corpus = tables.read(context.read(CORPUS), tables.SFT)
+def _trained(context: Context) -> Path:
+    """Builds a model, trains it on the corpus and writes it; its folder."""
+    options, corpus = context.options, context.load("corpus")
     if corpus.is_empty():
         raise EmptyDataset(
             "base: the seed corpus has no rows, so a model cannot be trained from nothing; give base.pretrained a "
             "model, or let the family make a corpus (prepare.options)"
         )
     vocabulary = families.read(context).vocabulary()
-    train_job.use_threads(options.sft.threads)
+    use_threads(options.sft.threads)
     tokenizer = tokenizers.make_tokenizer(vocabulary, _texts(corpus), options.tokenizer.vocabulary_size)
     template = tokenizer.chat_template if _set_template(tokenizer, options) else None
     known = digests.of_value([options.architecture, tokenizer.get_vocab(), template, context.seed])
     initial = context.scratch / "training" / f"initial-{known}"
     weights.build(options.architecture, tokenizer, context.seed, initial)
-    job = train_job.Job(
+    job = Job(
         initial=initial,
         reference=initial,
         sft=corpus,
         pairs=tables.empty(tables.PAIRS),
-        output=context.write(f"{folder}/config.json").parent,
+        output=context.folder("candidate", BASE),
         scratch=context.scratch,
         seed=context.seed,
         progress=context.progress,
-        curves=context.curves,
         apart=context.apart,
         section="base.sft",
     )
-    sft(job, options.sft)
+    trained = sft(job, options.sft)
     shutil.rmtree(initial)
-    context.log(corpus=corpus.height, vocabulary=len(tokenizer), **job.figures)
-    context.spend(**job.spent)
+    context.curves.extend(dict(entry) for entry in trained.curve)
+    context.log(corpus=corpus.height, vocabulary=len(tokenizer), **trained.figures)
+    context.spend(**trained.spent)
+    return job.output
 
 
 def _texts(corpus: pl.DataFrame) -> Iterator[str]:

@@ -14,30 +14,28 @@ Reruns for another candidate, other sets, this section, its override in the iter
 `evaluations`, the folder `benchmark_files`, seed or engine.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 from pydantic import Field
 
 from tasks import families
-from tasks.blocks import critics
-from tasks.blocks import refine as blocks_refine
-from tasks.blocks.evaluate import benchmarks as evaluate_benchmarks
-from tasks.blocks.evaluate import guards, metrics
-from tasks.blocks.evaluate import options as evaluate_options
+from tasks.blocks import critique, refine
+from tasks.blocks.critique.judging import judged
+from tasks.blocks.critique.opinions import aggregate
+from tasks.blocks.evaluate import benchmarks, guards, metrics
+from tasks.blocks.evaluate.options import Benchmark
 from tasks.blocks.sample import iid
-from tasks.core import digests, labels, tables
+from tasks.blocks.work import JUDGE, POLICY, Made, Work
+from tasks.core import digests, tables
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.asking.local import Asker
 from tasks.core.blocks import Bound, Options, bind, validate
 from tasks.core.context import Context
 from tasks.core.engines import server_renders
 from tasks.core.errors import unknown_name
-from tasks.core.family import Family
+from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer
 from tasks.core.seeds import derive
 
@@ -52,7 +50,7 @@ class Section(Options):
     critics: dict[str, Any]  # name -> critic block
     best_of: str | None  # the critic whose score chooses among samples
     refine: dict[str, Any] | None  # a refinement block
-    benchmarks: dict[str, evaluate_options.Benchmark] | None  # name -> tasks of lm-eval
+    benchmarks: dict[str, Benchmark] | None  # name -> tasks of lm-eval
     benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
 
 
@@ -67,7 +65,7 @@ class Evaluation:
     critics: list[Bound]
     own: str | None
     refine: Bound | None
-    benchmarks: Mapping[str, evaluate_options.Benchmark]
+    benchmarks: Mapping[str, Benchmark]
     benchmark_files: str
 
 
@@ -83,18 +81,18 @@ class Examination:
 def parse(section: Mapping[str, Any]) -> Evaluation:
     """The section, checked. Raises `BadInput`, or `UnknownName` for a block or critic that does not exist."""
     given: Section = validate(Section, section, "evaluate")
-    bound = bind(critics.BLOCKS, given.critics, "evaluate.critics")
+    bound = bind(critique.BLOCKS, given.critics, "evaluate.critics")
     names = [critic.name for critic in bound]
-    refine = None
+    refiner = None
     if given.refine is not None:
-        refine = bind(blocks_refine.BLOCKS, {"refine": given.refine}, "evaluate")[0]
-    gate = getattr(refine.options, "critic", None) if refine else None
+        refiner = bind(refine.BLOCKS, {"refine": given.refine}, "evaluate")[0]
+    gate = getattr(refiner.options, "critic", None) if refiner else None
     for place, name in (("evaluate.best_of", given.best_of), ("evaluate.refine.critic", gate)):
         if name is not None and name not in names:
             raise unknown_name("critic", name, names, place)
     own = given.best_of or gate or (names[0] if names else None)
     return Evaluation(
-        given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refine,
+        given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refiner,
         given.benchmarks or {}, given.benchmark_files,
     )  # fmt: skip
 
@@ -102,22 +100,22 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
 def run(context: Context) -> None:
     from tasks.core.models import folders
 
-    family = families.read(context)
-    folder = context.data("candidate")
-    model = context.model(Pointer(folder, folders.digest(context.read(folder), context.scratch / digests.KNOWN)))
-    options: Evaluation = context.options
+    family, options = families.read(context), context.options
+    digest = folders.digest(context.path("candidate"), context.scratch / digests.KNOWN)
+    model = context.model(Pointer(context.where("candidate"), digest))
     standard = []
     if options.benchmarks:
         context.read(options.benchmark_files)
         scores = not server_renders(context.engine)
-        standard = evaluate_benchmarks.load(options.benchmarks, context.root, options.benchmark_files, scores)
+        standard = benchmarks.load(options.benchmarks, context.root, options.benchmark_files, scores)
     results = {}
     for part in ("heldout", "probe"):
-        prompts = tables.read(context.read(f"data/tasks/{part}.parquet"), tables.PROMPTS)
-        results[part] = examine(prompts, part, family, model, options, derive(context.seed, part))
+        models = {POLICY: model, JUDGE: model}
+        work = Work(context.load(part), family, models, context.truth(family), derive(context.seed, part), part)
+        results[part] = examine(work, options)
     heldout, probe = results["heldout"], results["probe"]
     figures = metrics.summary(heldout.predictions, options.samples)
-    figures |= evaluate_benchmarks.measure(standard, model, context.seed)
+    figures |= benchmarks.measure(standard, model, context.seed)
     report = {
         "metrics": metrics.summary(probe.predictions, options.samples),
         "guards": guards.guards(probe.predictions, probe.critiques),
@@ -129,33 +127,30 @@ def run(context: Context) -> None:
         heldout_prompts=heldout.predictions["prompt_id"].n_unique(),
         probe_prompts=probe.predictions["prompt_id"].n_unique(),
     )
-    predictions = context.write(context.data("evaluation/predictions.parquet"))
-    tables.write(heldout.predictions, predictions, tables.PREDICTIONS)
-    _write(context.write(context.data("evaluation/metrics.json")), figures)
-    _write(context.write(context.data("evaluation/probe.json")), report)
-    _write(context.write(f"data/evaluations/{context.key}.json"), {**figures, "iteration": context.key})
+    context.save("predictions", heldout.predictions)
+    context.save("metrics", figures)
+    context.save("probe_metrics", report)
+    context.save("evaluation", {**figures, "iteration": context.iteration})
 
 
-def requests(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
+def asks(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
     """What the examination of `prompts` prompts asks, at most: no two answers alike, every greedy one refused.
     `questions`: as in `tasks.core.asking.demand.Counts`."""
     answers = Counts(prompts, prompts * (1 + options.samples), questions)
     asked = [
         Demand("answer", prompts, options.max_new_tokens),
         Demand("answer", prompts * options.samples, options.max_new_tokens, options.samples),
-        *critics.requests(options.critics, answers),
+        *(demand for critic in options.critics for demand in critic.asks(answers)),
     ]
     if options.refine is not None:
-        asked += blocks_refine.requests(options.refine, options.critics, Counts(prompts, prompts, questions))
+        asked += refine.asks(options.refine, options.critics, Counts(prompts, prompts, questions))
     return asked
 
 
-def examine(
-    prompts: pl.DataFrame, part: str, family: Family, model: Asker, options: Evaluation, seed: int
-) -> Examination:
-    """Answers, samples, critiques and refinements of one prompt set (PROMPTS with answers), and their truth.
-
-    `part` names the set in progress bars."""
+def examine(work: Work, options: Evaluation) -> Examination:
+    """Answers, samples, critiques and refinements of one prompt set (`work.prompts`, PROMPTS with answers), and their
+    truth. `work.name` names the set in progress bars."""
+    part, seed = work.name, work.seed
     greedily = iid.IidK(n=1, temperature=0.0, top_p=1.0, max_new_tokens=options.max_new_tokens)
     sampled = iid.IidK(
         n=options.samples,
@@ -163,21 +158,19 @@ def examine(
         top_p=options.top_p,
         max_new_tokens=options.max_new_tokens,
     )
-    greedy = iid.iid_k(prompts, family, model, seed, f"{part} greedy", greedily)
-    drawn = iid.iid_k(prompts, family, model, derive(seed, "samples"), f"{part} samples", sampled)
+    greedy = iid.iid_k(replace(work, name=f"{part} greedy"), greedily).candidates
+    drawn = iid.iid_k(replace(work, name=f"{part} samples", seed=derive(seed, "samples")), sampled).candidates
     answers = pl.concat([greedy, drawn]).with_columns(
         judged_id=pl.col("candidate_id").first().over("prompt_id", "response")
     )
-    voters = [False] * greedy.height + [True] * drawn.height
-    critiques = _criticise(answers, voters, prompts, family, model, options, derive(seed, "critics"))
-    refined, again = tables.empty(tables.CANDIDATES), tables.empty(tables.CRITIQUES)
+    judging = replace(work, seed=derive(seed, "critics"), voters=frozenset(drawn["candidate_id"]))
+    critiques = _criticise(answers, judging, options.critics)
+    made = Made()
     if options.refine is not None:
         before = critiques.join(greedy.select("candidate_id"), on="candidate_id", how="semi", maintain_order="left")
-        refined, again = options.refine(
-            greedy, before, prompts, family, model, options.critics, model, derive(seed, "refine"),
-            f"{part} refine", "evaluate", False,
-        )  # fmt: skip
-    final = refined.sort("prompt_id", pl.col("turn") * -1, "draw", "candidate_id").unique(
+        refining = replace(work, name=f"{part} refine", seed=derive(seed, "refine"), critics=options.critics)
+        made = options.refine(replace(refining, candidates=greedy, opinions=before))
+    final = made.candidates.sort("prompt_id", pl.col("turn") * -1, "draw", "candidate_id").unique(
         "prompt_id", keep="first", maintain_order=True
     )
     rows = pl.concat(
@@ -185,41 +178,31 @@ def examine(
             _rows(greedy, "greedy", answers.head(greedy.height)["judged_id"]),
             _rows(drawn, "sample", answers.tail(drawn.height)["judged_id"]),
             _rows(final, "refined", final["candidate_id"]),
-            _unanswered(prompts, greedy, "greedy", 1),
-            _unanswered(prompts, drawn, "sample", options.samples),
+            _unanswered(work.prompts, greedy, "greedy", 1),
+            _unanswered(work.prompts, drawn, "sample", options.samples),
         ]
     )
-    judged = pl.concat([critiques, again])
-    predictions = _with_truth(_with_verdicts(rows, judged, options.own), prompts, family)
+    opinions = pl.concat([critiques, made.opinions])
+    predictions = _with_truth(_with_verdicts(rows, opinions, options.own), work.prompts, work.truth)
     tokens = {
         "answer": int(pl.concat([greedy["tokens"], drawn["tokens"]]).sum()),
-        "critique": int(judged["tokens"].sum()),
-        "refine": int(refined["tokens"].sum()),
+        "critique": int(opinions["tokens"].sum()),
+        "refine": int(made.candidates["tokens"].sum()),
     }
     own = critiques.filter(pl.col("critic") == options.own) if options.own else critiques.clear()
     return Examination(predictions, own, tokens)
 
 
-def _criticise(
-    answers: pl.DataFrame,
-    voters: list[bool],
-    prompts: pl.DataFrame,
-    family: Family,
-    model: Asker,
-    options: Evaluation,
-    seed: int,
-) -> pl.DataFrame:
+def _criticise(answers: pl.DataFrame, work: Work, critics: Sequence[Bound]) -> pl.DataFrame:
     """CRITIQUES of the answers. Equal responses to one prompt are criticised once, under the id of the first of
     them (`judged_id`); a vote gets all of them, and only samples vote, so that k samples stay k samples."""
     everything = answers.select(list(tables.CANDIDATES))
     once = everything.filter(answers["candidate_id"] == answers["judged_id"])
-    counting = [critic for critic in options.critics if critic.block is critics.vote]
-    others = [critic for critic in options.critics if critic.block is not critics.vote]
-    found = [tables.empty(tables.CRITIQUES)]
-    for chosen, candidates, voting in ((others, once, None), (counting, everything, voters)):
-        if chosen:
-            found.append(critics.critique(chosen, candidates, prompts, family, model, seed, "evaluate", False, voting))
-    return pl.concat(found)
+    counting = [critic for critic in critics if "votes" in critic.gives]
+    others = [critic for critic in critics if "votes" not in critic.gives]
+    return pl.concat(
+        [judged(replace(work, candidates=once), others), judged(replace(work, candidates=everything), counting)]
+    )
 
 
 def _rows(candidates: pl.DataFrame, kind: str, judged_id: pl.Series) -> pl.DataFrame:
@@ -247,27 +230,21 @@ def _with_verdicts(rows: pl.DataFrame, critiques: pl.DataFrame, own: str | None)
     """The rows with the own critic's `verdict` and `score`, null where it gave none or there is no critic."""
     if own is None:
         return rows.with_columns(verdict=pl.lit(None, dtype=pl.Boolean), score=pl.lit(None, dtype=pl.Float64))
-    verdicts = critics.aggregate(critiques, own).select(pl.col("candidate_id").alias("judged_id"), "verdict", "score")
+    verdicts = aggregate(critiques, own).select(pl.col("candidate_id").alias("judged_id"), "verdict", "score")
     return rows.join(verdicts, on="judged_id", how="left", maintain_order="left")
 
 
-def _with_truth(rows: pl.DataFrame, prompts: pl.DataFrame, family: Family) -> pl.DataFrame:
+def _with_truth(rows: pl.DataFrame, prompts: pl.DataFrame, truth: Truth) -> pl.DataFrame:
     """PREDICTIONS: the rows with `difficulty` and, where the family has truth, `correct`. No response is not right."""
-    verify = labels.verifier(family, "evaluate", labels=False)
     known = {row["prompt_id"]: row for row in prompts.iter_rows(named=True)}
-    truth: list[bool | None] = []
+    correct: list[bool | None] = []
     for prompt, response in rows.select("prompt_id", "response").iter_rows():
         gold = known[prompt]
-        right = response is not None and family.has_truth and verify(gold["messages"], gold["answer"], response)
-        truth.append(right if family.has_truth else None)
+        right = response is not None and truth.known and truth.verify(gold["messages"], gold["answer"], response)
+        correct.append(right if truth.known else None)
     levels = [known[prompt]["difficulty"] for prompt in rows["prompt_id"]]
     return rows.with_columns(
-        pl.Series("correct", truth, dtype=pl.Boolean),
+        pl.Series("correct", correct, dtype=pl.Boolean),
         pl.Series("difficulty", levels, dtype=pl.Int32),
         pl.col("response").fill_null(""),
     ).select(list(tables.PREDICTIONS))
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    """Canonical JSON; a figure that is no number is an error here, not in whoever reads it."""
-    path.write_text(json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")

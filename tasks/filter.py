@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from tasks.blocks import filter
-from tasks.blocks.filter import selection as selecting
+from tasks.blocks.filter import BLOCKS, in_order, reasons
+from tasks.blocks.filter.selection import Selection
 from tasks.core import tables
 from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
@@ -21,30 +21,26 @@ from tasks.core.errors import EmptyDataset
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
     """The section's blocks in the order in which they run. Raises `BadInput`."""
-    return filter.in_order(bind(filter.BLOCKS, section, "filter"))
+    return in_order(bind(BLOCKS, section, "filter"))
 
 
 def run(context: Context) -> None:
-    previous = context.read(context.data("dataset", context.row["previous"]))
-    samples = tables.read(context.read(context.data("samples.parquet")), tables.CANDIDATES)
-    refinements = tables.read(context.read(context.data("refinements.parquet")), tables.CANDIDATES)
-    critiques = tables.read(context.read(context.data("critiques.parquet")), tables.CRITIQUES)
-    recritiques = tables.read(context.read(context.data("refinement_critiques.parquet")), tables.CRITIQUES)
-    candidates = pl.concat([samples, refinements])
-    state = selecting.Selection(
-        iteration=str(context.key),
-        prompts=tables.read(context.read(context.data("prompts.parquet")), tables.PROMPTS),
+    iteration, previous = str(context.iteration), context.row["previous"]
+    candidates = pl.concat([context.load("samples"), context.load("refinements")])
+    state = Selection(
+        iteration=iteration,
+        prompts=context.load("prompts"),
         candidates=candidates,
-        critiques=pl.concat([critiques, recritiques]),
+        critiques=pl.concat([context.load("critiques"), context.load("refinement_critiques")]),
         kept=candidates,
-        corpus=tables.read(context.read("data/tasks/corpus.parquet"), tables.SFT),
-        earlier_sft=tables.read(previous / "sft.parquet", tables.SFT),
-        earlier_pairs=tables.read(previous / "pairs.parquet", tables.PAIRS),
+        corpus=context.load("corpus"),
+        earlier_sft=context.load("sft", previous),
+        earlier_pairs=context.load("pairs", previous),
     )
-    for bound in context.options:
-        state = bound(state)
-    new = state.sft.filter((pl.col("iteration") == context.key) & (pl.col("part") == "own"))
-    new_pairs = state.pairs.filter(pl.col("iteration") == context.key).height
+    for block in context.options:
+        state = block(state)
+    new = state.sft.filter((pl.col("iteration") == iteration) & (pl.col("part") == "own"))
+    new_pairs = state.pairs.filter(pl.col("iteration") == iteration).height
     context.log(
         candidates=candidates.height,
         kept=state.kept.height,
@@ -56,14 +52,12 @@ def run(context: Context) -> None:
         prompts_with_rows=new["prompt_id"].n_unique(),
     )
     if context.options and new.is_empty() and not new_pairs:
-        lines = filter.reasons(state.dropped) or ["there was no candidate to begin with"]
+        lines = reasons(state.dropped) or ["there was no candidate to begin with"]
         raise EmptyDataset(
             f"{context.name}: none of {candidates.height} candidates is left to train on: {'; '.join(lines)}. "
-            f"Loosen the filter that drops most, or look at data/{context.key}/critiques.parquet"
+            f"Loosen the filter that drops most, or look at data/{iteration}/critiques.parquet"
         )
-    folder = context.data("dataset")
-    tables.write(state.sft, context.write(f"{folder}/sft.parquet"), tables.SFT)
-    tables.write(state.pairs, context.write(f"{folder}/pairs.parquet"), tables.PAIRS)
-    tables.write(state.dropped, context.write(f"{folder}/dropped.parquet"), tables.DROPPED)
-    rows = {"sft": state.sft.height, "pairs": state.pairs.height, "dropped": state.dropped.height}
-    context.write(f"{folder}/README.md").write_text(tables.dataset_card(rows), encoding="utf-8")
+    parts = {"sft": state.sft, "pairs": state.pairs, "dropped": state.dropped}
+    for name, table in parts.items():
+        context.save(name, table)
+    context.save("dataset_card", tables.dataset_card({name: table.height for name, table in parts.items()}))

@@ -23,7 +23,7 @@ Runs again when `prepare` in params.yaml, the seed, the file or folder that `pre
 or templates change.
 """
 
-import json
+import logging
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,6 +37,8 @@ from tasks.core import blocks, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput
 from tasks.core.family import Family, SeedData
+
+log = logging.getLogger(__name__)
 
 
 class Options(blocks.Options):
@@ -65,41 +67,36 @@ def parse(section: Mapping[str, Any]) -> Prepare:
 def run(context: Context) -> None:
     """Builds the family's data and writes the files of `data/tasks/`."""
     family = context.options.family
-    data = family.build(random.Random(context.seed), str(context.root))
+    data = families.build(family, random.Random(context.seed), context.root)
     _refuse_shared(family, {"pool": data.pool, "probe": data.probe, "heldout": data.heldout})
-    record = {"name": family.name, "options": context.options.options}
-    text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    context.write("data/tasks/family.json").write_text(text, encoding="utf-8")
-    code = json.dumps(families.code(family.name), sort_keys=True, indent=2) + "\n"
-    context.write(families.CODE).write_text(code, encoding="utf-8")
+    context.save("family", {"name": family.name, "options": context.options.options})
+    context.save("code", families.code(family.name))
+    templates = context.folder("templates")
     for name, template in families.templates(family.name).items():
-        context.write(f"{families.TEMPLATES}/{name}").write_text(template, encoding="utf-8")
-    tables.write(_corpus(data.corpus), context.write("data/tasks/corpus.parquet"), tables.SFT, ["part", "row_id"])
-    for name, rows in {"prompts": data.pool, "probe": data.probe, "heldout": data.heldout}.items():
-        table = _prompts(family, rows, keep_answers=name != "prompts")
-        tables.write(table, context.write(f"data/tasks/{name}.parquet"), tables.PROMPTS, ["prompt_id"])
+        (templates / name).write_text(template, encoding="utf-8")
+    context.save("corpus", _corpus(data.corpus))
+    for name, rows in {"pool": data.pool, "probe": data.probe, "heldout": data.heldout}.items():
+        context.save(name, _prompts(family, rows, keep_answers=name != "pool"))
     labels = [
         {"prompt_id": tables.prompt_id(family.name, row["messages"]), "answer": row["answer"]}
         for row in data.pool
         if row["answer"] is not None
     ]
-    tables.write(tables.frame(labels, tables.LABELS), context.write("data/tasks/labels.parquet"), tables.LABELS)
+    context.save("labels", tables.frame(labels, tables.LABELS))
     prints = [
         {"fingerprint": family.fingerprint(row["messages"]), "part": part, "words": family.traces(row["messages"])}
         for part, rows in {"heldout": data.heldout, "probe": data.probe}.items()
         for row in rows
     ] + [{**row, "part": "benchmark"} for row in data.reserved]
-    path = context.write("data/tasks/fingerprints.parquet")
-    tables.write(tables.frame(prints, tables.FINGERPRINTS), path, tables.FINGERPRINTS)
-    tables.write(_origins(family, data), context.write("data/tasks/origins.parquet"), tables.ORIGINS)
-    path = context.write("data/tasks/dropped.parquet")
-    tables.write(tables.frame(data.dropped, tables.UNUSED), path, tables.UNUSED, ["file", "row"])
+    context.save("fingerprints", tables.frame(prints, tables.FINGERPRINTS))
+    context.save("origins", _origins(family, data))
+    context.save("unused", tables.frame(data.dropped, tables.UNUSED))
     reasons = Counter(row["reason"] for row in data.dropped)
     context.log(corpus=len(data.corpus), pool=len(data.pool), probe=len(data.probe), heldout=len(data.heldout))
     context.log(**{f"rows_{what}": count for what, count in data.counts.items()})
     context.log(**{f"dropped_{reason.replace(' ', '_')}": count for reason, count in sorted(reasons.items())})
     for line in _told(data.counts, reasons):
-        print(line, flush=True)
+        log.info(line)
 
 
 def _told(counts: Mapping[str, int], reasons: Mapping[str, int]) -> list[str]:

@@ -17,7 +17,6 @@ results only where it has none (the base). Where the metric was not measured, be
 gate is the first of the label-free figures in `LABEL_FREE` that both have.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -66,22 +65,20 @@ def run(context: Context) -> None:
     from tasks.core.digests import KNOWN
     from tasks.core.models.folders import digest
 
-    previous_key = context.row["previous"]
-    probe = json.loads(context.read(context.data("evaluation/probe.json")).read_text())
-    before = json.loads(context.read(context.data("evaluation/probe.json", previous_key)).read_text())
-    policy = json.loads(context.read(context.data("policy.json", previous_key)).read_text())
-    folder = context.data("candidate")
-    scores, previous = gates(probe), policy.get("scores") or gates(before)
-    decision = decide(scores, previous, context.options)
-    chosen = {"path": folder, "digest": digest(context.read(folder), context.scratch / KNOWN), "scores": scores}
+    previous = context.row["previous"]
+    probe, before = context.load("probe_metrics"), context.load("probe_metrics", previous)
+    policy = context.load("policy", previous)
+    scores, earlier = gates(probe), policy.get("scores") or gates(before)
+    decision = decide(scores, earlier, context.options)
+    candidate = digest(context.path("candidate"), context.scratch / KNOWN)
+    chosen = {"path": context.where("candidate"), "digest": candidate, "scores": scores}
     if not decision["promoted"]:
-        chosen = {"path": policy["path"], "digest": policy["digest"], "scores": previous}
+        chosen = {"path": policy["path"], "digest": policy["digest"], "scores": earlier}
     record = {**decision, **chosen, "alarms": alarms(probe["guards"], before["guards"])}
     context.log(promoted=float(decision["promoted"]), alarms=len(record["alarms"]))
     context.tags["promoted"] = str(decision["promoted"]).lower()
     context.tags["reason"] = decision["reason"]
-    text = json.dumps(record, sort_keys=True, indent=2, allow_nan=False) + "\n"
-    context.write(context.data("policy.json")).write_text(text)
+    context.save("policy", record)
     context.point(Pointer(record["path"], record["digest"]))
 
 

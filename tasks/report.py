@@ -50,10 +50,11 @@ def parse(section: Mapping[str, Any]) -> ReportOptions:
 
 def run(context: Context) -> None:
     """Writes the three files. Raises `MissingArtifact` without any evaluation, `BadInput` for a damaged one."""
-    rows = read(context.read("data/evaluations"), context.iterations)
-    context.write("data/report/iterations.csv").write_text(table(rows), encoding="utf-8")
-    context.write("data/report/report.md").write_text(markdown(rows), encoding="utf-8")
-    context.write("data/report/accuracy.svg").write_bytes(chart(rows))
+    rows = read(context.path("evaluations"), context.iterations)
+    folder = context.folder("report")
+    (folder / "iterations.csv").write_text(table(rows), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(rows), encoding="utf-8")
+    (folder / "accuracy.svg").write_bytes(chart(rows))
     context.log(iterations=len(rows))
 
 

@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files come first, so that at the end no process works alone (with xdist's `--no-loadscope-reorder`)."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
     items.sort(key=lambda item: places.get(item.path, len(SLOW)))
+
+
+@pytest.fixture(autouse=True)
+def _as_logging_was() -> Iterator[None]:
+    """Undoes what a command of this process did so that the terminal hears the stages (`flows.machine.terminal`)."""
+    yield
+    said = logging.getLogger("tasks")
+    said.handlers, said.propagate = [], True
+    said.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

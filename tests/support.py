@@ -1,7 +1,6 @@
 """A toy family and engines for tests: additions such as "add 2 3", answered by plain text."""
 
 import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,17 @@ from ruamel.yaml import YAML
 
 from tasks.blocks import filter
 from tasks.blocks.filter.selection import Selection
+from tasks.blocks.sample.candidates import Asked, candidates
+from tasks.blocks.work import JUDGE, POLICY, Work
 from tasks.core import digests, tables
-from tasks.core.asking.local import Asker
+from tasks.core.asking.local import LocalModel
+from tasks.core.asking.model import Model
 from tasks.core.asking.opener import Opener
-from tasks.core.blocks import bind
+from tasks.core.blocks import Bound, bind
 from tasks.core.context import Context
 from tasks.core.engines.base import Completion, Sampling, Statistic, no_reply
-from tasks.core.family import Invented, Messages, Question, SeedData, Verdict
+from tasks.core.family import Invented, Messages, Question, Verdict
+from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer
 from tests.tiny import user
 
@@ -27,9 +30,6 @@ class Adding:
 
     name = "adding"
     has_truth = True
-
-    def build(self, rng: random.Random, root: str) -> SeedData:
-        return SeedData([], [], [], [])
 
     def vocabulary(self) -> None:
         return None
@@ -56,8 +56,8 @@ class Adding:
             return None
         return [Question(user("sum " + messages[0]["content"].split(" ", 1)[1]), response.strip())]
 
-    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
-        right = list(answers) == [response.strip()]
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
+        right = [question.claim for question in asked] == list(answers)
         return Verdict(True, right, float(right), f"I get {answers[0]}")
 
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
@@ -84,7 +84,7 @@ def replied(prompt: str, text: str | None) -> Completion:
 
 
 class Unsteady:
-    """What blocks use of an Asker: replies by a function, and some of them fail, as those of an endpoint may."""
+    """What blocks use of a model: replies by a function, and some of them fail, as those of an endpoint may."""
 
     digest = "d" * 32
 
@@ -134,11 +134,11 @@ ENGINE = {
 }
 
 
-def asker(tmp_path: Path, reply: Reply, digest: str = "d" * 32, **engine: Any) -> tuple[Asker, Scripted]:
-    """An Asker over a scripted engine; rendering joins the contents of the messages."""
+def scripted_model(tmp_path: Path, reply: Reply, digest: str = "d" * 32, **engine: Any) -> tuple[LocalModel, Scripted]:
+    """A model over a scripted engine; rendering joins the contents of the messages."""
     scripted = Scripted(reply)
     opener = Opener(tmp_path, {**ENGINE, **engine}, tmp_path / "scratch")
-    made = Asker(Pointer("model", digest), tmp_path, opener.engine_options, opener.scratch, opener)
+    made = LocalModel(Pointer("model", digest), tmp_path, opener.engine_options, opener.scratch, opener)
     made._engine = scripted
     made._tokenizer = object()
     made.render = lambda messages: [" ".join(m["content"] for m in several) for several in messages]  # type: ignore[method-assign]
@@ -159,6 +159,28 @@ def prompts(*texts: str, family: str = "adding") -> pl.DataFrame:
         for text in texts
     ]
     return tables.frame(rows, tables.PROMPTS)
+
+
+def sampled(table: pl.DataFrame, *responses: Sequence[str], family: Any = None) -> pl.DataFrame:
+    """CANDIDATES with these responses to each prompt of the table."""
+    replies = [[replied("", text) for text in several] for several in responses]
+    asked = [Asked(*row) for row in table.select("prompt_id", "messages", again="messages").iter_rows()]
+    return candidates(family or Adding(), "m", "iid", 0, asked, replies)
+
+
+def work(
+    table: pl.DataFrame, model: Model | None = None, stage: str = "critique", labels: bool = False, **given: Any
+) -> Work:
+    """What blocks are given that ask one model, in both its roles, about prompts."""
+    family = given.pop("family", None) or Adding()
+    models = {POLICY: model, JUDGE: model} if model is not None else {}
+    return Work(table, family, models, Truth(family, stage, labels), **{"seed": 1, "name": stage} | given)
+
+
+def bound(blocks: Any, name: str, **options: Any) -> Bound:
+    """One block with these options, under its own name."""
+    [made] = bind(blocks, {name: options}, "here")
+    return made
 
 
 def through(state: Selection, **section: Any) -> Selection:

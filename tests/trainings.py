@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pytest
@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.blocks.train import dpo, sft
-from tasks.blocks.train import job as train_job
+from tasks.blocks.train.job import Job, Trained
 from tasks.core import tables
 from tasks.core.models import tokenizers
 from tasks.core.models import weights as models_weights
-from tasks.core.training import options as training_options
+from tasks.core.training.options import DpoOptions, SftOptions
 from tests import tiny
 
 TOKENIZER = tokenizers.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
@@ -25,6 +25,17 @@ SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}
 DPO = {**tiny.DPO, **SHORT, "batch_size": 3, "nll": 0.2, "replay": {"skill": 2}, "replay_coefficient": 0.5}
 LORA = {**tiny.LORA, "dropout": 0.1, "adapter": "merge"}
 KEPT = {**LORA, "adapter": "keep"}
+
+
+class Done(NamedTuple):
+    """A training that is over."""
+
+    job: Job
+    trained: Trained
+
+    @property
+    def output(self) -> Path:
+        return self.job.output
 
 
 def sft_rows(count: int = 20, **changes: Any) -> pl.DataFrame:
@@ -62,7 +73,7 @@ def run(
     kill_at: int | None = None,
     seed: int = 0,
     **changes: Any,
-) -> train_job.Job:
+) -> Done:
     """Trains into `place / name`, interrupted at step `kill_at`; `changes` to what a `Job` is."""
 
     def progress(what: str, done: int, total: int) -> None:
@@ -70,40 +81,35 @@ def run(
             raise KeyboardInterrupt
 
     given = {"sft": sft_rows(), "pairs": pair_rows(), "initial": initial, "reference": initial, **changes}
-    job = train_job.Job(output=place / name, scratch=place / "scratch", seed=seed, progress=progress, **given)
-    if "mixture" in options:
-        sft.sft(job, training_options.SftOptions(**options))
-    else:
-        dpo.dpo(job, training_options.DpoOptions(**options))
-    return job
+    job = Job(output=place / name, scratch=place / "scratch", seed=seed, progress=progress, **given)
+    trained = sft.sft(job, SftOptions(**options)) if "mixture" in options else dpo.dpo(job, DpoOptions(**options))
+    return Done(job, trained)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def losses_of(job: train_job.Job) -> list[float]:
-    return [point["loss"] for point in job.curves]
+def losses_of(done: Done) -> list[float]:
+    return [point["loss"] for point in done.trained.curve]
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def assert_learns_what_one_process_does(
-    train: Callable[..., train_job.Job], options: dict[str, Any], file: Path
-) -> None:
+def assert_learns_what_one_process_does(train: Callable[..., Done], options: dict[str, Any], file: Path) -> None:
     """Several processes, killed between two checkpoints and started again, against one that is left alone. `train`:
     `run`, its place and initial model given; `file`: for accelerate."""
     asked = {**options, "accelerate": str(file)}
     with pytest.raises(KeyboardInterrupt):
         train(asked, "several", kill_at=8)
     several, one = train(asked, "several"), train(options, "one")
-    assert several.spent["training_tokens"] < one.spent["training_tokens"]  # steps 6 to 12 only
+    assert several.trained.spent["training_tokens"] < one.trained.spent["training_tokens"]  # steps 6 to 12 only
     assert losses_of(several) == pytest.approx(losses_of(one), rel=1e-3)
     assert set(files(several.output)) == set(files(one.output))
     name = "adapter_model.safetensors" if options["lora"] else "model.safetensors"
-    there, here = (load_file(job.output / name) for job in (several, one))
+    there, here = (load_file(done.output / name) for done in (several, one))
     assert there.keys() == here.keys()
     assert all(torch.allclose(there[name], tensor, atol=2e-3) for name, tensor in here.items())
 

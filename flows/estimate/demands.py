@@ -17,8 +17,9 @@ from flows.estimate import speed
 from flows.history import artifacts
 from flows.params import sections
 from tasks import evaluate, families
-from tasks.blocks import critics, refine, sample, synthesize
+from tasks.blocks import refine
 from tasks.core.asking.demand import Counts, Demand, Kind
+from tasks.core.catalog import ARTIFACTS
 from tasks.core.family import Family, Messages
 
 Example = tuple[Messages, str]  # prompt and reply
@@ -79,20 +80,19 @@ def demands(params: Mapping[str, Any], evaluated: Iterable[int], questions: int)
     sets = list(evaluated)
     for key in sections.stage_keys(params, "evaluate"):
         options = sections.options(params, "evaluate", key)
-        found["evaluate", key] = [demand for n in sets for demand in evaluate.requests(options, n, questions)]
+        found["evaluate", key] = [demand for n in sets for demand in evaluate.asks(options, n, questions)]
     for key in sections.iterations(params):
         chosen, sampled, judges, refiners = (
             sections.options(params, stage, key) for stage in ("synthesize", "sample", "critique", "refine")
         )
         number = sum(bound.options.n for bound in chosen)
         counts = Counts(number, 0, questions)
-        asked = [synthesize.REQUESTS[b.block](b.options, counts) for b in chosen if b.block in synthesize.REQUESTS]
-        found["synthesize", key] = [demand for several in asked for demand in several]
-        answers = [d for b in sampled for d in sample.REQUESTS[b.block](b.options, counts)]
+        found["synthesize", key] = [demand for block in chosen for demand in block.asks(counts)]
+        answers = [demand for block in sampled for demand in block.asks(counts)]
         found["sample", key] = answers
         counts = Counts(number, sum(demand.requests for demand in answers), questions)
-        found["critique", key] = critics.requests(judges, counts)
-        found["refine", key] = [d for b in refiners for d in refine.requests(b, judges, counts)]
+        found["critique", key] = [demand for critic in judges for demand in critic.asks(counts)]
+        found["refine", key] = [demand for block in refiners for demand in refine.asks(block, judges, counts)]
     return found
 
 
@@ -107,7 +107,7 @@ def task(root: Path, params: Mapping[str, Any], current: bool) -> Task:
     """The task's data: from the artifacts where `prepare` is `current`, else made in memory. Raises `BadInput`."""
     import polars as pl
 
-    if current and (root / families.FILE).is_file():
+    if current and (root / ARTIFACTS["family"].path).is_file():
         found, everything = artifacts.Artifacts(root), pl.lit(True)
         pool, held, probed = (
             found.task(name, everything, ["messages"])["messages"].to_list() for name in ("prompts", "heldout", "probe")
@@ -116,7 +116,7 @@ def task(root: Path, params: Mapping[str, Any], current: bool) -> Task:
         return Task(families.load(root), pool, len(held), len(probed), _by_part(corpus))
     given = params["prepare"]
     family = families.create(given["family"], families.with_source(given["family"], given["options"], given["source"]))
-    data = family.build(Random(sections.seed(params, "prepare", None)), str(root))
+    data = families.build(family, Random(sections.seed(params, "prepare", None)), root)
     pool = [row["messages"] for row in data.pool]
     rows = [(row["part"], row["prompt"], row["completion"]) for row in data.corpus]
     return Task(family, pool, len(data.heldout), len(data.probe), _by_part(rows))

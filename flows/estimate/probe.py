@@ -206,13 +206,13 @@ def _training(
     """A training of a few steps, as many as fit."""
     import polars as pl
 
-    from tasks.blocks import train as blocks_train
-    from tasks.blocks.train import job as train_job
+    from tasks.blocks.train import BLOCKS
+    from tasks.blocks.train.job import Job
     from tasks.core import tables
-    from tasks.core.training import options as training_options
+    from tasks.core.training.options import DpoOptions, SftOptions
 
-    options = training_options.SftOptions(**given) if kind == "sft" else training_options.DpoOptions(**given)
-    mixed = options.mixture if isinstance(options, training_options.SftOptions) else options.replay
+    options = SftOptions(**given) if kind == "sft" else DpoOptions(**given)
+    mixed = options.mixture if isinstance(options, SftOptions) else options.replay
     rows = [_row(part, *row) for part in mixed for row in examples[part]]
     sft = tables.frame(rows, tables.SFT).with_columns(row_id=pl.int_range(len(rows)).cast(pl.String))
     own = [_pair(number, *row) for number, row in enumerate(examples["own"])] if kind == "dpo" else []
@@ -227,9 +227,9 @@ def _training(
                 raise _Enough
 
     began = time.perf_counter()
-    job = train_job.Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress)
+    job = Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress)
     with contextlib.suppress(_Enough):
-        blocks_train.BLOCKS[kind](job, chosen)
+        BLOCKS[kind].run(job, chosen)
     whole = time.perf_counter() - began
     steps = [after - before for before, after in pairwise(ends)]
     fixed = max(0.0, whole - sum(steps) * (1 + 1 / len(steps)))

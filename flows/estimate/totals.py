@@ -27,7 +27,7 @@ from flows.estimate import demands, probe
 from flows.estimate.demands import Stage, Task
 from flows.estimate.speed import Speed, Training, alike, fitted
 from flows.history import lock
-from flows.params import sections
+from flows.params import schema, sections
 from flows.params.schema import Prices
 from tasks.blocks import train
 from tasks.core.asking.demand import Demand
@@ -36,7 +36,7 @@ from tasks.core.errors import BadInput
 from tasks.core.family import Messages
 from tasks.core.models import folders
 from tasks.core.models.pointer import Pointer
-from tasks.core.training import options as training_options
+from tasks.core.training.options import DpoOptions, SftOptions, TrainingOptions
 
 TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
 ROW_BYTES = 5  # of a row of Parquet, for ids and numbers, compressed
@@ -124,7 +124,7 @@ def estimate(
 ) -> Estimate:
     """What the stages take that are `stale` (`flows.run.graph.stale`), with `everything` what all of them take. `seconds`: how
     long measuring may take, 0 for not at all. Raises `BadInput`."""
-    stages: list[Stage] = [(s, k) for s in sections.STAGES for k in sections.stage_keys(params, s)]
+    stages: list[Stage] = [(s, k) for s in schema.STAGES for k in sections.stage_keys(params, s)]
     if not (stale or everything):
         seconds = 0
     given = demands.task(root, params, "prepare" not in stale)
@@ -154,17 +154,17 @@ def name_of(stage: Stage) -> str:
     return f"{stage[0]}@{stage[1]}" if stage[1] else stage[0]
 
 
-def _trainings(params: Mapping[str, Any], stage: str, key: str | None) -> list[training_options.TrainingOptions]:
+def _trainings(params: Mapping[str, Any], stage: str, key: str | None) -> list[TrainingOptions]:
     if stage == "base":
         return [] if params["base"]["pretrained"] else [sections.options(params, stage, key).sft]
     return [bound.options for bound in sections.options(params, stage, key)]
 
 
-def _mixture(options: training_options.TrainingOptions) -> dict[str, int]:
+def _mixture(options: TrainingOptions) -> dict[str, int]:
     """Rows of every part in a step; a pair is two rows of the iteration's own."""
-    if isinstance(options, training_options.DpoOptions):
+    if isinstance(options, DpoOptions):
         return {"own": 2 * options.batch_size} | options.replay
-    return options.mixture if isinstance(options, training_options.SftOptions) else {}
+    return options.mixture if isinstance(options, SftOptions) else {}
 
 
 def _measured(
@@ -172,7 +172,7 @@ def _measured(
     params: Mapping[str, Any],
     given: Task,
     asked: Mapping[Stage, list[Demand]],
-    trained: Mapping[Stage, list[training_options.TrainingOptions]],
+    trained: Mapping[Stage, list[TrainingOptions]],
     based: bool,
     seconds: float,
 ) -> Measured:
@@ -240,22 +240,22 @@ def _measured(
     return found
 
 
-def _step_tokens(options: training_options.TrainingOptions, measured: Measured) -> float:
+def _step_tokens(options: TrainingOptions, measured: Measured) -> float:
     """Tokens that a step reads."""
     return sum(n * measured.rows.get(part, 0.0) for part, n in _mixture(options).items())
 
 
-def _kind(options: training_options.TrainingOptions) -> str:
-    return "dpo" if isinstance(options, training_options.DpoOptions) else "sft"
+def _kind(options: TrainingOptions) -> str:
+    return "dpo" if isinstance(options, DpoOptions) else "sft"
 
 
-def _named(options: training_options.TrainingOptions) -> str:
+def _named(options: TrainingOptions) -> str:
     """Name of trainings whose steps are alike: what they read."""
     rows = ", ".join(f"{part} {n}" for part, n in sorted(_mixture(options).items()) if n)
     return f"{_kind(options)} of {rows}"
 
 
-def _alike(options: training_options.TrainingOptions, measured: Measured) -> Training | None:
+def _alike(options: TrainingOptions, measured: Measured) -> Training | None:
     """A training of the same kind, where the probe did not get to this one."""
     kind = f"{_kind(options)} of "
     return next((known for name, known in measured.training.items() if name.startswith(kind)), None)
@@ -315,7 +315,7 @@ def _lengths(demand: Demand, speed: Speed | None, measured: Measured) -> tuple[f
     return min(mean, limit), min(max(measured.longest[part] for part in parts), limit)
 
 
-def _add_training(need: Need, several: Sequence[training_options.TrainingOptions], measured: Measured) -> None:
+def _add_training(need: Need, several: Sequence[TrainingOptions], measured: Measured) -> None:
     """Adds the trainings of a stage, and the model that the last one writes."""
     for options in several:
         tokens = options.steps * _step_tokens(options, measured)

@@ -1,6 +1,6 @@
 """What the stages' executions used: requests, tokens, seconds, and cost at the prices of params.yaml.
 
-Read from the records (`flows.state`), one for each execution, and from dvc.lock; nothing is estimated. Two sums:
+Read from the records (`flows.history.records`), one for each execution, and from dvc.lock; nothing is estimated. Two sums:
 
 paid      over all executions with these params (the evolution, see `flows.history`): stages that were run again, failed
           or interrupted are paid again; replies that were stored are not.
@@ -28,7 +28,7 @@ from typing import Any
 from flows.history import lock, records
 from flows.history.lock import Files
 from flows.history.records import Record
-from flows.params import sections
+from flows.params import schema, sections
 from flows.params.schema import Prices
 from tasks.core.blocks import validate
 
@@ -135,7 +135,7 @@ def account(root: Path, params: Mapping[str, Any], files: Files | None = None) -
     known = records.records(root)  # after dvc.lock, whose newest stage has one then
     ours = lock.evolution_id(params)
     lines = []
-    for stage in sections.STAGES:
+    for stage in schema.STAGES:
         for key in sections.stage_keys(params, stage):
             name = (stage, key)
             mine = [r for r in known if (r["stage"], r.get("key")) == name and r.get("status") != "running"]

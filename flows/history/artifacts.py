@@ -15,6 +15,7 @@ import polars as pl
 from flows.machine import state
 from flows.params import sections
 from tasks.core import tables
+from tasks.core.catalog import BASE
 from tasks.core.errors import TableMismatch
 from tasks.core.models import folders as models_folders
 
@@ -60,7 +61,7 @@ class Artifacts:
     @property
     def loop(self) -> list[str]:
         """The iterations after the base."""
-        return [key for key in self.keys if key != sections.BASE]
+        return [key for key in self.keys if key != BASE]
 
     def table(self, key: str, name: str, where: pl.Expr, columns: Sequence[str] = ()) -> pl.DataFrame:
         """Rows of an iteration's table; without `columns` all of them. Raises `TableMismatch`."""
@@ -99,9 +100,9 @@ class Artifacts:
     # --- models ------------------------------------------------------------------------------------
     def model(self, key: str) -> Record:
         """The model that an iteration made, and what became of it; null where no artifact says so."""
-        lineage = {} if key == sections.BASE else self.record(key, "candidate/lineage")
+        lineage = {} if key == BASE else self.record(key, "candidate/lineage")
         policy = self.record(key, "policy")
-        judged = {} if key == sections.BASE else self.record(key, "critics")
+        judged = {} if key == BASE else self.record(key, "critics")
         return {
             "iteration": key,
             "path": f"data/{key}/candidate",
@@ -144,7 +145,7 @@ class Artifacts:
         """(iteration, role, pointer): initial, reference, judge, and policy for what the next iteration starts from."""
         for key in self.keys:
             roles = {"policy": self.record(key, "policy")}
-            if key != sections.BASE:
+            if key != BASE:
                 lineage = self.record(key, "candidate/lineage")
                 roles |= {role: lineage.get(role) or {} for role in ("initial", "reference")}
                 roles["judge"] = self.record(key, "critics").get("judge") or {}

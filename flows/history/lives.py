@@ -15,8 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from flows.history.artifacts import SCHEMAS, Artifacts, Record
-from flows.params import sections
 from tasks.core import tables
+from tasks.core.catalog import BASE
 from tasks.core.errors import BadInput, MissingArtifact
 
 SHORTEST = 6  # characters of an id that are enough to ask by
@@ -263,8 +263,8 @@ def _row(artifacts: Artifacts, row: str) -> Record:
     for entry in found:
         if entry["iteration"] is None:  # of the seed corpus, which the base model was trained on
             part = corpus[0]["part"] if corpus else entry["datasets"][0]["part"]
-            if not artifacts.points(sections.BASE):
-                entry["datasets"].insert(0, {"iteration": sections.BASE, "part": part, "drawn": None})
+            if not artifacts.points(BASE):
+                entry["datasets"].insert(0, {"iteration": BASE, "part": part, "drawn": None})
     prompt = next((entry["prompt_id"] for entry in found if entry["prompt_id"]), None)
     parents = {candidate for entry in found for candidate in candidates_of(entry)}
     thread_ = thread(artifacts, prompt, parents) if prompt or parents else Thread({}, {}, [])
@@ -317,7 +317,7 @@ def _model(artifacts: Artifacts, digest: str) -> Record:
 def _parts(artifacts: Artifacts, key: str) -> list[Record]:
     """Rows of an iteration's training data by table, part and iteration that made them; the base's are the corpus."""
     everything = pl.lit(True)
-    if key == sections.BASE:
+    if key == BASE:
         unused = artifacts.points(key)  # a pretrained base has learned nothing from the corpus
         found = {} if unused else {"corpus": artifacts.task("corpus", everything, ["part", "iteration"])}
     else:

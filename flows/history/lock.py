@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.history.records import Record
-from flows.params import file as params_file
-from flows.params import sections
-from flows.params.schema import SECTIONS
+from flows.params import schema, sections
+from flows.params.file import parse
+from flows.params.schema import UNREAD
 from tasks.core import digests
 
 TOKEN_TABLES = {  # stage -> the tables of an iteration that count new tokens in `tokens`
@@ -92,7 +92,7 @@ def iteration_of(stage: str, key: str | None) -> str | None:
 def evolution_id(params: Mapping[str, Any]) -> str:
     """32 hexadecimal digits over params.yaml without its tables of iterations and what changes no result (`serving`,
     `runner`, `prices`): one more iteration is the same evolution, any other value is another one."""
-    return digests.of_value({k: v for k, v in params.items() if k not in ("iterations", "evaluations", *SECTIONS)})
+    return digests.of_value({k: v for k, v in params.items() if k not in ("iterations", "evaluations", *UNREAD)})
 
 
 def flatten(value: Any, prefix: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
     path = root / "dvc.lock"
     if not path.is_file():
         return []
-    stages = params_file.parse(path.read_text(encoding="utf-8"), path.name).get("stages") or {}
+    stages = parse(path.read_text(encoding="utf-8"), path.name).get("stages") or {}
     entries = {name: entry for name, entry in stages.items() if _same_values(_values(entry), params)}
     everything = {out["path"] for entry in stages.values() for out in entry.get("outs", [])}
     while True:
@@ -131,7 +131,7 @@ def made_with(record: Record, params: Mapping[str, Any]) -> bool:
     stage, key, tags = str(record["stage"]), record.get("key"), record.get("tags") or {}
     if "evolution" in tags:
         return bool(tags["evolution"] == evolution_id(params))
-    if stage not in sections.STAGES or key not in sections.stage_keys(params, stage):
+    if stage not in schema.STAGES or key not in sections.stage_keys(params, stage):
         return False
     return tags.get("recipe") == params.get("recipe") and record.get("params") == sections.section(params, stage, key)
 
@@ -221,6 +221,6 @@ def _made(record: Record, execution: Execution, files: Files) -> bool:
 
 def _order(execution: Execution) -> tuple[float, float, str]:
     """Iteration by iteration, report last; within one by the data flow."""
-    known = execution.stage in sections.STAGES
-    place = sections.STAGES.index(execution.stage) if known else len(sections.STAGES)
+    known = execution.stage in schema.STAGES
+    place = schema.STAGES.index(execution.stage) if known else len(schema.STAGES)
     return sections.number(execution.iteration) if execution.iteration else float("inf"), place, execution.name

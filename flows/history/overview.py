@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from flows.history import account as history_account
 from flows.history import lock, records
 from flows.machine import state, terminal
-from flows.params import file, sections
+from flows.params import file
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
 from tasks.blocks.evaluate.metrics import Z95
+from tasks.core.catalog import BASE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,7 +60,7 @@ def rows(root: Path) -> list[tuple[str, ...]]:
         metrics = state.read_json(root / "data" / key / "evaluation" / "metrics.json") or {}
         policy = state.read_json(root / "data" / key / "policy.json") or {}
         generated = sum(lock.tokens(root, key).values())
-        promoted = "-" if key == sections.BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
+        promoted = "-" if key == BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
         shares = [_percent(metrics.get(name)) for name in SHARES.values()]
         shares += [_benchmark(metrics, name) for name in shown]
         tokens = f"{generated:,}" if generated else "-"

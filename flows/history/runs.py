@@ -21,9 +21,10 @@ from flows.history import records as history_records
 from flows.history.lock import Execution, Files
 from flows.history.records import Record
 from flows.machine import processes, state
-from flows.params import sections
-from flows.params.schema import SECTIONS
+from flows.params import schema, sections
+from flows.params.schema import UNREAD
 from tasks.core import digests
+from tasks.core.catalog import BASE
 
 if TYPE_CHECKING:
     from flows.history.mlflow import Run, Tree
@@ -81,7 +82,7 @@ def _evolution(
         old = None
     run = run or tree.open(name, tags, None, _start(records))
     if f"{HIDDEN}params" not in run.tags:
-        values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations", *SECTIONS)}
+        values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations", *UNREAD)}
         tree.log(run, lock.flatten(values, ""), tags={f"{HIDDEN}params": "logged"})
     for child in tree.runs:
         if old and child.tags.get(PARENT) == old.id:
@@ -93,7 +94,7 @@ def _open_iteration(
     tree: "Tree", params: Mapping[str, Any], key: str, evolution: "Run", records: list[Record]
 ) -> "Run":
     tags = {"level": "iteration", "iteration": key}
-    models = {} if key == sections.BASE else sections.row(params, key)
+    models = {} if key == BASE else sections.row(params, key)
     return tree.find(tags) or tree.open(key, {**tags, **models}, evolution, _start(records))
 
 
@@ -143,7 +144,7 @@ def _iteration_figures(
 
 def _is_whole(key: str, mine: Iterable[Execution]) -> bool:
     """Whether every stage of the iteration is in dvc.lock."""
-    expected = ("prepare", "base", "evaluate") if key == sections.BASE else sections.LOOP
+    expected = ("prepare", "base", "evaluate") if key == BASE else schema.LOOP
     return {execution.stage for execution in mine} >= set(expected)
 
 

@@ -1,6 +1,7 @@
 """How commands look and end on the terminal."""
 
 import gc
+import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
@@ -11,8 +12,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+class Lines(logging.Handler):
+    """Writes each message as a plain line to where stderr leads now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def listen() -> None:
+    """Lets the terminal hear what the stages and their engines say: `tasks` itself only logs."""
+    said = logging.getLogger("tasks")
+    said.setLevel(logging.INFO)
+    said.handlers, said.propagate = [Lines()], False  # Prefect's handlers would say it again
+
+
 def code(command: Callable[[], object]) -> int:
     """Runs the command; an error raised on purpose becomes one message and its exit code."""
+    listen()
     try:
         command()
     except AutodidactError as error:

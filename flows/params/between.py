@@ -1,148 +1,206 @@
 """Whether the sections of params.yaml, each of which is sound by itself, fit one another.
 
-Every function gives problems, a line each: critics that are not there or do not say what a block asks them for,
-parts that training mixes and nothing makes, blocks for which the family has no skill, labels where none may
-be, a gate that nobody measures, a pool that is too small for what the iterations ask of it.
+Blocks say what they give and need (`tasks.core.blocks`), so a few rules serve all of them: a critic says what the block
+that names it asks for; the family has the skills, the engine tells the numbers, the recipe declares the labels; filter
+makes the rows and pairs that train takes; the corpus has what is replayed. Beside these: a gate that somebody measures,
+adapters of one shape, warm-ups that end, and a pool that is large enough. Every function gives problems, a line each.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from flows.params.file import FILE
-from flows.params.sections import BASE, options, section
-from tasks import families
+from flows.params import sections as own
+from tasks import evaluate, families, promote
+from tasks.blocks import filter as filters
+from tasks.blocks.critique import BLOCKS as CRITICS
+from tasks.blocks.evaluate import metrics
+from tasks.core.blocks import OPINIONS, SKILLS, Bound
+from tasks.core.catalog import BASE
 from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.engines.options import NO_SCORES
 from tasks.core.errors import unknown_name
+from tasks.core.training.options import LoraOptions, TrainingOptions
 
-NEEDS_VERDICTS = {"accepted": "accepted", "critique_revise": "refined"}  # blocks, and what would not happen
-NEEDS_VOTES = ("majority", "pairs_vote_margin")
-NEEDS_COMPARISONS = ("pairs_preferred",)
-COMPARING = ("judge_pairwise", "judge_pairwise_structured", "judge_pairwise_logprobs")  # critics of pairs
-SCORES_ONLY = (  # critics without verdicts on a candidate
-    *("judge_pointwise", "judge_pointwise_structured", "judge_pointwise_logprobs", "intrinsic_score"),
-    *COMPARING,
-)
-READS_SCORES = ("judge_pointwise_logprobs", "judge_pairwise_logprobs", "judge_checklist_logprobs", "intrinsic_score")
+Params = Mapping[str, Any]
+ROWS, CORPUS_ROWS, PAIRS = "rows of ", "corpus rows of ", "pairs"
 
 
-def between_sections(params: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Problems between this iteration's sections, each of which is sound by itself."""
-    critics = section(params, "critique", key)
-    for stage in ("synthesize", "critique", "refine", "evaluate"):
-        yield from unusable(stage, section(params, stage, key), params)
-    yield from _near_copies(params, key)
-    if not params["labels"]:
-        for name, entry in critics.items():
-            if _block(name, entry) == "verifier":
+def sections(params: Params, keys: Sequence[str]) -> Iterator[str]:
+    """All problems between the sections, of all iterations."""
+    yield from _base(params)
+    yield from _evaluation(params, BASE)
+    for key in keys:
+        iteration = _Iteration(params, key)
+        yield from iteration.abilities()
+        yield from _evaluation(params, key)
+        yield from iteration.opinions()
+        yield from iteration.rows()
+        yield from iteration.adapters()
+        yield from iteration.gate()
+
+
+@dataclass(frozen=True)
+class _Iteration:
+    """The blocks of an iteration's sections."""
+
+    params: Params
+    key: str
+
+    def blocks(self, stage: str) -> list[Bound]:
+        found: list[Bound] = own.options(self.params, stage, self.key)
+        return found
+
+    @cached_property
+    def critics(self) -> dict[str, Bound]:
+        return {critic.name: critic for critic in self.blocks("critique")}
+
+    def abilities(self) -> Iterator[str]:
+        """What blocks need of the family, the engine and the recipe."""
+        for stage in ("synthesize", "sample", "critique", "refine", "filter", "train"):
+            for block in self.blocks(stage):
+                yield from _abilities(f"{stage}.{block.name}", block, self.params)
+
+    def opinions(self) -> Iterator[str]:
+        """Whether the critics that blocks name are there and say what the blocks ask for."""
+        for stage in ("refine", "filter"):
+            for block in self.blocks(stage):
+                name, where = getattr(block.options, "critic", None), f"{stage}.{block.name}.critic"
+                if name is None:
+                    continue
+                if name not in self.critics:
+                    yield str(unknown_name("critic", name, self.critics, where))
+                    continue
+                judge = self.critics[name]
+                for word in sorted((block.needs & OPINIONS) - judge.gives):
+                    others = [kind for kind, critic in CRITICS.items() if word in _fixed(critic.gives)]
+                    yield (
+                        f"{where}: given '{name}', a {judge.kind} critic, which gives {' and '.join(sorted(judge.gives))}, but "
+                        f"{block.kind} needs {word}; name a critic of block {' or '.join(others)}"
+                    )
+
+    def rows(self) -> Iterator[str]:
+        """Whether train mixes what filter makes, and filter replays what the corpus has."""
+        made = frozenset().union(*(block.gives for block in self.blocks("filter")))
+        for block in self.blocks("filter"):
+            for part in _parts(block.needs, CORPUS_ROWS):
+                if part not in (known := _corpus(self.params)):
+                    yield str(unknown_name("part", part, known, f"filter.{block.name}.parts (what the corpus has)"))
+            for part in sorted(set(_parts(block.needs, ROWS)) - set(_parts(made, ROWS))):
+                yield f"filter.{block.name}: needs rows of {part}, which no block makes; add {_makers(ROWS + part)}"
+        for block in self.blocks("train"):
+            if PAIRS in block.needs - made:
+                yield f"train.{block.name}: {block.kind} trains on pairs, and no block of filter makes any; add {_makers(PAIRS)}"
+            option = "mixture" if hasattr(block.options, "mixture") else "replay"
+            parts = _parts(made, ROWS)
+            for part in _parts(block.needs, ROWS):
+                if part not in parts:
+                    hint = f"; {makers} makes {part}" if (makers := _makers(ROWS + part)) else ""
+                    where = f"train.{block.name}.{option} (what filter makes)"
+                    yield f"{unknown_name('part', part, parts, where)}{hint}"
+            if option == "mixture" and (unnamed := sorted(set(parts) - set(block.options.mixture))):
+                yield f"train.{block.name}.mixture: filter makes {', '.join(unnamed)} too; say how many rows a step takes, or 0"
+            yield from _warmup(f"train.{block.name}", block.options)
+
+    def adapters(self) -> Iterator[str]:
+        """An adapter that is kept is trained on by the next block and the next iteration, so they must have its shape."""
+        initial = self.params["iterations"][self.key]["initial"]
+        shape = None
+        for block in [] if initial == BASE else _Iteration(self.params, initial).blocks("train"):
+            shape = _shape(block.options.lora) if _keeps(block.options.lora) else None
+        for block in self.blocks("train"):
+            wanted = _shape(block.options.lora)
+            if wanted and shape and wanted != shape:
                 yield (
-                    f"critique.{name}: block verifier reads the truth, but {FILE} says `labels: false`; use a "
-                    "label-free critic, or a recipe that declares labels (`python -m flows.recipe use oracle`)"
+                    f"train.{block.name}.lora: given {wanted}, but the adapter that it starts from has {shape}, and is trained "
+                    "on; give the same, or let what makes that one `merge` it"
                 )
-    for stage in ("refine", "filter"):
-        for name, entry in section(params, stage, key).items():
-            if "critic" in entry and entry["critic"] not in critics:
-                yield str(unknown_name("critic", str(entry["critic"]), critics, f"{stage}.{name}.critic"))
-            elif "critic" in entry:
-                judge = _block(entry["critic"], critics[entry["critic"]])
-                yield from _opinion(f"{stage}.{name}", _block(name, entry), entry["critic"], judge)
-    filters, training = section(params, "filter", key), section(params, "train", key)
-    yield from _corpus_parts(filters, params)
-    yield from _parts(filters, training)
-    for name, entry in training.items():
-        yield from _warmup(f"train.{name}", entry)
-    yield from _adapters(params, key)
-    yield from _gate(params, key)
+            shape = wanted if _keeps(block.options.lora) else None
 
-
-def _block(name: str, entry: Mapping[str, Any]) -> str:
-    return str(entry.get("block", name))
-
-
-def _near_copies(params: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Comparisons of texts for a family whose prompts are none."""
-    family = params["prepare"]["family"]
-    if families.has_free_text(family):
-        return
-    for name, entry in section(params, "synthesize", key).items():
-        if _block(name, entry) == "self_instruct" and entry["near_copy"] is not None:
-            yield (
-                f"synthesize.{name}.near_copy: given {entry['near_copy']}, but prompts of family {family} are no free "
-                "text, and all of them are alike; use null"
+    def gate(self) -> Iterator[str]:
+        """Whether the iteration and the one before it measure what promotion compares."""
+        metric, prepare = own.options(self.params, "promote", self.key).metric, self.params["prepare"]
+        given = families.with_source(prepare["family"], prepare["options"], prepare["source"])
+        levels = families.difficulties(prepare["family"], given)
+        for measured in (self.params["iterations"][self.key]["previous"], self.key):
+            evaluation: evaluate.Evaluation = own.options(self.params, "evaluate", measured)
+            critic = next((critic for critic in evaluation.critics if critic.name == evaluation.own), None)
+            verdicts = critic is not None and "verdicts" in critic.gives
+            known = metrics.names(
+                evaluation.samples, levels, critic is not None, verdicts, evaluation.refine is not None
             )
+            gates = [name for name in known if name in promote.GATES or promote.COUNTED.fullmatch(name)]
+            if metric not in (*gates, *promote.LABEL_FREE):
+                place = f" in {measured}" if self.params["evaluations"][measured] else ""
+                where = f"promote.metric (what evaluate measures{place})"
+                advice = "; evaluate.samples, critics and refine decide what is measured"
+                yield f"{unknown_name('metric', metric, {*gates, *promote.LABEL_FREE}, where)}{advice}"
+                return
 
 
-def _opinion(where: str, block: str, critic: str, judge: str) -> Iterator[str]:
-    """Problems of a block that asks a critic for what this kind of critic never says."""
-    if block in NEEDS_VERDICTS and judge in SCORES_ONLY:
+def _abilities(place: str, block: Bound, params: Params) -> Iterator[str]:
+    """What the block needs, and the family, the engine or the recipe does not give."""
+    family, engine = params["prepare"]["family"], params["engine"]
+    lacking = families.lacks(family)
+    for skill in sorted(block.needs & SKILLS & lacking.keys()):
         yield (
-            f"{where}.critic: given '{critic}', a {judge} critic, which gives scores and no verdicts, so nothing "
-            f"would be {NEEDS_VERDICTS[block]}; name a critic with verdicts, or select with `threshold`"
+            f"{place}: block {block.kind} cannot work with family {family}: it needs {skill}, and {lacking[skill]}; "
+            f"{_way_out(block, skill)}"
         )
-    if block in NEEDS_VOTES and judge != "vote":
+    if "labels" in block.needs and not params["labels"] and not place.startswith("evaluate"):
         yield (
-            f"{where}.critic: given '{critic}', a {judge} critic, but {block} counts votes; add `vote: {{}}` to critique "
-            "and name it here"
+            f"{place}: block {block.kind} reads the truth, but params.yaml says `labels: false`; use a label-free critic, or a "
+            "recipe that declares labels (`python -m flows.recipe use oracle`)"
         )
-    if block in NEEDS_COMPARISONS and judge not in COMPARING:
+    if engine["name"] not in ENDPOINTS:
+        return
+    if "vocabulary" in block.needs:
         yield (
-            f"{where}.critic: given '{critic}', a {judge} critic, but {block} takes pairs that were compared; name a "
-            f"critic of block {' or '.join(COMPARING)}"
+            f"{place}: block {block.kind} takes the probabilities of the whole vocabulary ({_statistic(block)}), and no server "
+            "tells them; use engine.name: transformers or vllm, or statistic: logprob"
+        )
+    elif "likelihoods" in block.needs and server_renders(engine):
+        yield (
+            f"{place}: block {block.kind} reads log-probabilities of given text, and {NO_SCORES}, or a block that ends in "
+            "_structured"
         )
 
 
-def unusable(stage: str, given: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
-    """Blocks of the section for which the family has no skill."""
-    family = params["prepare"]["family"]
-    where, blocks = (f"{stage}.critics", given["critics"]) if stage == "evaluate" else (stage, given)
-    entries = {f"{where}.{name}": _block(name, entry) for name, entry in blocks.items()}
-    if stage == "evaluate" and given["refine"] is not None:
-        entries["evaluate.refine"] = _block("refine", given["refine"])
-    lacking = families.unusable(family)
-    critics = given["critics"] if stage == "evaluate" else given if stage == "critique" else {}
-    for name, entry in critics.items():
-        place = f"evaluate.critics.{name}" if stage == "evaluate" else f"critique.{name}"
-        yield from _scores(place, _block(name, entry), entry, params["engine"])
-    for name, benchmark in (given["benchmarks"] or {}).items() if stage == "evaluate" else ():
-        if server_renders(params["engine"]) and not benchmark["chat_template"]:
+def _way_out(block: Bound, skill: str) -> str:
+    """What makes a block do without a skill: an option to set to null, or leaving the block out."""
+    for name, given in block.options:
+        without = replace(block, options=block.options.model_copy(update={name: None}))
+        if given is not None and callable(block.block.needs) and skill not in without.needs:
+            return f"set {name} to null, or leave the block out"
+    return "leave the block out"
+
+
+def _statistic(block: Bound) -> str:
+    return f"statistic: {getattr(block.options, 'statistic', block.kind)}"
+
+
+def _evaluation(params: Params, key: str) -> Iterator[str]:
+    """What critics, refiners and benchmarks of an evaluation need."""
+    evaluation: evaluate.Evaluation = own.options(params, "evaluate", key)
+    for critic in evaluation.critics:
+        place = f"evaluate.critics.{critic.name}"
+        yield from _abilities(place, critic, params)
+        if "comparisons" in critic.gives:
+            yield f"{place}: block {critic.kind} compares answers and judges none by itself; evaluate with another critic"
+    if evaluation.refine is not None:
+        yield from _abilities("evaluate.refine", evaluation.refine, params)
+    for name, benchmark in evaluation.benchmarks.items():
+        if server_renders(params["engine"]) and not benchmark.chat_template:
             yield (
                 f"evaluate.benchmarks.{name}.chat_template: given false, so questions are plain text, and "
                 "engine.endpoint.protocol is chat, which takes messages alone; set it to true, or use the protocol completions"
             )
-    for place, block in entries.items():
-        if stage == "evaluate" and block in COMPARING:
-            yield f"{place}: block {block} compares answers and judges none by itself; evaluate with another critic"
-        if block in lacking:
-            yield f"{place}: block {block} cannot work with family {family}: {lacking[block]}; leave the block out"
 
 
-def _scores(place: str, block: str, entry: Mapping[str, Any], engine: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of a critic that reads what the engine has no way to tell."""
-    if block not in READS_SCORES or engine["name"] not in ENDPOINTS:
-        return
-    if entry.get("statistic", "logprob") != "logprob":
-        yield (
-            f"{place}.statistic: given {entry['statistic']}, which takes the probabilities of the whole vocabulary, and no "
-            "server tells them; use engine.name: transformers or vllm, or statistic: logprob"
-        )
-    elif server_renders(engine):
-        yield (
-            f"{place}: block {block} reads log-probabilities of given text, and {NO_SCORES}, or a block that ends in _structured"
-        )
-
-
-def _corpus(params: Mapping[str, Any]) -> list[str]:
-    prepare = params["prepare"]
-    return families.parts(
-        prepare["family"], families.with_source(prepare["family"], prepare["options"], prepare["source"])
-    )
-
-
-def base(params: Mapping[str, Any]) -> Iterator[str]:
+def _base(params: Params) -> Iterator[str]:
     """Whether base trains on what the corpus has, and for long enough."""
-    given = params["base"]
-    if given["pretrained"] is not None:
+    if params["base"]["pretrained"] is not None:
         return
     if params["prepare"]["options"].get("labelled") == 0:
         yield (
@@ -150,128 +208,76 @@ def base(params: Mapping[str, Any]) -> Iterator[str]:
             "a base model on; name a pretrained model, or give the labels of some rows"
         )
         return
-    yield from _warmup("base.sft", given["sft"])
-    parts, mixture = _corpus(params), given["sft"]["mixture"]
-    for part, rows in mixture.items():
+    options = own.options(params, "base", None).sft
+    yield from _warmup("base.sft", options)
+    parts = _corpus(params)
+    for part, rows in options.mixture.items():
         if rows and part not in parts:
             yield str(unknown_name("part", part, parts, "base.sft.mixture (what the corpus has)"))
-    if unnamed := sorted(set(parts) - set(mixture)):
+    if unnamed := sorted(set(parts) - set(options.mixture)):
         yield f"base.sft.mixture: the corpus has {', '.join(unnamed)} too; say how many rows a step takes, or 0"
 
 
-def _corpus_parts(filters: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
-    """What filter replays must be what the corpus has."""
-    for name, entry in filters.items():
-        if _block(name, entry) == "replay":
-            parts = _corpus(params)
-            for part in entry["parts"]:
-                if part not in parts:
-                    yield str(unknown_name("part", part, parts, f"filter.{name}.parts (what the corpus has)"))
+def _corpus(params: Params) -> list[str]:
+    prepare = params["prepare"]
+    options = families.with_source(prepare["family"], prepare["options"], prepare["source"])
+    return families.parts(prepare["family"], options)
 
 
-def _warmup(where: str, entry: Mapping[str, Any]) -> Iterator[str]:
-    if entry["warmup_steps"] > entry["steps"]:
+def _parts(words: Iterable[str], before: str) -> list[str]:
+    """The parts that some words name."""
+    return sorted(word.removeprefix(before) for word in words if word.startswith(before))
+
+
+def _makers(word: str) -> str:
+    """The filter blocks that give a word whatever their options."""
+    names = [name for name, block in filters.BLOCKS.items() if word in _fixed(block.gives)]
+    return " or ".join(names) or {"rows of earlier": "accumulate"}.get(word, "")
+
+
+def _fixed(facts: Any) -> frozenset[str]:
+    """Words that do not depend on options."""
+    return frozenset() if callable(facts) else facts
+
+
+def _warmup(where: str, options: TrainingOptions) -> Iterator[str]:
+    if options.warmup_steps > options.steps:
         yield (
-            f"{where}.warmup_steps: given {entry['warmup_steps']}, but there are {entry['steps']} steps, so the learning "
+            f"{where}.warmup_steps: given {options.warmup_steps}, but there are {options.steps} steps, so the learning "
             "rate would never be reached; lower it"
         )
 
 
-def _adapters(params: Mapping[str, Any], key: str) -> Iterator[str]:
-    """An adapter that is kept is trained on by the next block and the next iteration, so they must have its shape."""
-    initial = params["iterations"][key]["initial"]
-    before = {} if initial == BASE else section(params, "train", initial)
-    shape = None
-    for entry in _in_order(before).values():
-        shape = _shape(entry) if _keeps(entry) else None
-    for name, entry in _in_order(section(params, "train", key)).items():
-        own = _shape(entry)
-        if own and shape and own != shape:
-            yield (
-                f"train.{name}.lora: given {own}, but the adapter that it starts from has {shape}, and is trained on; "
-                "give the same, or let what makes that one `merge` it"
-            )
-        shape = own if _keeps(entry) else None
+def _keeps(lora: LoraOptions | None) -> bool:
+    return lora is not None and lora.adapter == "keep"
 
 
-def _in_order(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The blocks of a train section as they run."""
-    return dict(sorted(training.items(), key=lambda item: (_block(*item) == "dpo", item[0])))
+def _shape(lora: LoraOptions | None) -> dict[str, Any] | None:
+    return None if lora is None else {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(lora.targets)}
 
 
-def _keeps(entry: Mapping[str, Any]) -> bool:
-    return entry["lora"] is not None and entry["lora"]["adapter"] == "keep"
-
-
-def _shape(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    lora = entry["lora"]
-    return lora and {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
-
-
-def _gate(params: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Whether the iteration and the one before it measure what promotion compares."""
-    promote, metrics = import_module("tasks.promote"), import_module("tasks.blocks.evaluate.metrics")
-    metric, prepare = section(params, "promote", key)["metric"], params["prepare"]
-    given = families.with_source(prepare["family"], prepare["options"], prepare["source"])
-    levels = families.difficulties(prepare["family"], given)
-    for measured in (params["iterations"][key]["previous"], key):
-        evaluation = options(params, "evaluate", measured)
-        own = next((critic.block.__name__ for critic in evaluation.critics if critic.name == evaluation.own), None)
-        verdicts = own is not None and own not in SCORES_ONLY
-        known = metrics.names(evaluation.samples, levels, own is not None, verdicts, evaluation.refine is not None)
-        gates = [name for name in known if name in promote.GATES or promote.COUNTED.fullmatch(name)]
-        if metric not in (*gates, *promote.LABEL_FREE):
-            place = f" in {measured}" if params["evaluations"][measured] else ""
-            where = f"promote.metric (what evaluate measures{place})"
-            advice = "; evaluate.samples, critics and refine decide what is measured"
-            yield f"{unknown_name('metric', metric, {*gates, *promote.LABEL_FREE}, where)}{advice}"
-            return
-
-
-def _parts(filters: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
-    """What train mixes must be what filter makes."""
-    entries = [(_block(name, entry), entry) for name, entry in filters.items()]
-    blocks = {block for block, _ in entries}
-    rows = {part for block, entry in entries if block == "replay" for part in entry["parts"]}
-    if "positives" in blocks:
-        rows.add("own")
-        if any(block == "accumulate" and entry["apart"] for block, entry in entries):
-            rows.add("earlier")
-    for name, entry in training.items():
-        block = _block(name, entry)
-        if block == "dpo" and not any(made.startswith("pairs_") for made in blocks):
-            yield f"train.{name}: dpo trains on pairs, and no block of filter makes any; add one (pairs_best_worst)"
-        wanted = entry.get("mixture") if block == "sft" else entry.get("replay")
-        for part, share in (wanted or {}).items():
-            if share and part not in rows:
-                place = f"train.{name}.{'mixture' if block == 'sft' else 'replay'}"
-                hint = "" if part not in ("own", "earlier") else "; `positives` makes own, `accumulate` earlier"
-                yield f"{unknown_name('part', str(part), rows, f'{place} (what filter makes)')}{hint}"
-        if block == "sft" and (unnamed := sorted(rows - set(wanted or {}))):
-            yield f"train.{name}.mixture: filter makes {', '.join(unnamed)} too; say how many rows a step takes, or 0"
-
-
-def supply(params: Mapping[str, Any], keys: Sequence[str], pool: Mapping[int, int]) -> Iterator[str]:
-    """Whether the pool, prompts by difficulty, has as many as every iteration asks for. A curriculum's difficulty is
-    `start`, then `step` more than the hardest prompt of the previous iteration, where that can be known."""
-    hardest: dict[str, int | None] = {}
+def supply(params: Params, keys: Sequence[str], pool: Mapping[int, int]) -> Iterator[str]:
+    """Whether the pool, prompts by difficulty, has as many as every iteration asks for."""
+    hardest: dict[str, int | None] = {BASE: 0}  # of an iteration's prompts, None where it cannot be known
     told: set[str] = set()
     for key in keys:
         previous = params["iterations"][key]["previous"]
         levels: list[int | None] = []
-        for name, entry in section(params, "synthesize", key).items():
-            block, level = _block(name, entry), None
-            if block == "difficulty_curriculum":
-                before = hardest.get(previous)
-                level = entry["start"] if previous == BASE else None if before is None else before + entry["step"]
-            levels.append(level)
-            there = sum(pool.values()) if block == "fixed_unlabeled" else None if level is None else pool.get(level, 0)
-            if there is not None and entry["n"] > there and name not in told:
-                told.add(name)
+        blocks: list[Bound] = own.options(params, "synthesize", key)
+        for block in blocks:
+            taken = block.block.takes and block.block.takes(block.options, previous == BASE, hardest.get(previous))
+            levels.append(taken.difficulty if taken else None)
+            if not taken:
+                continue
+            level = taken.difficulty
+            there = sum(pool.values()) if level is None else pool.get(level, 0)
+            if taken.number > there and block.name not in told:
+                told.add(block.name)
                 kind = "" if level is None else f" of difficulty {level}"
                 longer = "" if level is None else f", and difficulties {min(pool)} to {max(pool)}"
                 yield (
-                    f"synthesize.{name}: {key} asks for {entry['n']} prompts{kind}, but the pool has {there}{longer}; "
+                    f"synthesize.{block.name}: {key} asks for {taken.number} prompts{kind}, but the pool has {there}{longer}; "
                     "lower n, let there be fewer iterations, or make a larger pool in prepare.options"
                 )
-        hardest[key] = None if None in levels or not levels else max(level for level in levels if level is not None)
+        known = [level for level in levels if level is not None]
+        hardest[key] = max(known) if known and len(known) == len(levels) else None

@@ -3,21 +3,20 @@
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field
 
-from flows.params import file, problems
-from flows.params import sections as params_sections
-from flows.params.schema import SECTIONS
+from flows.params import file, problems, sections
+from flows.params.schema import MODELS, OVERRIDDEN, STAGES, UNREAD, WITH_BLOCKS
 from tasks import families
-from tasks.core.blocks import Options, validate
+from tasks.core.blocks import Block, Options, bind, validate
+from tasks.core.catalog import BASE
 from tasks.core.errors import BadInput, unknown_name
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-
-
 Result = TypeVar("Result")
 
 
@@ -79,38 +78,43 @@ def shared() -> dict[str, Any]:
 
 
 def compose(name: str, family: str | None = None, iterations: int | None = None) -> dict[str, Any]:
-    """All of params.yaml for a recipe, seed 0 and the family's engine. Raises `UnknownName`."""
+    """All of params.yaml for a recipe, seed 0 and the family's engine. Raises `UnknownName`, or `BadInput` for a family
+    that lacks a skill which the recipe needs."""
     recipe = read(name)
     family = family or recipe.family
     defaults = read_as(FamilyDefaults, "families", family, "family")
-    _refuse_unusable(recipe, name, family, defaults.blocks)
-    sections = params_sections.merged(defaults.params, recipe.params)
-    made: dict[str, Any] = {"recipe": name, "seed": 0, "labels": recipe.labels, "engine": sections["engine"]}
+    given = sections.merged(defaults.params, recipe.params)
+    made: dict[str, Any] = {"recipe": name, "seed": 0, "labels": recipe.labels, "engine": given["engine"]}
     made |= shared()
-    for stage in params_sections.STAGES:
-        section = sections.get(stage, {})
-        if stage in params_sections.WITH_BLOCKS:
+    for stage in STAGES:
+        section = given.get(stage, {})
+        if stage in WITH_BLOCKS:
             section = _filled(section, defaults.blocks)
         if stage == "evaluate":
             section = section | {"critics": _filled(section["critics"], defaults.blocks)}
             if section["refine"] is not None:
                 section = section | _filled({"refine": section["refine"]}, defaults.blocks)
         made[stage] = section
-    return with_iterations(made, iterations or recipe.iterations)
+    made = with_iterations(made, iterations or recipe.iterations)
+    _refuse_unusable(recipe, made)
+    return made
 
 
-def _refuse_unusable(recipe: Recipe, name: str, family: str, blocks: Mapping[str, Mapping[str, Any] | None]) -> None:
+def _refuse_unusable(recipe: Recipe, made: Mapping[str, Any]) -> None:
     """Raises `BadInput` where the method needs a skill that the family does not have, and no other block stands in."""
-    unusable = families.unusable(family)
-    for stage in params_sections.WITH_BLOCKS:
-        for entry_name, entry in recipe.params.get(stage, {}).items():
-            wanted = str(entry.get("block", entry_name))
-            defaults = blocks.get(wanted, {})
-            instead = str(defaults.get("block", wanted)) if defaults is not None else None
-            if instead in unusable:
+    family = made["prepare"]["family"]
+    lacking = families.lacks(family)
+    for stage in WITH_BLOCKS if family != recipe.family else ():
+        blocks: Mapping[str, Block] = import_module(f"tasks.blocks.{stage}").BLOCKS
+        for name, entry in made[stage].items():
+            needs = blocks[str(entry.get("block", name))].needs
+            if callable(needs):  # what it needs follows from its options, which must be sound
+                [bound] = bind(blocks, {name: entry}, stage)
+                needs = bound.needs
+            for skill in sorted(needs & lacking.keys()):
                 raise BadInput(
-                    f"recipe {name} is not for family {family}: its {stage} needs {wanted}, and {unusable[instead]}; "
-                    f"leave --family out ({recipe.family} is the recipe's own), or use another recipe"
+                    f"recipe {made['recipe']} is not for family {family}: its {stage} needs {entry.get('block', name)}, and "
+                    f"{lacking[skill]}; leave --family out ({recipe.family} is the recipe's own), or use another recipe"
                 )
 
 
@@ -136,15 +140,13 @@ def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
     rows = {}
     for index in range(1, n + 1):
         key, previous = f"i{index:02d}", f"i{index - 1:02d}"
-        fresh: dict[str, Any] = dict.fromkeys(params_sections.MODELS, previous) | {
-            stage: {} for stage in params_sections.OVERRIDDEN
-        }
+        fresh: dict[str, Any] = dict.fromkeys(MODELS, previous) | {stage: {} for stage in OVERRIDDEN}
         rows[key] = present.get(key, fresh)
     evaluated = params.get("evaluations", {})
     return {
         **params,
         "iterations": rows,
-        "evaluations": {key: evaluated.get(key, {}) for key in (params_sections.BASE, *rows)},
+        "evaluations": {key: evaluated.get(key, {}) for key in (BASE, *rows)},
     }
 
 
@@ -195,7 +197,7 @@ def chosen(
         place = made["prepare"]["family"]
         keeps = read_as(FamilyDefaults, "families", place, "family").keeps
         stays = isinstance(present.get("prepare"), Mapping) and present["prepare"].get("family") == place
-        for key in ("seed", *SECTIONS, *(("engine", *keeps) if stays else ())):
+        for key in ("seed", *UNREAD, *(("engine", *keeps) if stays else ())):
             made[key] = present.get(key, made[key])
         if not stays:  # which engine is the user's choice; how much it takes at once follows from the family
             chosen_engine = {

@@ -18,18 +18,9 @@ import annotated_types
 from pydantic import BaseModel
 
 from flows.params import compose, schema
-from flows.params.schema import SECTIONS
-from tasks.core.blocks import Block, options_class
+from tasks.core.blocks import Block
 from tasks.core.training.options import SftOptions, TrainingOptions
 
-BLOCKS = {  # stage -> module in tasks/blocks
-    "synthesize": "synthesize",
-    "sample": "sample",
-    "critique": "critics",
-    "refine": "refine",
-    "filter": "filter",
-    "train": "train",
-}
 KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "anything"}
 BOUNDS = {
     annotated_types.Ge: ("ge", ">= {}"),
@@ -58,18 +49,17 @@ nearest name."""
 
 def page() -> str:
     """The whole page."""
-    parts = [INTRODUCTION, "## Shared", _table(schema.Shared)]
-    parts += ["## engine", _table(schema.Engine)]
-    for name, section in SECTIONS.items():
-        parts += [f"## {name}", _table(typing.cast(type[BaseModel], section))]
+    parts = [INTRODUCTION, "## Shared", _table(schema.File, schema.SHARED)]
+    for name in ("engine", *schema.UNREAD):
+        parts += [f"## {name}", _table(typing.cast(type[BaseModel], schema.File.model_fields[name].annotation))]
     parts += ["## prepare", _table(import_module("tasks.prepare").Options)]
     for family in compose.names("families"):
         parts += [f"### options of family `{family}`", _of_family(family)]
     parts += ["## base", _table(import_module("tasks.base").BaseOptions)]
-    for stage, module in BLOCKS.items():
+    for stage in schema.WITH_BLOCKS:
         parts += [f"## {stage}"]
         parts += ["Options of both blocks:", _table(TrainingOptions)] if stage == "train" else []
-        parts += [*_blocks(import_module(f"tasks.blocks.{module}").BLOCKS)]
+        parts += [*_blocks(import_module(f"tasks.blocks.{stage}").BLOCKS)]
     parts += ["## evaluate", _table(import_module("tasks.evaluate").Section)]
     promote = import_module("tasks.promote")
     gates = ", ".join(f"`{name}`" for name in sorted({*promote.GATES, *promote.LABEL_FREE}))
@@ -88,7 +78,7 @@ def _of_family(name: str) -> str:
 
 def _blocks(known: Mapping[str, Block]) -> Iterator[str]:
     for name, block in known.items():
-        options = options_class(block)
+        options = block.options
         yield f"**`{name}`** {_said(block)}"
         shown = [field for field in options.model_fields if field not in TrainingOptions.model_fields]
         if shown or issubclass(options, TrainingOptions):
@@ -165,7 +155,7 @@ def _comments(options: type[BaseModel]) -> dict[str, str]:
 
 def _said(block: Block) -> str:
     """The first paragraph of a block's docstring, without its errors."""
-    return " ".join((inspect.getdoc(block) or "").split("\n\n")[0].split()).partition(" Raises ")[0]
+    return " ".join((inspect.getdoc(block.run) or "").split("\n\n")[0].split()).partition(" Raises ")[0]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""What params.yaml may hold outside the stages' sections."""
+"""What params.yaml may hold: one model of the whole file, from which shapes, nearest names and the page of options follow.
+
+What stands inside a stage's section is that stage's affair: its module's `parse` says (`flows.params.sections`).
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
 
-from flows.params.file import FILE
-from flows.params.sections import STAGES
-from tasks.core.blocks import Options, validate
-from tasks.core.engines.options import Openai, Vllm
+from tasks.core import engines
+from tasks.core.blocks import Options
+from tasks.core.engines.options import Openai, Vllm, endpoint_problems
 from tasks.core.errors import BadInput
 
 SECRET = re.compile(r"(?i).*(api_?key|authori[sz]ation|password|secret|bearer|(access|auth)_?token).*")
+Section = dict[str, Any]
 
 
 class Endpoint(Options):
@@ -34,34 +37,6 @@ class Engine(Options):
     rows_per_shard: int = Field(ge=1)  # replies that are stored together, about: a shard
     draws_per_shard: int = Field(ge=1)  # of one prompt in a shard, so that a higher n leaves the old ones alone
     endpoint: Endpoint
-
-
-class Shared(Options):
-    """The values that belong to no stage."""
-
-    recipe: str = Field(min_length=1)  # its name, for people
-    seed: int = Field(ge=0, lt=2**31)  # of data, sampling and training
-    labels: bool  # whether the loop may see the answers
-
-
-def engine(params: Mapping[str, Any]) -> Engine:
-    """The validated `engine` section. Raises `BadInput`."""
-    from tasks.core.engines import check_name
-
-    checked: Engine = validate(Engine, params["engine"], "engine")
-    check_name(checked.name, "engine.name")
-    own = {"model", "prompt", "messages", "n", "stream", "echo", "temperature", "top_p", "seed", "logprobs"}
-    for name in sorted(own | {"max_tokens", "max_completion_tokens"}):
-        if checked.endpoint.extra.get(name) is not None:
-            raise BadInput(
-                f"engine.endpoint.extra.{name}: is set elsewhere in {FILE} or not at all; write null to leave it out"
-            )
-    if secret := sorted(name for name in checked.endpoint.extra if SECRET.fullmatch(name)):
-        raise BadInput(
-            f"engine.endpoint.extra.{secret[0]}: looks like a key, and {FILE} is no place for one: export it as the environment "
-            "variable that serving.openai.key_variable names"
-        )
-    return checked
 
 
 class Serving(Options):
@@ -96,5 +71,71 @@ class Prices(Options):
         return any(value for value in self.model_dump().values() if not isinstance(value, str))
 
 
-SECTIONS = {"serving": Serving, "runner": Runner, "prices": Prices}
-TOP = ("recipe", "seed", "labels", "engine", *SECTIONS, *STAGES, "iterations", "evaluations")
+class Row(Options):
+    """A row of `iterations`: the earlier iterations whose models this one uses, and what it overrides in a section."""
+
+    previous: str  # whose policy samples
+    initial: str  # whose policy training starts from
+    reference: str  # whose policy is DPO's reference model
+    judge: str  # whose policy criticises
+    synthesize: Section
+    sample: Section
+    critique: Section
+    refine: Section
+    filter: Section
+    train: Section
+    promote: Section
+
+
+class File(Options):
+    """params.yaml."""
+
+    recipe: str = Field(min_length=1)  # its name, for people
+    seed: int = Field(ge=0, lt=2**31)  # of data, sampling and training
+    labels: bool  # whether the loop may see the answers
+    engine: Engine
+    serving: Serving
+    runner: Runner
+    prices: Prices
+    prepare: Section
+    base: Section
+    synthesize: Section
+    sample: Section
+    critique: Section
+    refine: Section
+    filter: Section
+    train: Section
+    evaluate: Section
+    promote: Section
+    report: Section
+    iterations: dict[str, Row] = Field(min_length=1)
+    evaluations: dict[str, Section]  # a row of overrides of `evaluate` for i00 and every iteration
+
+
+TOP = tuple(File.model_fields)
+SHARED = ("recipe", "seed", "labels")
+UNREAD = ("serving", "runner", "prices")  # sections that no stage depends on, because they change no result
+STAGES = tuple(name for name in TOP if File.model_fields[name].annotation == Section)
+MODELS = tuple(name for name, field in Row.model_fields.items() if field.annotation is str)
+OVERRIDDEN = tuple(name for name in Row.model_fields if name not in MODELS)  # sections that a row may override
+LOOP = tuple(name for name in STAGES if name in (*OVERRIDDEN, "evaluate"))  # stages of every iteration
+WITH_BLOCKS = ("synthesize", "sample", "critique", "refine", "filter", "train")  # sections made of named blocks
+
+
+def beyond_shape(file: File) -> Iterator[str]:
+    """What cannot work in the shared sections although its shape is right, a line each."""
+    where, endpoint = "engine", file.engine.endpoint
+    try:
+        engines.check_name(file.engine.name, f"{where}.name")
+    except BadInput as error:
+        yield str(error)
+    own = {"model", "prompt", "messages", "n", "stream", "echo", "temperature", "top_p", "seed", "logprobs"}
+    for name in sorted(own | {"max_tokens", "max_completion_tokens"}):
+        if endpoint.extra.get(name) is not None:
+            yield f"{where}.endpoint.extra.{name}: is set elsewhere in params.yaml or not at all; write null to leave it out"
+    for name in sorted(name for name in endpoint.extra if SECRET.fullmatch(name)):
+        yield (
+            f"{where}.endpoint.extra.{name}: looks like a key, and params.yaml is no place for one: export it as the "
+            "environment variable that serving.openai.key_variable names"
+        )
+    yield from endpoint_problems(file.serving.openai)

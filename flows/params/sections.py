@@ -5,20 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from flows.params.schema import LOOP, MODELS, STAGES, WITH_BLOCKS
+from tasks.core.catalog import BASE
 from tasks.core.errors import unknown_name
 from tasks.core.seeds import derive
 
-LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
-STAGES = ("prepare", "base", *LOOP, "report")
-OVERRIDDEN = tuple(stage for stage in LOOP if stage != "evaluate")  # in rows of `iterations`
-WITH_BLOCKS = ("synthesize", "sample", "critique", "refine", "filter", "train")  # sections made of named blocks
-MODELS = ("previous", "initial", "reference", "judge")
-
-
-BASE = "i00"
-
-
-KEY = re.compile(r"i\d{2,4}")
+KEY = re.compile(r"i\d{2,4}")  # an iteration
 
 
 def merged(own: Any, override: Any) -> Any:

@@ -1,23 +1,32 @@
 """Whether training can work on this machine and this model: packages, accelerate's file, layers for LoRA.
 
-Every function gives problems, a line each. What accelerate allows is read from its source, because importing it
-imports torch.
+Every function gives problems, a line each. A file for accelerate is read by accelerate itself, in a process of its own,
+because importing it imports torch.
 """
 
-import ast
+import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from flows.params.sections import section
 from tasks.core.errors import unknown_name
 from tasks.core.models import architectures, files, folders
 from tasks.core.training.adapters import beyond_options, lacking
 
-OLD_KEYS = {"fp16", "dynamo_backend"}  # of a file for accelerate, which still reads them
+LOADED = """
+import sys
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+try:
+    print(DistributedType(load_config_from_file(sys.argv[1]).distributed_type).value)
+except AttributeError:
+    sys.exit("is no mapping of settings")
+except Exception as error:
+    sys.exit(" ".join(str(error).split()).removesuffix("."))
+"""
 
 
 def _trainings(params: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -38,66 +47,18 @@ def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Itera
 
 
 def _launching(root: Path, file: str) -> Iterator[str]:
-    """Problems of a configuration file for `accelerate launch`."""
+    """Problems of a configuration file for `accelerate launch`, most of them in accelerate's own words."""
     makes = f"`accelerate config --config_file {file}` makes one"
     if not (root / file).is_file():
         yield f"given {file!r}: there is no such file; {makes}"
         return
-    try:
-        given = yaml.safe_load((root / file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        yield f"{file}{place}: is not YAML ({getattr(error, 'problem', None) or 'no UTF-8 text'}); {makes}"
-        return
-    if not isinstance(given, Mapping):
-        yield f"{file}: is no mapping of settings; {makes}"
-        return
-    if given.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
-        return
-    keys = known()
-    for name in given if keys else ():
-        if name not in {*keys, *OLD_KEYS}:
-            yield str(unknown_name("key", str(name), keys, file))
-    kind, kinds = given.get("distributed_type"), allowed()
-    if "distributed_type" not in given:
-        yield f"{file}: distributed_type is missing; {makes}"
-    elif kind is False:
-        yield f"{file}: distributed_type is NO, which YAML reads as false; write 'NO' with quotation marks"
-    elif kinds and kind not in kinds:
-        yield f"{file}: distributed_type is {kind!r}; allowed: {', '.join(kinds)}"
-    elif kind == "DEEPSPEED" and (why := lacking("deepspeed")):
+    done = subprocess.run([sys.executable, "-c", LOADED, file], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it cannot be loaded"])[-1]
+        hint = "; write 'NO' with quotation marks" if re.search(r"\bFalse is not a valid DistributedType", said) else ""
+        yield f"{file}: {said}{hint}; {makes}"
+    elif done.stdout.strip() == "DEEPSPEED" and (why := lacking("deepspeed")):
         yield f"{file}: distributed_type is DEEPSPEED, and {why}"
-
-
-def known() -> list[str]:
-    """Keys of a file for accelerate; [] if they cannot be found."""
-    return _names("commands/config/config_args.py", "BaseConfig", "ClusterConfig")
-
-
-def allowed() -> list[str]:
-    """Values of its `distributed_type`; [] if they cannot be found."""
-    return _names("utils/dataclasses.py", "DistributedType")
-
-
-def _names(source: str, *classes: str) -> list[str]:
-    """The names that classes of accelerate define, in their order; [] if they cannot be found."""
-    spec = find_spec("accelerate")
-    path = Path(spec.origin).parent / source if spec and spec.origin else None
-    if path is None or not path.is_file():
-        return []
-    bodies = [
-        node.body
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and node.name in classes
-    ]
-    found: list[str] = []
-    for item in (item for body in bodies for item in body):
-        targets = (
-            [item.target] if isinstance(item, ast.AnnAssign) else item.targets if isinstance(item, ast.Assign) else []
-        )
-        found += [target.id for target in targets if isinstance(target, ast.Name)]
-    return found
 
 
 def continued(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Section `runner` of params.yaml: `address` names a cluster (`ray://host:10001` through its Ray Client server from
 anywhere, `host:6379` from one of its own machines). With null, the first stage of a run that has shards to compute
 starts one, on free ports and closed by a token, with one CPU for each of the engine's threads of each worker; later
-stages find it, and the watchdog of the run's Prefect server (`flows.server`) stops it when the run is gone. A process
+stages find it, and the watchdog of the run's Prefect server (`flows.run.background.server`) stops it when the run is gone. A process
 connects once: in `flows.evolve` workers, and the models they hold, last over all stages.
 
 Needs the extra `ray` (Ray and prefect-ray), imported only here and in `flows.run.workers`.

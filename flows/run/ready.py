@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.params import compose, file, sections
+from flows.params import compose, file, schema, sections
 from flows.params import problems as params_problems
-from flows.run import cluster, declared
-from flows.run import graph as run_graph
+from flows.run import cluster, declared, graph
 from tasks.core.errors import BadInput
 
 NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of that
@@ -18,7 +17,7 @@ NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of th
 
 def check(root: Path) -> str:
     """What is in place, in one line. Raises `BadInput` with one problem a line. Mends what a killed `dvc` left."""
-    run_graph.mend_dvc(root)
+    graph.mend_dvc(root)
     params = file.load(root)
     problems: list[str] = []
     stages = 0
@@ -46,9 +45,9 @@ def count_stages(root: Path, params: Mapping[str, Any]) -> int:
     made = Counter(name.partition("@")[0] for name in declared.names(declared.graph(root), params))
     rows = params.get("iterations")
     problems = []
-    for stage in sections.STAGES:
+    for stage in schema.STAGES:
         expected = 1
-        if stage in sections.LOOP:
+        if stage in schema.LOOP:
             expected = (len(rows) if isinstance(rows, Mapping) else 0) + (stage == "evaluate")
         if made[stage] != expected:
             problems.append(

@@ -9,7 +9,7 @@ if those bytes are in place, otherwise the task runs again. Under `dvc repro` th
 
 Outputs are built in a staging folder, checked against dvc.yaml and renamed into place; a stage that fails leaves none,
 and one that refuses its input puts back what DVC had removed for it.
-What the execution cost goes into a record (`flows.state`), never into an artifact.
+What the execution cost goes into a record (`flows.history.records`), never into an artifact.
 
 Exit codes: 0 done, 1 the stage failed, 2 bad input.
 """
@@ -27,19 +27,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.history import lock, records
-from flows.machine import state
+from flows.machine import state, terminal
 from flows.machine.progress import Progress
 from flows.run import declared, graph, outputs, workers
 from flows.run.background import fork, server
 from flows.run.declared import Declared
 from flows.run.project import Part, Project
 from tasks.core import digests
+from tasks.core.asking.model import Model
 from tasks.core.context import Context
 from tasks.core.errors import AutodidactError, BadInput, StageFailed
 from tasks.core.models.pointer import Pointer
 
 if TYPE_CHECKING:
-    from tasks.core.asking.local import Asker
     from tasks.core.asking.opener import Opener
 
 
@@ -62,7 +62,7 @@ class Runner:
         self._opener: Opener | None = None
 
     def execute(self, stage: str, key: str | None, since: float | None = None) -> None:
-        """One stage, as a Prefect flow. Needs a Prefect server (`flows.server`), or Prefect starts its own.
+        """One stage, as a Prefect flow. Needs a Prefect server (`flows.run.background.server`), or Prefect starts its own.
 
         `since`: when the execution began (seconds since 1970), if the time before this call belongs to it too.
         Raises `BadInput` before any work, `StageFailed` (with the traceback in a log file) afterwards."""
@@ -104,7 +104,7 @@ class Runner:
 
         silence()
         work: list[float] = []
-        key = digests.of_value([context.stage, context.key, inputs, described.params])
+        key = digests.of_value([context.stage, context.iteration, inputs, described.params])
 
         def run(key: str) -> dict[str, dict[str, str]]:
             before = time.perf_counter()
@@ -137,7 +137,7 @@ class Runner:
         name = f"{stage}@{key}" if key else stage
         return Context(
             stage=stage,
-            key=key,
+            iteration=key,
             row=part.row,
             iterations=tuple(self.params.get("evaluations", {})),
             options=part.options,
@@ -157,7 +157,7 @@ class Runner:
         if self._opener is not None:
             self._opener.release()
 
-    def _open_model(self, pointer: Pointer) -> "Asker":
+    def _open_model(self, pointer: Pointer) -> Model:
         if self._opener is None:
             scratch = state.scratch_dir(self.root)
             self._opener = self.project.opener(self.root, scratch, self.params, self.progress)
@@ -172,9 +172,9 @@ class Runner:
         self, context: Context, section: Mapping[str, Any], inputs: Mapping[str, str], began: float
     ) -> dict[str, Any]:
         return {
-            "id": f"{context.stage}@{context.key or ''}-{uuid.uuid4().hex[:12]}",
+            "id": f"{context.stage}@{context.iteration or ''}-{uuid.uuid4().hex[:12]}",
             "stage": context.stage,
-            "key": context.key,
+            "key": context.iteration,
             "status": "running",
             "pid": os.getpid(),
             "process_started": _process_start(),
@@ -196,10 +196,10 @@ class Runner:
 
     def _measured(self, record: dict[str, Any], context: Context, began: float) -> dict[str, Any]:
         if self._opener is not None:
-            usage = self._opener.take_usage()
-            context.spend(**usage.figures())
-            if usage.seconds:
-                context.log(engine_tokens_per_second=round(usage.tokens / usage.seconds, 1))
+            tally = self._opener.take_tally()
+            context.spend(**tally.figures())
+            if tally.seconds:
+                context.log(engine_tokens_per_second=round(tally.tokens / tally.seconds, 1))
         measured = {
             "seconds": round(time.time() - began, 3),
             "figures": context.figures,
@@ -249,6 +249,7 @@ def command(
 
     `pid`: the process on whose behalf this one works, if not its own. `keeper`: the command that starts a process which
     keeps the libraries loaded; if this call starts one, a fork of it does the work. `project`: as of `Runner`."""
+    terminal.listen()
     try:
         state.quiet(root)
         given = dict(os.environ)

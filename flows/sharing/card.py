@@ -15,6 +15,7 @@ from flows.history.artifacts import Artifacts, Record
 from flows.params import compose, sections
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
 from tasks.blocks.evaluate.metrics import Z95
+from tasks.core.catalog import BASE
 from tasks.core.models import hub
 
 EVERYTHING = pl.lit(True)
@@ -151,7 +152,7 @@ def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
     rows = [["iteration", "prompts", "samples", "refinements", "candidates dropped", "rows", "new rows", "pairs"]]
     reasons = []
     for key in keys:
-        if key == sections.BASE:
+        if key == BASE:
             continue
         counts = {
             name: artifacts.table(key, name, EVERYTHING, [column]).height

@@ -25,13 +25,14 @@ from typing import Any
 from flows.history import lock
 from flows.history import records as history_records
 from flows.machine import state
-from flows.params import file, sections
+from flows.params import file
 from flows.sharing import card
 from tasks.core import digests
+from tasks.core.catalog import BASE
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, first_line, unknown_name
 from tasks.core.models import folders, hub, tokenizers
-from tasks.core.models import weights as models_weights
 from tasks.core.models.pointer import Pointer
+from tasks.core.models.weights import load, save
 
 OURS = ("lineage.json", folders.BASE, folders.POINTER)  # what only this project reads
 TOKENIZER = (
@@ -148,7 +149,7 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
         folders.validate_folder(folder)
     folders.verify(folder, pointer, state.scratch_dir(root) / digests.KNOWN)
     found = re.fullmatch(r"data/(i\d+)/candidate", pointer.path)
-    made = found.group(1) if found else sections.BASE
+    made = found.group(1) if found else BASE
     return Policy(chosen, made, pointer, *folders.parts(folder))
 
 
@@ -166,7 +167,7 @@ def _hub_base(root: Path, adapter: Pointer) -> str:
 def _commit(root: Path, params: Mapping[str, Any], made: str) -> str:
     """The commit of the execution that made the model, else the one that is checked out. Raises `BadInput` where
     dvc.lock says that other values than those of params.yaml made it: the card would be wrong."""
-    stage = "base" if made == sections.BASE else "train"
+    stage = "base" if made == BASE else "train"
     files = lock.Files(root)
     current = [e for e in lock.executions(root, params, files) if (e.stage, e.iteration) == (stage, made)]
     if (root / "dvc.lock").is_file() and not current:
@@ -191,8 +192,8 @@ def _write_model(policy: Policy, folder: Path, adapter_of: str | None) -> None:
         text = json.dumps({**config, BASE_NAME: adapter_of}, indent=2, sort_keys=True)
         (folder / folders.ADAPTER).write_text(text + "\n", encoding="utf-8")
     else:
-        whole = models_weights.load(policy.adapter, "auto")  # in the number format that the weights have
-        models_weights.save(whole, tokenizers.load_tokenizer(policy.adapter), folder)
+        whole = load(policy.adapter, "auto")  # in the number format that the weights have
+        save(whole, tokenizers.load_tokenizer(policy.adapter), folder)
 
 
 def _copy(source: Path, target: Path, patterns: Sequence[str] = hub.FILES) -> None:

@@ -1,27 +1,56 @@
-"""How blocks are found and how their options are checked: a plain dictionary from name to function.
+"""What a block is, how blocks are found, and how their options are checked.
 
-Each kind of block lives in a module of `tasks/blocks/` with a dictionary `BLOCKS`. A block's last
-parameter is called `options` and its annotation is a class derived from `Options`, or `Options` for a
-block that has none; every option is given in params.yaml (there are no defaults here) and an unknown
-one is refused.
+A block is one declared value, `Block`: a function, and what is known of it before it runs. Each package of
+`tasks/blocks/` has a plain dictionary `BLOCKS` from name to block. One signature serves all kinds:
+`run(given, options) -> made`. `given` is a frozen record, made by the stage; `made` is a value. The parameter `options`
+is annotated with a class derived from `Options`; every option is given in params.yaml (there are no defaults here) and
+an unknown one is refused.
 
 A section of params.yaml is a mapping of named entries. The entry's name is the block's name unless it
 says `block: NAME`. Entries run in the order of their names, or of their block's phase where a kind has
 phases: DVC compares mappings without order, so an order that only the file's lines give would go stale
 unseen.
+
+What a block gives and needs are words, and `flows.params.between` holds them against each other:
+
+    verdicts, scores, votes, comparisons   what a critic says; a block with an option `critic` needs some of it
+    sub-questions, critiques, revisions, inventing, free text   skills that a family may lack
+    likelihoods, vocabulary                what an engine may not tell: scores of given text; of the whole vocabulary
+    labels                                 the truth
+    siblings                               the other answers to the same prompt
+    rows of PART, pairs                    what filter makes and train takes; "corpus rows of PART": what replays take
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from functools import cached_property
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.errors import BadInput, unknown_name
 
-Block = Callable[..., Any]
-Requests = Callable[[Any, Counts], list[Demand]]  # (a block's options, what it works on) -> what it asks, at most
+Run = Callable[[Any, Any], Any]  # (given, options) -> made
+Asks = Callable[[Any, Counts], list[Demand]]  # (options, what it works on) -> what it asks of models, at most
+Takes = Callable[[Any, bool, int | None], "Taken | None"]  # (options, first iteration, hardest before) -> of the pool
+Facts = frozenset[str] | Callable[[Any], frozenset[str]]  # words, or those that follow from the options
+
+OPINIONS = frozenset({"verdicts", "scores", "votes", "comparisons"})
+SKILLS = frozenset({"sub-questions", "critiques", "revisions", "inventing", "free text"})
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How many prompts a block takes from the pool in an iteration, of one difficulty or (None) of any."""
+
+    number: int
+    difficulty: int | None = None
+
+
+def asks_nothing(options: Any, counts: Counts) -> list[Demand]:
+    """Of a block that asks no model."""
+    return []
 
 
 class Options(BaseModel):
@@ -31,20 +60,49 @@ class Options(BaseModel):
 
 
 @dataclass(frozen=True)
+class Block:
+    """One way to do a part of a stage's work."""
+
+    run: Run
+    asks: Asks = asks_nothing
+    gives: Facts = frozenset()
+    needs: Facts = frozenset()
+    phase: str = ""  # where a kind has phases
+    takes: Takes | None = None  # of a block that takes prompts from the pool
+
+    @cached_property
+    def options(self) -> type[Options]:
+        """The class that annotates the function's `options` parameter."""
+        return get_type_hints(self.run)["options"]
+
+
+@dataclass(frozen=True)
 class Bound:
-    """A block with its checked options, under the name that params.yaml gives it."""
+    """A block with its checked options, under the name that params.yaml gives it. `kind` is the block's own name."""
 
     name: str
+    kind: str
     block: Block
     options: Any
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self.block(*arguments, self.options)
+    def __call__(self, given: Any) -> Any:
+        return self.block.run(given, self.options)
+
+    def asks(self, counts: Counts) -> list[Demand]:
+        """What it asks of models, at most."""
+        return self.block.asks(self.options, counts)
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return _words(self.block.gives, self.options)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return _words(self.block.needs, self.options)
 
 
-def options_class(block: Block) -> type[Options]:
-    """The class that annotates the block's `options` parameter."""
-    return get_type_hints(block)["options"]
+def _words(facts: Facts, options: Any) -> frozenset[str]:
+    return facts(options) if callable(facts) else facts
 
 
 def bind(blocks: Mapping[str, Block], section: Mapping[str, Any], where: str) -> list[Bound]:
@@ -65,38 +123,48 @@ def bind(blocks: Mapping[str, Block], section: Mapping[str, Any], where: str) ->
             raise unknown_name("block", wanted, blocks, f"{where}.{name}")
         options = {key: value for key, value in entry.items() if key != "block"}
         block = blocks[wanted]
-        bound.append(Bound(name, block, validate(options_class(block), options, f"{where}.{name}")))
+        bound.append(Bound(name, wanted, block, validate(block.options, options, f"{where}.{name}")))
     return bound
 
 
 def validate(cls: type[Options], given: Any, where: str) -> Any:
-    """`given` as `cls`. Raises `BadInput` naming the key, what was given, what is allowed, the nearest name."""
+    """`given` as `cls`. Raises `BadInput` naming the key, what was given, what is allowed, the nearest name. `where`: the
+    dotted place of `given` in params.yaml, "" for the whole file."""
     from pydantic import ValidationError
 
     try:
         return cls.model_validate(given)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            place = ".".join([where, *(str(part) for part in problem["loc"])])
-            if problem["type"] == "extra_forbidden":
-                known = _fields_at(cls, problem["loc"][:-1])
-                lines.append(str(unknown_name("key", str(problem["loc"][-1]), known, place.rpartition(".")[0])))
-            elif problem["type"] == "missing":
-                lines.append(f"{place}: is missing; every value stands in params.yaml")
-            else:
-                lines.append(f"{place}: given {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}")
-        raise BadInput("\n".join(lines)) from error
+        raise BadInput("\n".join(_told(cls, problem, where) for problem in error.errors())) from error
+
+
+def _told(cls: type[Options], problem: Any, where: str) -> str:
+    """One of pydantic's complaints in words of this project."""
+    place = ".".join(filter(None, [where, *(str(part) for part in problem["loc"])]))
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(cls, problem["loc"][:-1])
+        return str(unknown_name("key", str(problem["loc"][-1]), known, place.rpartition(".")[0] or "params.yaml"))
+    if problem["type"] == "missing":
+        return f"{place}: is missing; every value stands in params.yaml"
+    said = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    if problem["type"] in ("dict_type", "model_type"):
+        said = "a mapping is wanted, `{}` if it is empty"
+    return f"{place}: given {problem['input']!r}; {said}"
 
 
 def _fields_at(cls: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """Field names of the nested options class that `path` leads to."""
+    """Field names of the options class that `path` leads to, through nested classes and mappings of them."""
+    found, inside = cls, cls
     for part in path:
-        field = cls.model_fields.get(str(part))
-        candidates = [field.annotation] if field else []
-        candidates += list(getattr(field.annotation, "__args__", ())) if field else []
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            break
-        cls = nested[0]
-    return list(cls.model_fields)
+        kind: Any = inside
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:
+            kind = get_args(kind)[1]  # of a mapping
+        options = [kind, *get_args(kind)]
+        inside = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), kind)
+        if get_origin(kind) is dict:
+            inside = kind
+        if isinstance(inside, type) and issubclass(inside, BaseModel):
+            found = inside
+    return list(found.model_fields)

@@ -8,7 +8,6 @@ All text that a model wrote is data: a template that quotes it must make sure th
 the template's delimiters; where it cannot be quoted safely the method returns None.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -17,16 +16,6 @@ import polars as pl
 
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
-FREE_TEXT_BLOCKS = (  # ask for what only `FreeText` families have
-    "judge_pointwise_structured",
-    "judge_pointwise_logprobs",
-    "judge_pairwise",
-    "judge_pairwise_structured",
-    "judge_pairwise_logprobs",
-    "judge_checklist",
-    "judge_checklist_structured",
-    "judge_checklist_logprobs",
-)
 
 
 def user(content: str) -> Messages:
@@ -91,10 +80,6 @@ class Family(Protocol):
     name: str
     has_truth: bool  # verify works for this data
 
-    def build(self, rng: random.Random, root: str) -> SeedData:
-        """All data of the family; deterministic given `rng`. `root`: folder that relative data paths start at."""
-        ...
-
     def vocabulary(self) -> list[str] | None:
         """Word-level vocabulary (whitespace-separated words), or None to train a BPE tokenizer on the corpus."""
         ...
@@ -131,8 +116,8 @@ class Family(Protocol):
         """The factored critic's sub-questions (Chain-of-Verification), None if the response is malformed."""
         ...
 
-    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
-        """The factored critic's verdict from the model's own answers to `questions`, in their order. Arithmetic
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
+        """The factored critic's verdict from the `questions` and the model's own answers to them. Arithmetic
         and membership come from the answers; no truth is computed here beyond comparing them with the claims."""
         ...
 

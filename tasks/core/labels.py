@@ -1,25 +1,35 @@
 """The only door to the truth.
 
 Evaluation may look at labels; a stage of the loop may only if the recipe declares `labels: true`.
-Everything that decides by truth goes through `verifier`, so a test can show that a label-free recipe
-never does.
+Everything that decides by truth goes through a `Truth`, which the context hands over, so a test can show that a
+label-free recipe never does.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Family, Messages
 
-Verifier = Callable[[Messages, str | None, str], bool]  # (prompt, gold answer or None, response) -> correct
 
+@dataclass(frozen=True)
+class Truth:
+    """A family's check of truth, in one stage."""
 
-def verifier(family: Family, stage: str, labels: bool) -> Verifier:
-    """The family's check of truth, for `evaluate` or for a recipe that declares labels.
+    family: Family
+    stage: str
+    allowed: bool  # in evaluate, and where the recipe declares labels
 
-    Raises `LabelsForbidden` in any other stage of a label-free recipe."""
-    if stage != "evaluate" and not labels:
-        raise LabelsForbidden(
-            f"{stage}: a block asked for labels, but params.yaml says `labels: false`; "
-            "use a label-free critic, or a recipe that declares labels (`oracle`)"
-        )
-    return family.verify
+    @property
+    def known(self) -> bool:
+        """Whether the data has answers to verify with."""
+        return self.family.has_truth
+
+    def verify(self, messages: Messages, gold: str | None, response: str) -> bool:
+        """Whether the response to a prompt is right; `gold`: the prompt's answer, where it has one. Raises
+        `LabelsForbidden` in a stage of a label-free recipe."""
+        if not self.allowed:
+            raise LabelsForbidden(
+                f"{self.stage}: a block asked for labels, but params.yaml says `labels: false`; "
+                "use a label-free critic, or a recipe that declares labels (`oracle`)"
+            )
+        return self.family.verify(messages, gold, response)

@@ -9,6 +9,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,11 @@ import polars as pl
 
 from tasks.core.errors import StageFailed, TableMismatch, missing
 
-MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+MESSAGES: Any = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+WORDS: Any = pl.List(pl.UInt64)
 
 
-def _schema(columns: Mapping[str, Any]) -> pl.Schema:
-    return pl.Schema(columns)
-
-
-PROMPTS = _schema(
+PROMPTS = pl.Schema(
     {
         "prompt_id": pl.String,  # hash of family and messages
         "messages": MESSAGES,
@@ -34,7 +33,7 @@ PROMPTS = _schema(
         "answer": pl.String,  # null unless the recipe declares that it uses labels
     }
 )
-CANDIDATES = _schema(
+CANDIDATES = pl.Schema(
     {
         "candidate_id": pl.String,  # hash of prompt, parent, source, turn, draw, model and response
         "prompt_id": pl.String,
@@ -52,7 +51,7 @@ CANDIDATES = _schema(
         "model": pl.String,  # digest of the model that replied
     }
 )
-CRITIQUES = _schema(
+CRITIQUES = pl.Schema(
     {
         "candidate_id": pl.String,
         "other_id": pl.String,  # the other candidate of a pairwise judgement, else null
@@ -67,7 +66,7 @@ CRITIQUES = _schema(
         "model": pl.String,  # digest of the judge, null for critics that use no model
     }
 )
-SFT = _schema(
+SFT = pl.Schema(
     {
         "row_id": pl.String,
         "part": pl.String,  # "own" for what the model made, else the skill of the seed corpus
@@ -79,7 +78,7 @@ SFT = _schema(
         "iteration": pl.String,  # the iteration that made the row; null for the seed corpus
     }
 )
-PAIRS = _schema(
+PAIRS = pl.Schema(
     {
         "row_id": pl.String,
         "part": pl.String,
@@ -96,7 +95,7 @@ PAIRS = _schema(
     }
 )
 DROPPED = pl.Schema({"row_id": pl.String, "prompt_id": pl.String, "block": pl.String, "reason": pl.String})
-PREDICTIONS = _schema(
+PREDICTIONS = pl.Schema(
     {
         "prompt_id": pl.String,
         "kind": pl.String,  # greedy | sample | refined
@@ -110,14 +109,14 @@ PREDICTIONS = _schema(
         "tokens": pl.Int32,
     }
 )
-FINGERPRINTS = _schema(
+FINGERPRINTS = pl.Schema(
     {
         "fingerprint": pl.String,
         "part": pl.String,  # heldout | probe | benchmark
-        "words": pl.List(pl.UInt64),  # hashes of the problem's words in order; empty where equal problems alone count
+        "words": WORDS,  # hashes of the problem's words in order; empty where equal problems alone count
     }
 )
-ORIGINS = _schema(  # where a prompt of the user's data comes from
+ORIGINS = pl.Schema(  # where a prompt of the user's data comes from
     {
         "prompt_id": pl.String,
         "part": pl.String,  # pool | labelled | probe | heldout
@@ -126,7 +125,7 @@ ORIGINS = _schema(  # where a prompt of the user's data comes from
         "id": pl.String,  # the row's own, null without `id_field`
     }
 )
-UNUSED = _schema(  # rows of the user's data that are in no part, and why
+UNUSED = pl.Schema(  # rows of the user's data that are in no part, and why
     {
         "file": pl.String,
         "row": pl.Int64,
@@ -139,14 +138,14 @@ UNUSED = _schema(  # rows of the user's data that are in no part, and why
         "similarity": pl.Float64,  # Jaccard similarity of their shingles, for near copies
     }
 )
-INVENTED = _schema(  # prompts that the model wrote, in an iteration and in all before it
+INVENTED = pl.Schema(  # prompts that the model wrote, in an iteration and in all before it
     {
         "prompt_id": pl.String,
         "fingerprint": pl.String,
         "text": pl.String,  # the prompt's own text, null for a family whose prompts are not free text
     }
 )
-LABELS = _schema({"prompt_id": pl.String, "answer": pl.String})
+LABELS = pl.Schema({"prompt_id": pl.String, "answer": pl.String})
 
 CONTENTS = {  # of a dataset's folder
     "sft": "prompt and completion as messages",
@@ -170,6 +169,11 @@ def prompt_id(family: str, messages: Sequence[Mapping[str, str]]) -> str:
 def empty(schema: pl.Schema) -> pl.DataFrame:
     """A table without rows."""
     return pl.DataFrame(schema=schema)
+
+
+def nothing(schema: pl.Schema) -> Any:
+    """The default of a dataclass field that holds such a table: one without rows."""
+    return field(default_factory=partial(empty, schema))
 
 
 def frame(rows: Sequence[Mapping[str, Any]], schema: pl.Schema) -> pl.DataFrame:

@@ -1,32 +1,35 @@
 """Finds the task family: from params.yaml before a run, from `data/tasks/family.json` inside it.
 
 Stages other than `prepare` never look at `prepare`'s section; they read the name and options that `prepare` wrote
-beside the data. A family is a module with `Options`, `create(options)`, and what is known before any work:
-`check_inputs(family, root)`, which refuses files and sizes that cannot work and counts the pool, `parts(options)` of
-its corpus, `difficulties(options)`, `UNUSABLE`, blocks that it has no skill for, and `CODE`, the files beside it that
-decide what is asked and how replies are read.
+beside the data. A family is a package in this folder. Every one has the same files: `options.py` (what
+`prepare.options` may hold), `family.py` (prompts, replies, answers: `tasks.core.family.Family`), `corpus.py` (its data),
+and a face, `__init__.py`, with what is asked before any work:
+
+    Options, create(options)     the family from checked options
+    build(family, rng, root)     all its data (`SeedData`), for `prepare`
+    check_inputs(family, root)   refuses files and sizes that cannot work; prompts of the pool by difficulty
+    parts(options)               the parts (skills) of its corpus
+    difficulties(options)        those that its evaluated prompts may have
+    LACKS                        skills that it has not (words of `tasks.core.blocks`), and why
+    CODE                         files beside `family.py` that decide what is asked and how replies are read
 """
 
 import importlib
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tasks.core import blocks, digests
+from tasks.core.catalog import ARTIFACTS
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, missing, unknown_name
-from tasks.core.family import FREE_TEXT_BLOCKS, Family
+from tasks.core.family import Family, SeedData
 
-FAMILIES = {
-    "countdown": "tasks.families.countdown",
-    "strings": "tasks.families.strings",
-    "text": "tasks.families.text",
-}
-FILE = "data/tasks/family.json"
-TEMPLATES = "data/tasks/templates"
-CODE = "data/tasks/code.json"
+HERE = Path(__file__).parent
+NAMES = sorted(path.parent.name for path in HERE.glob("*/__init__.py"))
 USES = ("answer.j2", "critique.j2", "pairwise.j2", "checklist.j2", "refine.j2", "invent.j2")
 
 
@@ -38,6 +41,13 @@ def create(name: str, options: Mapping[str, Any], templates: Path | None = None)
     return family
 
 
+def build(family: Family, rng: random.Random, root: Path) -> SeedData:
+    """All data of the family; deterministic given `rng`. `root`: folder that relative data paths start at. Raises
+    `BadInput` for data that cannot work."""
+    data: SeedData = _module(family.name).build(family, rng, root)
+    return data
+
+
 def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The family's options, with `source` as their `path` where the family reads the user's file."""
     reads_file = "path" in _module(name).Options.model_fields
@@ -47,7 +57,7 @@ def with_source(name: str, options: Mapping[str, Any], source: str) -> dict[str,
 def check_inputs(name: str, options: Mapping[str, Any], root: Path) -> dict[int, int] | None:
     """How many prompts of each difficulty the pool will have, None where only a reading of all data would tell.
     Refuses, with `BadInput`, prompt files and sizes that `prepare` would refuse. Seconds at most."""
-    counts: dict[int, int] | None = _module(name).check_inputs(create(name, options), str(root))
+    counts: dict[int, int] | None = _module(name).check_inputs(create(name, options), root)
     return counts
 
 
@@ -63,15 +73,10 @@ def difficulties(name: str, options: Mapping[str, Any]) -> list[int]:
     return found
 
 
-def unusable(name: str) -> dict[str, str]:
-    """Blocks that the family cannot work with, each with the reason. Raises `UnknownName`."""
-    found: dict[str, str] = _module(name).UNUSABLE
+def lacks(name: str) -> dict[str, str]:
+    """Skills that the family has not, each with the reason. Raises `UnknownName`."""
+    found: dict[str, str] = _module(name).LACKS
     return found
-
-
-def has_free_text(name: str) -> bool:
-    """Whether the family is a `FreeText` one. Raises `UnknownName`."""
-    return unusable(name).keys().isdisjoint(FREE_TEXT_BLOCKS)
 
 
 def templates(name: str) -> dict[str, str]:
@@ -83,27 +88,26 @@ def templates(name: str) -> dict[str, str]:
 
 
 def code(name: str) -> dict[str, str]:
-    """Digests of the modules, besides the family's own, that decide what is asked and how replies are read."""
-    folder = Path(_module(name).__file__ or "").parent
-    return {file: digests.of_file(folder / file) for file in _module(name).CODE}
+    """Digests of the files, besides `family.py`, that decide what is asked and how replies are read."""
+    return {file: digests.of_file(HERE / name / file) for file in _module(name).CODE}
 
 
 def load(root: Path) -> Family:
     """The family that `prepare` recorded. Raises `MissingArtifact`, or `BadInput` for a damaged record."""
-    path = root / FILE
-    if not path.is_file():
-        raise missing(FILE)
+    place = ARTIFACTS["family"].path
+    if not (root / place).is_file():
+        raise missing(place)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads((root / place).read_text(encoding="utf-8"))
         name, options = record["name"], dict(record["options"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{FILE} is no family record ({error}); restore it with `dvc checkout`") from error
-    return create(name, options, root / TEMPLATES)
+        raise BadInput(f"{place} is no family record ({error}); restore it with `dvc checkout`") from error
+    return create(name, options, root / ARTIFACTS["templates"].path)
 
 
 def read(context: Context) -> Family:
     """The same as an input of a stage. Raises `MissingArtifact`, or `BadInput` for a damaged record."""
-    context.read(FILE)
+    context.path("family")
     return load(context.root)
 
 
@@ -112,11 +116,11 @@ def _checked(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _templates(name: str) -> Path | None:
-    folder = Path(__file__).parents[1] / "templates" / name
+    folder = HERE.parent / "templates" / name
     return folder if folder.is_dir() else None
 
 
 def _module(name: str) -> ModuleType:
-    if name not in FAMILIES:
-        raise unknown_name("family", name, FAMILIES, "prepare.family")
-    return importlib.import_module(FAMILIES[name])
+    if name not in NAMES:
+        raise unknown_name("family", name, NAMES, "prepare.family")
+    return importlib.import_module(f"tasks.families.{name}")

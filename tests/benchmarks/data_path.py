@@ -39,7 +39,7 @@ MODEL = {
     "model_type": "qwen3", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
 }  # fmt: skip
-SECTIONS: dict[str, Any] = {
+UNREAD: dict[str, Any] = {
     "sample": {"iid": {"block": "iid_k", "n": DRAWS, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}},
     "critique": {"vote": {}},
     "refine": {},
@@ -115,7 +115,7 @@ def ours(root: Path) -> dict[str, float]:
 
     for name, module in STAGES.items():
         began = time.perf_counter()
-        module.run(context(root, name, "i01", module.parse(SECTIONS[name]), opened))
+        module.run(context(root, name, "i01", module.parse(UNREAD[name]), opened))
         spent[name] = time.perf_counter() - began
     return spent
 

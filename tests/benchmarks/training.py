@@ -31,12 +31,12 @@ def main() -> int:
     given = parser.parse_args()
 
     from tasks import families
-    from tasks.blocks.train import job as train_job
     from tasks.blocks.train import sft
+    from tasks.blocks.train.job import Job, sft_batches, use_threads
     from tasks.core import tables
     from tasks.core.models import tokenizers
-    from tasks.core.models import weights as models_weights
-    from tasks.core.training import options as training_options
+    from tasks.core.models.weights import build
+    from tasks.core.training.options import SftOptions
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     family = families.create(params["prepare"]["family"], params["prepare"]["options"])
@@ -55,13 +55,13 @@ def main() -> int:
         for i, row in enumerate(family.build(random.Random(0), str(ROOT)).corpus)
     ]
     settings = {**params["base"]["sft"], "steps": given.steps, "threads": given.threads, "warmup_steps": 10}
-    options = training_options.SftOptions(**{**settings, "checkpoint_steps": 1_000_000})
-    train_job.use_threads(given.threads)
+    options = SftOptions(**{**settings, "checkpoint_steps": 1_000_000})
+    use_threads(given.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = tokenizers.make_tokenizer(family.vocabulary(), [], 2000)
-        models_weights.build(params["base"]["architecture"], tokenizer, 0, folder / "initial")
-        job = train_job.Job(
+        build(params["base"]["architecture"], tokenizer, 0, folder / "initial")
+        job = Job(
             initial=folder / "initial",
             reference=folder / "initial",
             sft=tables.frame(rows, tables.SFT),
@@ -70,7 +70,7 @@ def main() -> int:
             scratch=folder / "scratch",
             seed=0,
         )
-        batches = train_job.sft_batches(job, options, options.mixture, 1.0, "mixture", False)
+        batches = sft_batches(job, options, options.mixture, 1.0, "mixture", False)
         ours, plain = 0.0, 0.0
         for _ in range(given.rounds):
             job.curves.clear()

@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from flows.machine import processes as machine_processes
 from flows.machine import state
+from flows.machine.processes import alive
 from tests.e2e.workspace import digests, environment, kept_server, lock, run, workspace
 
 # In the order of the graph: every stage once, two of them again with another signal.
@@ -39,11 +39,7 @@ def running(folder: Path) -> dict[str, Any] | None:
     """The record of the stage that runs now."""
     for path in (folder / ".autodidact/records").glob("*.json"):
         record = state.read_json(path)
-        if (
-            record
-            and record["status"] == "running"
-            and machine_processes.alive(record["pid"], record["process_started"])
-        ):
+        if record and record["status"] == "running" and alive(record["pid"], record["process_started"]):
             return record
     return None
 

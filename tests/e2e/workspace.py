@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from flows.estimate import demands as workload
-from flows.params import file as params_file
+from flows.params.file import load
 
 REPOSITORY = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -92,7 +92,7 @@ def requests_made(folder: Path) -> Counter[str]:
 
 def asked_for(folder: Path) -> dict[str, tuple[int, float, int, int]]:
     """By stage: requests that were told before, at most and expected, and those that were wanted and made since."""
-    params = params_file.load(folder)
+    params = load(folder)
     task = workload.task(folder, params, True)
     questions = workload.count_questions(task.family, task.answers)
     told = workload.demands(params, task.evaluated, questions.most)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from flows.params import trainable
 from tasks.core.training import adapters
-from tasks.core.training import options as training_options
+from tasks.core.training.options import SftOptions
 from tests.trainings import (
     ACCELERATE,
     DPO,
@@ -60,7 +60,7 @@ def test_the_base_is_held_in_4_bits(initial: Path, precision: str) -> None:
     is 0.152 of the largest in its block."""
     import bitsandbytes as bnb
 
-    options = training_options.SftOptions(**{**SFT, "lora": FOUR, "precision": precision})
+    options = SftOptions(**{**SFT, "lora": FOUR, "precision": precision})
     low = dict(adapters.initial(initial, options).named_modules())
     linear = {name: module for name, module in low.items() if isinstance(module, torch.nn.Linear)}
     four = {name: module for name, module in linear.items() if isinstance(module, bnb.nn.Linear4bit)}

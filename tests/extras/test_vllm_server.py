@@ -125,7 +125,7 @@ def test_greedy_replies_are_those_of_the_transformers_engine(server: Server) -> 
         assert sum(choice["logprobs"]["token_logprobs"]) == pytest.approx(reply.logprob, abs=2e-3)
 
 
-def asker(server: Server, scratch: Path, **engine: Any) -> Any:
+def scripted_model(server: Server, scratch: Path, **engine: Any) -> Any:
     """Asks with prompts as they are given, without a chat template."""
     reached = {**compose.shared()["serving"]["openai"], "base_urls": [server.url], "concurrency": 16}
     opener = Opener(server.folder.parent, {**ENGINE, **engine}, scratch, serving={"openai": reached})
@@ -137,7 +137,7 @@ def asker(server: Server, scratch: Path, **engine: Any) -> Any:
 def test_the_openai_engine_asks_it_as_it_is_asked_in_a_stage(server: Server, tmp_path: Path) -> None:
     """One line of params switches: greedy replies and scores are those of the model in this process, samples repeat."""
     endpoint = {**ENGINE["endpoint"], "extra": {"add_special_tokens": False, "top_k": -1, "min_p": 0.0}}
-    there = asker(server, tmp_path / "there", name="openai", endpoint=endpoint)
+    there = scripted_model(server, tmp_path / "there", name="openai", endpoint=endpoint)
     here = engines.load("transformers", server.folder, "float32", 2, 64)
     greedy = Sampling(1, 0.0, 1.0, 8, 0)
     found, expected = there.generate(PROMPTS, greedy, "x"), here.generate(PROMPTS, greedy)
@@ -146,7 +146,7 @@ def test_the_openai_engine_asks_it_as_it_is_asked_in_a_stage(server: Server, tmp
     assert [one.logprob for (one,) in found] == pytest.approx([one.logprob for (one,) in expected], abs=2e-3)
     sampled = Sampling(6, 1.0, 1.0, 8, 3)
     first = there.generate(PROMPTS, sampled, "x")
-    again = asker(server, tmp_path / "again", name="openai", endpoint=endpoint).generate(PROMPTS, sampled, "x")
+    again = scripted_model(server, tmp_path / "again", name="openai", endpoint=endpoint).generate(PROMPTS, sampled, "x")
     assert [[one.text for one in several] for several in first] == [[one.text for one in several] for several in again]
     assert len({one.text for several in first for one in several}) > 6
     told = [prompt.strip()[::-1] for prompt in PROMPTS]

@@ -67,7 +67,7 @@ class Shard:
         return {"made": 1}
 
 @dataclass
-class Usage:
+class Tally:
     seconds: float = 0.0
     def figures(self):
         return {}
@@ -81,8 +81,8 @@ class Opener:
                 log.write(f"load {pointer.digest}\\n")
         self.loaded.add(pointer.digest)
         return self
-    def take_usage(self):
-        return Usage()
+    def take_tally(self):
+        return Tally()
     def close(self):
         pass
     def ask(self, question):
@@ -108,12 +108,12 @@ from tasks.core.models.pointer import Pointer
 def run(context):
     with (context.root / "ran.log").open("a") as log:
         log.write(context.name + "\\n")
-    number = int(context.read(context.data("number.txt", context.row["previous"])).read_text())
+    number = int(context.read(f"data/{context.row['previous']}/number.txt").read_text())
     asked = context.model(Pointer("model", "m1")).ask(f"{context.name}-{number}")
-    context.write(context.data("number.txt")).write_text(str(number + context.options["by"] + asked))
+    context.write(f"data/{context.iteration}/number.txt").write_text(str(number + context.options["by"] + asked))
     if context.options["by"] == 13:
         raise ValueError("thirteen is unlucky")
-    context.write(context.data("note.json")).write_text("{}\\n")
+    context.write(f"data/{context.iteration}/note.json").write_text("{}\\n")
     context.log(shards=asked, replies=1234.0)
     context.curves.append({"step": 1.0, "loss": 0.5})
 '''

@@ -24,7 +24,7 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     (tmp_path / "params.yaml").write_text(write.render(compose.compose("self_evolution")))
     (tmp_path / "tasks/templates/benchmarks").mkdir(parents=True)
-    for name in ("countdown/corpus.py", "strings/family.py"):
+    for name in ("countdown/corpus.py", "strings/corpus.py"):
         (tmp_path / "tasks/families" / name).parent.mkdir(parents=True)
         (tmp_path / "tasks/families" / name).touch()
     return tmp_path
@@ -253,7 +253,7 @@ def test_a_model_that_a_late_stage_would_refuse(repository: Path, monkeypatch: p
     params["train"]["sft"]["accelerate"] = "gpus.yaml"
     (repository / "gpus.yaml").write_text("distributed_type: FSDPP")
     assert refused(repository, params).startswith(
-        "train.sft.accelerate: gpus.yaml: distributed_type is 'FSDPP'; allowed: NO, MULTI_CPU, MULTI_GPU, "
+        "train.sft.accelerate: gpus.yaml: 'FSDPP' is not a valid DistributedType; "
     )
     params["train"]["sft"]["accelerate"] = None
     params["prepare"]["options"]["system"] = "Be brief."

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows.history import records as history_records
+from flows.history.records import records_dir
 from flows.run import graph
 
 ALL = ["start", "grow@i01", "grow@i02"]
@@ -80,7 +80,7 @@ def test_only_what_an_edit_touches_runs(toy: Any, prefect_server: str) -> None:
     assert "Traceback" not in failed.stderr
     assert not (toy.root / "data/i02/number.txt").exists()
     assert toy.dvc("checkout", "data/i01/number.txt").returncode == 0
-    records = [json.loads(path.read_text()) for path in history_records.records_dir(toy.root).iterdir()]
+    records = [json.loads(path.read_text()) for path in records_dir(toy.root).iterdir()]
     assert sorted(r["status"] for r in records).count("failed") == 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.history import records as history_records
+from flows.history.records import records_dir
 from flows.machine import state
 from flows.run import runner, workers
 from flows.run.background import fork, server
@@ -55,7 +55,7 @@ class Toy:
         return self.root / "data/i01/out.txt"
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted(history_records.records_dir(self.root).iterdir())]
+        return [json.loads(path.read_text()) for path in sorted(records_dir(self.root).iterdir())]
 
 
 class Parts(Project):
@@ -75,8 +75,8 @@ class Parts(Project):
 
 
 def write(context: Context) -> None:
-    context.write(context.data("out.txt")).write_text(context.options["text"] + context.read("input.txt").read_text())
-    context.write(context.data("folder/a.txt")).write_text("a")
+    context.write("data/i01/out.txt").write_text(context.options["text"] + context.read("input.txt").read_text())
+    context.write("data/i01/folder/a.txt").write_text("a")
     context.log(rows=1200, share=0.25)
 
 

@@ -17,10 +17,10 @@ import polars as pl
 import pytest
 import yaml
 
-from flows.history import lock as history_lock
 from flows.history import mlflow, records
+from flows.history.lock import evolution_id
 from flows.machine import processes, state
-from flows.params import file, sections
+from flows.params import file, schema, sections
 from flows.run import declared
 from flows.run.background import server
 from tasks.core import digests
@@ -103,7 +103,7 @@ def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
         "params": sections.section(given, stage, key),
         "figures": {"tokens_per_second": 1000.0},
         "curves": [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)] if stage == "train" else [],
-        "tags": {"recipe": given["recipe"], "evolution": history_lock.evolution_id(given)},
+        "tags": {"recipe": given["recipe"], "evolution": evolution_id(given)},
         "inputs": {},
         "outputs": {p: digests.of_path(root / p) for p in what.outs},
         "error": None,
@@ -233,7 +233,7 @@ def test_the_tree_is_that_of_the_artifacts(recorded: Path) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in iterations} == {evolution.info.run_id}
     third = iterations[3].data
     figures = ("accuracy", "probe/accuracy", "promoted", "generated_tokens", "seconds")
-    assert [third.metrics[name] for name in figures] == [0.75, 0.375, 1, 4 * 3 * 4, len(sections.LOOP) * SECONDS]
+    assert [third.metrics[name] for name in figures] == [0.75, 0.375, 1, 4 * 3 * 4, len(schema.LOOP) * SECONDS]
     assert [third.tags[name] for name in ("reason", "initial", "judge")] == ["up", "i02", "i02"]
     assert "maj_at_8" not in third.metrics
     assert {run.info.status for run in runs(recorded)} == {"FINISHED"}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from flows.machine import processes, state
-from flows.run.background import fork as background_fork
 from flows.run.background import warm
+from flows.run.background.fork import ask, wanted
 from tests.e2e.workspace import REPOSITORY, run, workspace
 
 API = "http://127.0.0.1:9/api"
@@ -109,15 +109,15 @@ def test_a_process_with_another_environment_runs_the_stage_itself(
 def test_where_nobody_serves_the_stage_runs_in_its_own_process(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    assert background_fork.ask(tmp_path, ["sample"], ended.pid) is None
-    assert background_fork.ask(tmp_path, ["sample"], None) is None
+    assert ask(tmp_path, ["sample"], ended.pid) is None
+    assert ask(tmp_path, ["sample"], None) is None
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTODIDACT_WARM", raising=False)
-    assert background_fork.wanted() == (sys.platform == "linux")
+    assert wanted() == (sys.platform == "linux")
     monkeypatch.setenv("AUTODIDACT_WARM", "0")
-    assert not background_fork.wanted()
+    assert not wanted()
 
 
 def test_a_fork_ends_with_the_process_it_works_for(serving: subprocess.Popen[bytes], tmp_path: Path) -> None:

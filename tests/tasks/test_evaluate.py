@@ -54,7 +54,7 @@ class Sums:
             return None
         return [Question(user("sum " + messages[0]["content"]), response)]
 
-    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
         right = answers[0] == response
         return Verdict(True, right, float(right), "ok" if right else "no")
 

@@ -4,11 +4,9 @@ import polars as pl
 import pytest
 
 from tasks import filter as stage
-from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
-from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, EmptyDataset
-from tests.support import Adding, context, prompts
+from tests.support import context, prompts, sampled
 
 SECTION = {"accepted": {"critic": "c"}, "deduplicate": {}, "positives": {}}
 
@@ -17,9 +15,7 @@ SECTION = {"accepted": {"critic": "c"}, "deduplicate": {}, "positives": {}}
 def repository(tmp_path):
     """Two prompts with two samples each, of which the critic accepts the first."""
     table = prompts("add 1 1", "add 2 2")
-    asked = table["messages"].to_list()
-    replies = [[Completion(text, 3, 2, -0.1, "stop") for text in several] for several in (["2", "3"], ["4", "5"])]
-    samples = candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
+    samples = sampled(table, ["2", "3"], ["4", "5"])
     rows = [
         (candidate, None, "c", 0, "", response in "24", 0.5, True, None, 1, "m")
         for candidate, response in samples.select("candidate_id", "response").iter_rows()

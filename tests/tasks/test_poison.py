@@ -16,13 +16,13 @@ import polars as pl
 import pytest
 
 from tasks import families
-from tasks.blocks import critics
+from tasks.blocks import critique
+from tasks.blocks.critique import judging
 from tasks.blocks.filter.selection import Selection
-from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
 from tasks.core.blocks import bind
 from tasks.core.engines.base import Completion
-from tests.support import Scripted, asker, text_options, through, user
+from tests.support import Scripted, sampled, scripted_model, text_options, through, user, work
 
 BOUND, LARGEST, NUMBERS, DRAWS = 60, 20, 3, 5
 MARGIN = 0.1037  # no difference of means comes as near to it as rounding does
@@ -307,7 +307,7 @@ def problems(
     for number in range(count):
         planted = rng.choice([*PLANTED, "Who won?"]) if rng.random() < poison else "How many are left?"
         puzzle = f"solve {rng.randint(1, LARGEST)} {number % LARGEST + 1} {number // LARGEST + 1} -> {rng.randint(0, BOUND)} :"
-        messages = user(puzzle) if name == "countdown" else family._prompt(f"Problem {number}. {planted}")
+        messages = user(puzzle) if name == "countdown" else family.prompt(f"Problem {number}. {planted}")
         rows.append(
             {
                 "prompt_id": tables.prompt_id(name, messages), "messages": messages, "family": name, "difficulty": 1,
@@ -316,10 +316,9 @@ def problems(
         )  # fmt: skip
         texts = [response(rng, name, rng.random() < poison) for _ in range(several - 1)]
         texts.append(rng.choice([texts[0], texts[0] + " "]))
-        replies.append([Completion(text, 3, len(text.split()) + 1, -0.1, "stop") for text in texts])
+        replies.append(texts)
     prompts = tables.frame(rows, tables.PROMPTS)
-    asked = prompts["messages"].to_list()
-    return prompts, candidates(family, "m", "iid", 0, prompts["prompt_id"].to_list(), asked, asked, replies)
+    return prompts, sampled(prompts, *replies, family=family)
 
 
 def judged(tmp_path, name, prompts, samples, block, draws, told):
@@ -331,11 +330,11 @@ def judged(tmp_path, name, prompts, samples, block, draws, told):
         about[candidate] = (questions[prompt][0]["content"], text, asked and asked[0]["content"])
     shown = {asked: (question, text) for question, text, asked in about.values() if asked}
     judge = Judge(lambda prompt, draw: told(prompt, *shown[prompt]))
-    asking, _ = asker(tmp_path, lambda prompt, draw: "", rows_per_shard=4096, draws_per_shard=16)
+    asking, _ = scripted_model(tmp_path, lambda prompt, draw: "", rows_per_shard=4096, draws_per_shard=16)
     asking._engine = judge
     section = {"c": {"block": block, "draws": draws, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9}}
-    bounds = bind(critics.BLOCKS, section, "critique")
-    found = critics.critique(bounds, samples, prompts, family, asking, 1, "critique", False)
+    bounds = bind(critique.BLOCKS, section, "critique")
+    found = judging.judged(work(prompts, asking, family=family, candidates=samples), bounds)
     return found, judge, about
 
 
@@ -462,7 +461,7 @@ def test_junk_judgements_poison_no_pair(tmp_path, name, share):
 @pytest.mark.parametrize("planted", [*PLANTED, *STEPS])
 def test_what_a_candidate_plants_stays_quoted(planted):
     """Outside the fences the judge's prompt states no score but its own form, and has no turn of another speaker."""
-    asked = TEXT.critique_messages(TEXT._prompt(f"How many? {planted}"), f"It is 4.\n{planted}")[0]["content"]
+    asked = TEXT.critique_messages(TEXT.prompt(f"How many? {planted}"), f"It is 4.\n{planted}")[0]["content"]
     outside = "\n".join(lines_outside_quotations(asked))
     assert [line for line in outside.split("\n") if "score" in folded(line)] == ["Score: POINTS"]
     assert "<|" not in asked
@@ -561,13 +560,12 @@ def test_only_what_a_judge_chose_counts(tmp_path, block, count, several):
         return reply, finish
 
     judge = Judge(told)
-    asking, _ = asker(tmp_path, lambda prompt, draw: "", rows_per_shard=8192, draws_per_shard=16)
+    asking, _ = scripted_model(tmp_path, lambda prompt, draw: "", rows_per_shard=8192, draws_per_shard=16)
     asking._engine = judge
     given = {"pairs": None} if block == "judge_pairwise" else {"criteria": ["It is right.", "It is short."]}
     section = {"c": {"block": block, "draws": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9, **given}}
-    critiques = critics.critique(
-        bind(critics.BLOCKS, section, "critique"), samples, prompts, TEXT, asking, 1, "critique", False
-    )
+    bounds = bind(critique.BLOCKS, section, "critique")
+    critiques = judging.judged(work(prompts, asking, family=TEXT, candidates=samples), bounds)
     assert len(judge.replies) >= 5000
     texts = dict(samples.select("candidate_id", "response").iter_rows())
     questions = dict(prompts.select("prompt_id", "messages").iter_rows())
@@ -626,7 +624,7 @@ def test_only_what_a_judge_chose_counts(tmp_path, block, count, several):
 @pytest.mark.parametrize("brief", [False, True])
 def test_a_planted_choice_stays_quoted(block, brief):
     """Outside the fences no line is a candidate's, and no turn of another speaker begins."""
-    question = TEXT._prompt("Who won?")
+    question = TEXT.prompt("Who won?")
 
     def asked(first: str, second: str) -> str:
         if block == "judge_pairwise":

@@ -8,9 +8,10 @@ import pytest
 
 from tasks import families, prepare
 from tasks.core import tables
+from tasks.core.catalog import ARTIFACTS
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, UnknownName
-from tasks.families.text import family as text_family
+from tasks.families.text.family import Text
 from tests.support import text_options
 
 COUNTDOWN = {
@@ -24,6 +25,7 @@ COUNTDOWN = {
     "probe": 10,
     "corpus": {"critique": 40, "refine": 20, "usage": 50, "invent": 10},
 }
+TEMPLATES = ARTIFACTS["templates"].path
 TEXT = {key: value for key, value in text_options(heldout=3, probe=2, labelled=4).items() if key != "path"}
 
 
@@ -33,7 +35,7 @@ def ran(folder: Path, family: str, options: dict, seed: int = 0) -> tuple[Path, 
 
     context = Context(
         stage="prepare",
-        key=None,
+        iteration=None,
         row={},
         options=prepare.parse({"family": family, "source": "prompts.jsonl", "options": options}),
         seed=seed,
@@ -55,7 +57,8 @@ def prompts(root: Path, name: str) -> pl.DataFrame:
 def test_countdown_is_written_and_found_again(tmp_path):
     root, context = ran(tmp_path, "countdown", COUNTDOWN)
     files = {path.relative_to(root).as_posix() for path in (root / "data/tasks").rglob("*") if path.is_file()}
-    assert files == set(context.writes)
+    templates = {f"{TEMPLATES}/{use}" for use in families.USES}
+    assert files == {*context.writes} - {TEMPLATES} | templates
     assert len(files) == 10 + len(families.USES)
     assert all("countdown has no template files" in text for text in families.templates("countdown").values())
     assert not context.reads
@@ -104,10 +107,11 @@ def test_labels_of_the_users_prompts_are_kept_apart(tmp_path):
     assert tables.read(root / "data/tasks/corpus.parquet", tables.SFT)["part"].to_list() == ["solve"] * 4
 
 
-def test_rows_of_the_user_are_found_again_kept_or_dropped(tmp_path, capsys):
+def test_rows_of_the_user_are_found_again_kept_or_dropped(tmp_path, caplog):
     rows = [{"q": f"How much is {n} and 1?", "a": f"#### {n + 1}", "name": f"row-{n}"} for n in range(20)]
     rows += [rows[3] | {"name": "twice"}, {"q": "How much is it?", "a": "unknown", "name": "silent"}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    caplog.set_level("INFO")
     root, context = ran(tmp_path, "text", TEXT | {"id_field": "name", "duplicates": "drop", "unusable": "drop"})
     origins = tables.read(root / "data/tasks/origins.parquet", tables.ORIGINS)
     assert origins["part"].value_counts().sort("part").rows() == [
@@ -124,7 +128,7 @@ def test_rows_of_the_user_are_found_again_kept_or_dropped(tmp_path, capsys):
     ]
     assert (context.figures["rows_read"], context.figures["rows_kept"]) == (22, 20)
     assert (context.figures["dropped_duplicate"], context.figures["dropped_no_answer"]) == (1, 1)
-    assert capsys.readouterr().out.splitlines() == [
+    assert caplog.messages == [
         "prepare  22 rows: kept 20",
         "prepare  1 dropped: duplicate",
         "prepare  1 dropped: no answer",
@@ -145,8 +149,8 @@ def test_benchmarks_are_avoided_but_not_evaluated(tmp_path):
     assert reserved["words"].list.len().to_list() == [6] * 6
     guard = families.load(root).guard(reserved)
     family = families.load(root)
-    assert isinstance(family, text_family.Text)
-    assert guard(family._prompt("how much is 7 and 1")) == "held out"
+    assert isinstance(family, Text)
+    assert guard(family.prompt("how much is 7 and 1")) == "held out"
     [dropped] = tables.read(root / "data/tasks/dropped.parquet", tables.UNUSED).to_dicts()
     assert (dropped["row"], dropped["other_file"]) == (8, "test.jsonl")
 
@@ -155,12 +159,12 @@ def test_later_stages_render_the_templates_that_prepare_copied(tmp_path):
     lines = [json.dumps({"q": f"How much is {n} and 1?", "a": f"#### {n + 1}"}) for n in range(20)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     root, _ = ran(tmp_path, "text", TEXT)
-    copies = {use: (root / families.TEMPLATES / use).read_text() for use in families.USES}
+    copies = {use: (root / TEMPLATES / use).read_text() for use in families.USES}
     assert copies == families.templates("text")
-    (root / families.TEMPLATES / "answer.j2").write_text("Now: {{ question }}")
+    (root / TEMPLATES / "answer.j2").write_text("Now: {{ question }}")
     family = families.load(root)
-    assert isinstance(family, text_family.Text)
-    assert family._prompt("Why?") == [{"role": "user", "content": "Now: Why?"}]
+    assert isinstance(family, Text)
+    assert family.prompt("Why?") == [{"role": "user", "content": "Now: Why?"}]
 
 
 def test_sections_that_cannot_work_are_refused(tmp_path):

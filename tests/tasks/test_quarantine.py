@@ -6,13 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks.blocks import critics
+from tasks.blocks import critique, sample
+from tasks.blocks.critique import judging
 from tasks.blocks.filter.selection import Selection
-from tasks.blocks.sample import iid
 from tasks.core.blocks import bind
 from tests.endpoint import Answer, Body, Endpoint, completion
-from tests.support import Adding, prompts, through
-from tests.tasks.core.test_rows import asker
+from tests.support import bound, prompts, through, work
+from tests.tasks.core.test_rows import asked_model
 
 FAULTS: list[Answer] = [500, 503, 400, "cut", "drop", b"<html>", b'{"choices": []}', (429, {"Retry-After": "0"}, b"")]
 JUDGE = {"block": "nl_critique", "draws": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4}
@@ -34,12 +34,12 @@ def replied(body: Body, before: int) -> Answer:
 def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, block: str) -> None:
     table = prompts(*(f"add {i} {i + 2}" for i in range(40)))
     with Endpoint(replied) as server:
-        model = asker(tmp_path, server.url, quarantine_share=1.0, retries=1, concurrency=16)
-        options = iid.IidK(n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
-        samples = iid.iid_k(table, Adding(), model, 1, "iid", options)
-        lost = model.take_usage().quarantined
-        judges = bind(critics.BLOCKS, {"j": {**JUDGE, "block": block}}, "critique")
-        found = critics.critique(judges, samples, table, Adding(), model, 1, "critique", False)
+        model = asked_model(tmp_path, server.url, quarantine_share=1.0, retries=1, concurrency=16)
+        draw = bound(sample.BLOCKS, "iid_k", n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
+        samples = draw(work(table, model, "sample")).candidates
+        lost = model.take_tally().quarantined
+        judges = bind(critique.BLOCKS, {"j": {**JUDGE, "block": block}}, "critique")
+        found = judging.judged(work(table, model, candidates=samples), judges)
     assert 40 < lost < 100
     assert samples.height == 200 - lost
     assert set(samples["finish_reason"]) == {"stop"}

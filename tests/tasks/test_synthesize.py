@@ -7,7 +7,7 @@ import pytest
 
 from tasks import families, prepare, synthesize
 from tasks.core import tables
-from tests.support import asker, context, policy, text_options
+from tests.support import context, policy, scripted_model, text_options
 
 OPTIONS = {key: value for key, value in text_options(heldout=4, probe=3, labelled=2).items() if key != "path"}
 
@@ -52,7 +52,7 @@ def test_invented_prompts_that_are_too_much_like_evaluated_ones_are_left_out(rep
     held_out = (
         "Bob the old baker sells forty warm loaves every single morning except on rainy Sundays. How many a year?"
     )
-    row = {"fingerprint": "x", "part": "heldout", "words": family.traces(family._prompt(held_out))}  # type: ignore[attr-defined]
+    row = {"fingerprint": "x", "part": "heldout", "words": family.traces(family.prompt(held_out))}  # type: ignore[attr-defined]
     path = repository / "data/tasks/fingerprints.parquet"
     reserved = pl.concat([pl.read_parquet(path), tables.frame([row], tables.FINGERPRINTS)])
     tables.write(reserved, path, tables.FINGERPRINTS)
@@ -61,7 +61,7 @@ def test_invented_prompts_that_are_too_much_like_evaluated_ones_are_left_out(rep
         held_out.replace("a year", "a week"),
         "A train goes 60 miles in one hour. How far does it go in four?",
     ]
-    model, _ = asker(repository, lambda _, draw: replies[draw % 3])
+    model, _ = scripted_model(repository, lambda _, draw: replies[draw % 3])
     options = synthesize.parse(
         {"new": {"block": "self_instruct", "n": 3, "shots": 0, "near_copy": None, "attempts": 2, "temperature": 1.0, "top_p": 1.0,
                  "max_new_tokens": 32}}
@@ -88,7 +88,9 @@ def test_what_models_wrote_two_iterations_ago_is_not_written_again(repository):
         before = f"i0{number - 1}"
         policy(repository, before)
         replies = [*written[:2], *written[2 * number - 2 : 2 * number], "no"]
-        model, _ = asker(repository, lambda prompt, draw, replies=replies: replies[draw % 5], digest=f"{number}" * 32)
+        model, _ = scripted_model(
+            repository, lambda prompt, draw, replies=replies: replies[draw % 5], digest=f"{number}" * 32
+        )
         row = dict.fromkeys(("previous", "initial", "reference", "judge"), before)
         made = context(
             repository, "synthesize", f"i0{number}", synthesize.parse({"new": section}), lambda _, m=model: m, row=row

@@ -53,11 +53,11 @@ def pairs():
 def context(tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.families.load", lambda root: Words([":", *map(str, range(10))]))
     (tmp_path / "data/tasks").mkdir(parents=True)
-    (tmp_path / "data/tasks/family.json").write_text("{}")
+    (tmp_path / "data/tasks/family.json").write_text('{"options": {}}')
     tables.write(rows(["copy"]), tmp_path / "data/tasks/corpus.parquet", tables.SFT)
     return Context(
         stage="base",
-        key="i00",
+        iteration="i00",
         row=dict.fromkeys(("previous", "initial", "reference", "judge"), "i00"),
         options=base.parse(BASE),
         seed=3,
@@ -77,11 +77,11 @@ def trained(context):
     folder = context.root / "data/i01/dataset"
     tables.write(rows(["own", "copy"]), folder / "sft.parquet", tables.SFT)
     tables.write(pairs(), folder / "pairs.parquet", tables.PAIRS)
-    return replace(context, stage="train", key="i01", options=train.parse(TRAIN), figures={}, curves=[])
+    return replace(context, stage="train", iteration="i01", options=train.parse(TRAIN), figures={}, curves=[])
 
 
 def candidate(context):
-    return context.root / f"data/{context.key}/candidate"
+    return context.root / f"data/{context.iteration}/candidate"
 
 
 def test_base_writes_a_model_its_policy_and_empty_tables(context):
@@ -214,7 +214,7 @@ def test_an_adapter_names_the_model_below_a_pointer(context, trained, tmp_path):
     (trained.root / "data/i02").mkdir()
     (trained.root / "data/i02/dataset").symlink_to(trained.root / "data/i01/dataset")
     row = dict.fromkeys(("previous", "initial", "reference", "judge"), "i01")
-    second = replace(trained, key="i02", row=row, options=train.parse(section), figures={}, curves=[])
+    second = replace(trained, iteration="i02", row=row, options=train.parse(section), figures={}, curves=[])
     train.run(second)
     for folder in (candidate(trained), candidate(second)):
         assert json.loads((folder / "base.json").read_text()) == {"path": "mine", "digest": folders.digest(source)}
@@ -310,11 +310,11 @@ def test_what_was_trained_before_a_block_failed_is_taken_up(trained, tmp_path, m
     """With other options of the block that failed; not with others of its own."""
     fitted, real = [], trainers.fit
 
-    def fit(kind, *given):
-        fitted.append(kind)
-        if kind == "dpo" and failing:
+    def fit(request, progress):
+        fitted.append(request.kind)
+        if request.kind == "dpo" and failing:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(kind, *given)
+        return real(request, progress)
 
     def run(name, dpo=DPO, **sft):
         section = {"sft": {**TRAIN["sft"], **sft}, "dpo": dpo}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.blocks.evaluate.options import MISSING_LM_EVAL, Benchmark
-from tasks.core.asking.local import Asker
+from tasks.core.asking.model import Model
 from tasks.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load(chosen: Mapping[str, Benchmark], root: Path, files: str, scores: bool =
     return harness.load(chosen, root, root / files, scores)
 
 
-def measure(sets: "list[TaskSet]", model: Asker, seed: int) -> dict[str, float | None]:
+def measure(sets: "list[TaskSet]", model: Model, seed: int) -> dict[str, float | None]:
     """All figures of all sets. Raises `BadInput` where a task is in two sets, or two figures would share a name."""
     figures: dict[str, float | None] = {}
     for tasks in sets:

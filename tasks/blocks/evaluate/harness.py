@@ -31,7 +31,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tasks.blocks.evaluate.options import SCORED, SCORED_KINDS, Benchmark
-from tasks.core.asking.local import Asker
+from tasks.core.asking.model import Model
 from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed, unknown_name
 from tasks.core.family import Messages
@@ -49,7 +49,7 @@ class TaskSet:
     options: Benchmark
     loaded: Any  # lm-eval's tasks and groups
 
-    def results(self, model: Asker, seed: int) -> Mapping[str, Mapping[str, Any]]:
+    def results(self, model: Model, seed: int) -> Mapping[str, Mapping[str, Any]]:
         """lm-eval's results: task or group -> {"metric,filter": value}."""
         client = Client(model, self, seed)
         before = os.environ.get("DISABLE_MULTIPROC")
@@ -155,7 +155,7 @@ def _paths(task: Any) -> Iterator[Path]:
 class Client(LM):
     """lm-eval's model. Under a chat template a request's context is a conversation as JSON, else the text itself."""
 
-    def __init__(self, model: Asker, tasks: TaskSet, seed: int) -> None:
+    def __init__(self, model: Model, tasks: TaskSet, seed: int) -> None:
         super().__init__()
         self.model, self.options, self.what = model, tasks.options, f"benchmarks {tasks.name}"
         self.seed = derive(seed, "benchmarks")

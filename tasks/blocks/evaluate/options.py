@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from tasks.core.blocks import Options
-from tasks.core.engines import options as engines_options
+from tasks.core.engines import options
 
 
 class Benchmark(Options):
@@ -17,5 +17,5 @@ class Benchmark(Options):
 
 
 MISSING_LM_EVAL = "evaluate.benchmarks: lm-eval is not installed; `pip install --constraint constraints.txt --editable '.[lm-eval]'` adds it"
-SCORED = f"is scored by log-probabilities of given text, and {engines_options.NO_SCORES}, or leave it out"
+SCORED = f"is scored by log-probabilities of given text, and {options.NO_SCORES}, or leave it out"
 SCORED_KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")  # output_type of a task of lm-eval

@@ -4,7 +4,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.filter.selection import Selection
-from tasks.core.blocks import Options
+from tasks.core.blocks import Block, Options
 
 
 def deduplicate(state: Selection, options: Options) -> Selection:
@@ -25,3 +25,6 @@ def cap(state: Selection, options: Cap) -> Selection:
     over = pl.int_range(pl.len()).over("prompt_id") >= options.per_prompt
     reasons = ordered.select("candidate_id", reason=pl.when(over).then(pl.lit("over the cap")))
     return state.narrow("cap", reasons)
+
+
+BLOCKS = {"deduplicate": Block(deduplicate, phase="limit"), "cap": Block(cap, phase="limit")}

@@ -6,7 +6,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.filter.selection import Selection
-from tasks.core.blocks import Options
+from tasks.core.blocks import Block, Options
 from tasks.core.errors import unknown_name
 
 
@@ -42,3 +42,25 @@ def replay(state: Selection, options: Replay) -> Selection:
         if part not in known:
             raise unknown_name("part", part, known, "filter.replay.parts")
     return replace(state, sft=pl.concat([state.sft, state.corpus.filter(pl.col("part").is_in(options.parts))]))
+
+
+def _older(options: Accumulate) -> frozenset[str]:
+    return frozenset({"rows of earlier"} if options.apart else ())
+
+
+def _newer(options: Accumulate) -> frozenset[str]:
+    return frozenset({"rows of own"} if options.apart else ())  # those of earlier iterations are such rows too
+
+
+def _replayed(options: Replay) -> frozenset[str]:
+    return frozenset(f"rows of {part}" for part in options.parts)
+
+
+def _replays(options: Replay) -> frozenset[str]:
+    return frozenset(f"corpus rows of {part}" for part in options.parts)
+
+
+BLOCKS = {
+    "accumulate": Block(accumulate, gives=_older, needs=_newer, phase="mix"),
+    "replay": Block(replay, gives=_replayed, needs=_replays, phase="mix"),
+}

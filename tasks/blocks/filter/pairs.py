@@ -1,17 +1,18 @@
-"""Filter blocks that build preference pairs. What did not parse, ties, equal texts, missing scores: never one."""
+"""Preference pairs, from scores or from comparisons. What did not parse, ties, equal texts, missing scores: never one."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import polars as pl
 from pydantic import Field
 
+from tasks.blocks.critique.opinions import undecided
 from tasks.blocks.filter.selection import Selection, reply_of, row_id
-from tasks.blocks.judges import undecided
 from tasks.core import tables
-from tasks.core.blocks import Options
+from tasks.core.blocks import Block, Options
 
 
 class PairsBestWorst(Options):
@@ -55,41 +56,39 @@ class PairsPreferred(Options):
 def pairs_preferred(state: Selection, options: PairsPreferred) -> Selection:
     """Every pair that the judge decided, better against worse; of a prompt those with the largest margin. Only pairs of
     candidates that are both kept."""
-    questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
-    kept = {row[0]: row[1:] for row in state.kept.select("candidate_id", "prompt_id", "response").iter_rows()}
+    responses = dict(state.kept.select("candidate_id", "response").iter_rows())
+    prompts = dict(state.kept.select("candidate_id", "prompt_id").iter_rows())
     found: dict[str, list[tuple[float, str, str]]] = {}
     skipped = []
     outcomes = state.outcomes(options.critic, "pairs_preferred").with_columns(
         why=pl.coalesce("why", undecided("better", "score"))
     )
-    for one, two, better, score, _, why in outcomes.iter_rows():
-        if one not in kept or two not in kept:
+    for one, two, better, score, why in outcomes.select(
+        "candidate_id", "other_id", "better", "score", "why"
+    ).iter_rows():
+        if one not in responses or two not in responses:
             continue
-        prompt = kept[one][0]
+        prompt = prompts[one]
         margin = 0.0 if score is None else round(abs(2 * score - 1), 6)
         if better is None:
             skipped.append((one, prompt, why))
         elif margin < options.min_margin:
             skipped.append((one, prompt, "margin too small"))
-        elif kept[one][1].strip() == kept[two][1].strip():
+        elif responses[one].strip() == responses[two].strip():
             skipped.append((one, prompt, "equal texts"))
         else:
             found.setdefault(prompt, []).append((-margin, *((one, two) if better else (two, one))))
     rows = []
-    for prompt in state.prompts["prompt_id"]:
+    for prompt, question in state.prompts.select("prompt_id", "messages").iter_rows():
         for place, (margin, good, bad) in enumerate(sorted(found.get(prompt, []))):
             if place >= options.per_prompt:
                 skipped.append((good, prompt, "over the cap"))
                 continue
-            question, chosen, rejected = questions[prompt], kept[good][1], kept[bad][1]
-            rows.append(
-                (row_id(question, chosen, rejected), "own", question, reply_of(chosen), reply_of(rejected), -margin,
-                 1.0, 0.0, prompt, good, bad, state.iteration)
-            )  # fmt: skip
+            chosen, rejected = (good, responses[good]), (bad, responses[bad])
+            rows.append(_row(state, prompt, question, chosen, rejected, margin=-margin, weight=1.0))
     told = {*found, *(prompt for _, prompt, _ in skipped)}
     skipped += [(prompt, prompt, "no pair compared") for prompt in state.prompts["prompt_id"] if prompt not in told]
-    made = pl.DataFrame(rows, schema=tables.PAIRS, orient="row")
-    return replace(state, pairs=pl.concat([state.pairs, made]), dropped=state.note("pairs_preferred", sorted(skipped)))
+    return _with(state, rows, "pairs_preferred", sorted(skipped))
 
 
 def _scored(state: Selection, critic: str, block: str) -> pl.DataFrame:
@@ -120,10 +119,50 @@ def _pair(
             elif chosen.strip() == rejected.strip():
                 skipped.append((good, str(prompt), "equal texts"))
             else:
-                question, gap = questions[str(prompt)], round(high - low, 6)
-                rows.append(
-                    (row_id(question, chosen, rejected), "own", question, reply_of(chosen), reply_of(rejected), gap,
-                     round(weight(gap), 6), 0.0, str(prompt), good, bad, state.iteration)
-                )  # fmt: skip
-    made = pl.DataFrame(rows, schema=tables.PAIRS, orient="row")
+                gap = round(high - low, 6)
+                question, both = questions[str(prompt)], ((good, chosen), (bad, rejected))
+                rows.append(_row(state, str(prompt), question, *both, margin=gap, weight=round(weight(gap), 6)))
+    return _with(state, rows, block, skipped)
+
+
+def _row(
+    state: Selection,
+    prompt: str,
+    question: Any,
+    chosen: tuple[str, str],
+    rejected: tuple[str, str],
+    margin: float,
+    weight: float,
+) -> dict[str, Any]:
+    """A row of PAIRS. `chosen`, `rejected`: id and response of a candidate."""
+    return {
+        "row_id": row_id(question, chosen[1], rejected[1]),
+        "part": "own",
+        "prompt": question,
+        "chosen": reply_of(chosen[1]),
+        "rejected": reply_of(rejected[1]),
+        "margin": margin,
+        "weight": weight,
+        "smoothing": 0.0,
+        "prompt_id": prompt,
+        "chosen_id": chosen[0],
+        "rejected_id": rejected[0],
+        "iteration": state.iteration,
+    }
+
+
+def _with(state: Selection, rows: list[dict[str, Any]], block: str, skipped: list[tuple[str, str, str]]) -> Selection:
+    """The state with these pairs, and with what made none."""
+    made = tables.frame(rows, tables.PAIRS)
     return replace(state, pairs=pl.concat([state.pairs, made]), dropped=state.note(block, skipped))
+
+
+BLOCKS = {
+    "pairs_best_worst": Block(pairs_best_worst, gives=frozenset({"pairs"}), needs=frozenset({"scores"}), phase="build"),
+    "pairs_vote_margin": Block(
+        pairs_vote_margin, gives=frozenset({"pairs"}), needs=frozenset({"votes"}), phase="build"
+    ),
+    "pairs_preferred": Block(
+        pairs_preferred, gives=frozenset({"pairs"}), needs=frozenset({"comparisons"}), phase="build"
+    ),
+}

@@ -4,7 +4,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.filter.selection import Selection
-from tasks.core.blocks import Options
+from tasks.core.blocks import Block, Options
 
 
 class OfCritic(Options):
@@ -113,3 +113,14 @@ def relative_length(state: Selection, options: RelativeLength) -> Selection:
 def keep_all(state: Selection, options: Options) -> Selection:
     """Keeps everything: unfiltered self-training, the lower bound that a filter must beat."""
     return state
+
+
+BLOCKS = {
+    "accepted": Block(accepted, needs=frozenset({"verdicts"}), phase="select"),
+    "threshold": Block(threshold, needs=frozenset({"scores"}), phase="select"),
+    "majority": Block(majority, needs=frozenset({"votes"}), phase="select"),
+    "well_formed": Block(well_formed, phase="select"),
+    "length": Block(length, phase="select"),
+    "relative_length": Block(relative_length, phase="select"),
+    "keep_all": Block(keep_all, phase="select"),
+}

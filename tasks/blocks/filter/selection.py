@@ -1,12 +1,10 @@
 """What all filter blocks share: the state that they pass on, and the forms of rows."""
 
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import polars as pl
 
-from tasks.blocks.critics import aggregate
-from tasks.blocks.judges import outcomes
+from tasks.blocks.critique.opinions import aggregate, outcomes
 from tasks.core import tables
 from tasks.core.errors import unknown_name
 
@@ -20,21 +18,19 @@ class Selection:
     candidates: pl.DataFrame  # all samples and refinements
     critiques: pl.DataFrame  # CRITIQUES of all candidates
     kept: pl.DataFrame
-    corpus: pl.DataFrame = field(default_factory=partial(tables.empty, tables.SFT))  # SFT rows of the seed corpus
-    earlier_sft: pl.DataFrame = field(
-        default_factory=partial(tables.empty, tables.SFT)
-    )  # SFT rows of the previous iteration's dataset
-    earlier_pairs: pl.DataFrame = field(default_factory=partial(tables.empty, tables.PAIRS))
-    sft: pl.DataFrame = field(default_factory=partial(tables.empty, tables.SFT))  # SFT rows made so far
-    pairs: pl.DataFrame = field(default_factory=partial(tables.empty, tables.PAIRS))  # PAIRS made so far
-    dropped: pl.DataFrame = field(default_factory=partial(tables.empty, tables.DROPPED))  # DROPPED
+    corpus: pl.DataFrame = tables.nothing(tables.SFT)  # SFT rows of the seed corpus
+    earlier_sft: pl.DataFrame = tables.nothing(tables.SFT)  # SFT rows of the previous iteration's dataset
+    earlier_pairs: pl.DataFrame = tables.nothing(tables.PAIRS)
+    sft: pl.DataFrame = tables.nothing(tables.SFT)  # SFT rows made so far
+    pairs: pl.DataFrame = tables.nothing(tables.PAIRS)  # PAIRS made so far
+    dropped: pl.DataFrame = tables.nothing(tables.DROPPED)  # DROPPED
 
     def opinions(self, critic: str, block: str) -> pl.DataFrame:
         """`aggregate` of a critic. Raises `UnknownName` for one that never judged."""
         return aggregate(self._of(critic, block), critic)
 
     def outcomes(self, critic: str, block: str) -> pl.DataFrame:
-        """`judges.outcomes` of a critic that compares: one row per pair. Raises `UnknownName`."""
+        """`outcomes` of a critic that compares: one row per pair. Raises `UnknownName`."""
         return outcomes(self._of(critic, block))
 
     def _of(self, critic: str, block: str) -> pl.DataFrame:

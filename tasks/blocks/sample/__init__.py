@@ -1,9 +1,6 @@
-"""Blocks of `sample`: prompts in, candidate answers out."""
+"""Samplers: prompts in, candidate answers out."""
 
-from tasks.blocks.sample.iid import answered, iid_k, requested, single
-from tasks.core.blocks import Block, Requests
+from tasks.blocks.sample import iid
+from tasks.core.blocks import Block
 
-BLOCKS: dict[str, Block] = {"iid_k": iid_k, "single": single}
-
-
-REQUESTS: dict[Block, Requests] = {iid_k: requested, single: answered}
+BLOCKS: dict[str, Block] = iid.BLOCKS

@@ -1,14 +1,18 @@
-"""Independent samples."""
+"""Independent samples of every prompt, or one answer to each."""
 
-import polars as pl
 from pydantic import Field
 
-from tasks.blocks.sample.candidates import candidates
+from tasks.blocks.sample.candidates import Asked, candidates
+from tasks.blocks.work import POLICY, Made, Work
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.asking.local import Asker
-from tasks.core.blocks import Options
+from tasks.core.blocks import Block, Options
 from tasks.core.engines.base import Sampling
-from tasks.core.family import Family
+
+
+class Single(Options):
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
 
 
 class IidK(Options):
@@ -18,28 +22,26 @@ class IidK(Options):
     max_new_tokens: int = Field(ge=1)
 
 
-class Single(Options):
-    temperature: float = Field(ge=0)
-    top_p: float = Field(gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
-
-
-def iid_k(prompts: pl.DataFrame, family: Family, model: Asker, seed: int, name: str, options: IidK) -> pl.DataFrame:
+def iid_k(work: Work, options: IidK) -> Made:
     """`n` independent samples of every prompt."""
-    sampling = Sampling(options.n, options.temperature, options.top_p, options.max_new_tokens, seed)
-    asked = prompts["messages"].to_list()
-    replies = model.generate(asked, sampling, name)
-    return candidates(family, model.digest, name, 0, prompts["prompt_id"].to_list(), asked, asked, replies)
+    model = work.models[POLICY]
+    sampling = Sampling(options.n, options.temperature, options.top_p, options.max_new_tokens, work.seed)
+    asked = [Asked(name, messages, messages) for name, messages in work.prompts.select("prompt_id", "messages").rows()]
+    replies = model.generate([about.messages for about in asked], sampling, work.name)
+    return Made(candidates(work.family, model.digest, work.name, 0, asked, replies))
 
 
-def single(prompts: pl.DataFrame, family: Family, model: Asker, seed: int, name: str, options: Single) -> pl.DataFrame:
+def single(work: Work, options: Single) -> Made:
     """One answer to every prompt: greedy where temperature is 0."""
-    return iid_k(prompts, family, model, seed, name, IidK(n=1, **options.model_dump()))
+    return iid_k(work, IidK(n=1, **options.model_dump()))
 
 
-def requested(options: IidK, counts: Counts) -> list[Demand]:
+def _asks_samples(options: IidK, counts: Counts) -> list[Demand]:
     return [Demand("answer", counts.prompts * options.n, options.max_new_tokens, options.n)]
 
 
-def answered(options: Single, counts: Counts) -> list[Demand]:
+def _asks_answers(options: Single, counts: Counts) -> list[Demand]:
     return [Demand("answer", counts.prompts, options.max_new_tokens)]
+
+
+BLOCKS = {"iid_k": Block(iid_k, _asks_samples), "single": Block(single, _asks_answers)}

@@ -4,8 +4,8 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.synthesize.pool import following
-from tasks.blocks.synthesize.supply import Supply
-from tasks.core.blocks import Options
+from tasks.blocks.synthesize.supply import Supplied, Supply
+from tasks.core.blocks import Block, Options, Taken
 
 
 class DifficultyCurriculum(Options):
@@ -14,7 +14,7 @@ class DifficultyCurriculum(Options):
     step: int = Field(ge=0)  # added each iteration
 
 
-def difficulty_curriculum(supply: Supply, options: DifficultyCurriculum) -> pl.DataFrame:
+def difficulty_curriculum(supply: Supply, options: DifficultyCurriculum) -> Supplied:
     """`n` prompts of one difficulty, which grows by `step` each iteration (Self-Improving Transformers Overcome
     Easy-to-Hard and Length Generalization: one unit longer each round). Raises `BadInput` where the pool has none."""
     before = supply.previous["difficulty"].max()
@@ -22,3 +22,13 @@ def difficulty_curriculum(supply: Supply, options: DifficultyCurriculum) -> pl.D
     return following(
         supply, supply.pool.filter(pl.col("difficulty") == difficulty), options.n, f" of difficulty {difficulty}"
     )
+
+
+def _takes(options: DifficultyCurriculum, first: bool, hardest: int | None) -> Taken | None:
+    """Where the hardest prompt of the previous iteration cannot be known, neither can this."""
+    if first:
+        return Taken(options.n, options.start)
+    return None if hardest is None else Taken(options.n, hardest + options.step)
+
+
+BLOCKS = {"difficulty_curriculum": Block(difficulty_curriculum, takes=_takes)}

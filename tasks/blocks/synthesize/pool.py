@@ -3,8 +3,8 @@
 import polars as pl
 from pydantic import Field
 
-from tasks.blocks.synthesize.supply import Supply
-from tasks.core.blocks import Options
+from tasks.blocks.synthesize.supply import Supplied, Supply
+from tasks.core.blocks import Block, Options, Taken
 from tasks.core.errors import BadInput
 
 
@@ -12,13 +12,14 @@ class FixedUnlabeled(Options):
     n: int = Field(ge=1)  # prompts an iteration
 
 
-def fixed_unlabeled(supply: Supply, options: FixedUnlabeled) -> pl.DataFrame:
+def fixed_unlabeled(supply: Supply, options: FixedUnlabeled) -> Supplied:
     """The next `n` prompts of the pool, after those of the previous iteration; from the start again when the
     pool is used up. Raises `BadInput` if the pool is smaller than `n`."""
     return following(supply, supply.pool, options.n)
 
 
-def following(supply: Supply, pool: pl.DataFrame, n: int, kind: str = "") -> pl.DataFrame:
+def following(supply: Supply, pool: pl.DataFrame, n: int, kind: str = "") -> Supplied:
+    """The next `n` prompts of a part of the pool. `kind` names the part in messages."""
     if pool.height < n:
         raise BadInput(
             f"synthesize.{supply.name}: asks for {n} prompts{kind}, the pool has {pool.height}; lower `n` or make a larger pool in `prepare`"
@@ -30,4 +31,11 @@ def following(supply: Supply, pool: pl.DataFrame, n: int, kind: str = "") -> pl.
     rows = pool.slice(start, n)
     if rows.height < n:
         rows = pl.concat([rows, pool.head(n - rows.height)])
-    return rows.with_columns(source=pl.lit(supply.name))
+    return Supplied(rows.with_columns(source=pl.lit(supply.name)))
+
+
+def _takes(options: FixedUnlabeled, first: bool, hardest: int | None) -> Taken:
+    return Taken(options.n)
+
+
+BLOCKS = {"fixed_unlabeled": Block(fixed_unlabeled, takes=_takes)}

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 import polars as pl
 from pydantic import Field
 
-from tasks.blocks.synthesize.supply import Supply, text_of
+from tasks.blocks.synthesize.supply import Supplied, Supply, text_of
+from tasks.blocks.work import POLICY
 from tasks.core import tables
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Options
+from tasks.core.blocks import Block, Options
 from tasks.core.engines.base import Completion, Sampling
 from tasks.core.errors import StageFailed
 from tasks.core.family import Invented
@@ -26,7 +27,7 @@ class SelfInstruct(Options):
     near_copy: float | None = Field(gt=0, le=1)  # ROUGE-L from which a prompt copies another; null: not looked at
 
 
-def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
+def self_instruct(supply: Supply, options: SelfInstruct) -> Supplied:
     """New prompts written by the model (Self-Instruct, Wang et al. 2022): `n * attempts` replies, parsed by the family.
     Left out and counted by reason: what does not parse, is cut off, repeats a prompt of the pool or of any earlier
     iteration, has a ROUGE-L of `near_copy` or more (the paper: 0.7) with an example it was shown or with another
@@ -60,19 +61,16 @@ def self_instruct(supply: Supply, options: SelfInstruct) -> pl.DataFrame:
                         rows.append(supply.row(prompt.messages, parents))
                 if reason:
                     refused[reason] += 1
-    supply.figures.update(
-        {f"{supply.name}_{reason.replace(' ', '_')}": count for reason, count in sorted(refused.items())}
-    )
     if not rows:
         raise StageFailed(
             f"synthesize.{supply.name}: no usable prompt in {refused.total()} replies: {dict(sorted(refused.items()))}"
         )
-    return tables.frame(rows, tables.PROMPTS)
+    figures = {f"{supply.name}_{reason.replace(' ', '_')}": count for reason, count in sorted(refused.items())}
+    return Supplied(tables.frame(rows, tables.PROMPTS), figures)
 
 
 def _replies(supply: Supply, options: SelfInstruct) -> list[tuple[pl.DataFrame, list[Completion]]]:
     """Examples that the model was shown (PROMPTS), and its replies; one request with all draws where all are alike."""
-    assert supply.model is not None
     wanted, shots = options.n, options.shots
     examples = supply.pool.sample(n=min(supply.pool.height, shots * wanted), shuffle=True, seed=supply.seed)
     shown = [examples[[(i * shots + shot) % examples.height for shot in range(shots)]] for i in range(wanted)]
@@ -80,7 +78,7 @@ def _replies(supply: Supply, options: SelfInstruct) -> list[tuple[pl.DataFrame, 
     alike = all(messages == asked[0] for messages in asked)
     draws = options.attempts * wanted if alike else options.attempts
     sampling = Sampling(draws, options.temperature, options.top_p, options.max_new_tokens, supply.seed)
-    replies = supply.model.generate(asked[:1] if alike else asked, sampling, "prompts")
+    replies = supply.models[POLICY].generate(asked[:1] if alike else asked, sampling, "prompts")
     return list(zip(shown[: len(replies)], replies, strict=True))
 
 
@@ -137,5 +135,12 @@ def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
     return 2 * (len(one) - row.bit_count()) / (len(one) + len(other))
 
 
-def requested(options: SelfInstruct, counts: Counts) -> list[Demand]:
+def _asks(options: SelfInstruct, counts: Counts) -> list[Demand]:
     return [Demand("invent", options.n * options.attempts, options.max_new_tokens, options.attempts)]
+
+
+def _needs(options: SelfInstruct) -> frozenset[str]:
+    return frozenset({"inventing"} if options.near_copy is None else {"inventing", "free text"})
+
+
+BLOCKS = {"self_instruct": Block(self_instruct, _asks, needs=_needs)}

@@ -1,11 +1,16 @@
-"""What prompt blocks may draw on, and what they leave behind."""
+"""What prompt blocks are given and make, and what they leave behind.
 
+A prompt block is a function `(supply, options) -> Supplied`. It sees the pool that `prepare` made (in its fixed order),
+the prompts of the previous iteration, all that models wrote in earlier ones and the guard that knows held-out problems.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from tasks.core import tables
-from tasks.core.asking.local import Asker
+from tasks.core.asking.model import Model
 from tasks.core.family import Family, FreeText, Guard, Messages
 
 
@@ -18,10 +23,9 @@ class Supply:
     previous: pl.DataFrame  # PROMPTS of the previous iteration, empty for the first
     invented: pl.DataFrame  # INVENTED: what models wrote in all earlier iterations
     guard: Guard  # keeps held-out and probe problems out
-    model: Asker | None
+    models: Mapping[str, Model]  # by role; opened when first asked
     seed: int
     name: str  # the block's name in params.yaml
-    figures: dict[str, float] = field(default_factory=dict)
 
     def row(self, messages: Messages, parents: list[str]) -> dict[str, object]:
         """A row of PROMPTS for a prompt that was not in the pool."""
@@ -34,6 +38,14 @@ class Supply:
             "parent_ids": parents,
             "answer": None,
         }
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """What a prompt block made: PROMPTS without answers, and figures to log, such as refusals by reason."""
+
+    prompts: pl.DataFrame
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def invented(family: Family, prompts: pl.DataFrame, pool: pl.DataFrame, earlier: pl.DataFrame) -> pl.DataFrame:

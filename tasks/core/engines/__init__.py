@@ -4,8 +4,8 @@ An engine is a module with `load(folder, precision, threads, batch_size, serving
 (`tasks.core.engines.base.Engine`). Modules are imported only when their engine is asked for, because each
 pulls in its inference library; `ENGINES` maps the name in params.yaml to the module.
 
-An engine behind an endpoint loads nothing and is asked row by row: its module, in `ENDPOINTS`, has
-`connect(model, folder, endpoint, serving) -> RowEngine`.
+An engine behind an endpoint loads nothing and is asked request by request: its module, in `ENDPOINTS`, has
+`connect(model, folder, endpoint, serving) -> RemoteEngine`.
 """
 
 import sys
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engines.base import Engine, RowEngine
+from tasks.core.engines.base import Engine, RemoteEngine
 from tasks.core.errors import BadInput, unknown_name
 
 ENGINES = {"transformers": "tasks.core.engines.transformers.engine", "vllm": "tasks.core.engines.vllm.engine"}
@@ -60,8 +60,8 @@ def load(
 
 def connect(
     name: str, model: str, folder: Path, endpoint: Mapping[str, Any], serving: Mapping[str, Any] | None = None
-) -> RowEngine:
+) -> RemoteEngine:
     """The engine `name` behind an endpoint; nothing is sent yet. `model`: what the server is asked for where
     `endpoint` (`engine.endpoint` of params.yaml) names none; `folder`: of the model, for its tokenizer."""
-    engine: RowEngine = import_module(ENDPOINTS[name]).connect(model, folder, endpoint, serving or {})
+    engine: RemoteEngine = import_module(ENDPOINTS[name]).connect(model, folder, endpoint, serving or {})
     return engine

@@ -6,8 +6,8 @@ divergence of p from the uniform distribution (Kang and others 2025, Scalable Be
 `entropy`, -sum_j p(j) log p(j).
 
 An engine is loaded from a model folder (`tasks.core.engines.load`). The chat template is applied
-before it, by `Asker` (`tasks/core/asking/local.py`), which also cuts requests into content-keyed shards. An engine
-behind an endpoint is asked row by row instead (`RowEngine`, `tasks/core/asking/endpoint.py`).
+before it, by `LocalModel` (`tasks/core/asking/local.py`), which also cuts requests into content-keyed shards. An engine
+behind an endpoint is asked request by request instead (`RemoteEngine`, `tasks/core/asking/endpoint.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -80,8 +80,8 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One request to an engine that is asked row by row: draw number `draw` of a prompt, or with `response` the
+class Request:
+    """One request to an engine that is asked one by one: draw number `draw` of a prompt, or with `response` the
     statistic of that response. `key` covers everything that the reply depends on."""
 
     key: str
@@ -92,29 +92,32 @@ class Row:
     statistic: Statistic = "logprob"
 
 
-class RowEngine(Engine, Protocol):
+class RemoteEngine(Engine, Protocol):
     """An engine behind an endpoint. Its replies are kept raw, as they arrived, and read afterwards."""
 
-    block: int  # rows that one call of `ask` should be given, so that it is busy
-    quarantine_share: float  # of a call's rows that may fail
+    block: int  # requests that one call of `ask` should be given, so that it is busy
+    quarantine_share: float  # of a call's requests that may fail
 
     def ask(
-        self, rows: Sequence[Row], arrived: Callable[[Row, str], None], failed: Callable[[Row, str, str], None]
+        self,
+        requests: Sequence[Request],
+        arrived: Callable[[Request, str], None],
+        failed: Callable[[Request, str, str], None],
     ) -> int:
-        """Asks for every row. `arrived(row, raw)`: the raw reply, at once and only if it can be read;
-        `failed(row, reason, words)`: given up, with a short reason and the server's own words. Either may raise, which
+        """Asks for every request. `arrived(request, raw)`: the raw reply, at once and only if it can be read;
+        `failed(request, reason, words)`: given up, with a short reason and the server's own words. Either may raise, which
         ends the call when the requests in flight have ended. Returns how many requests were tried again.
 
         Raises `BadInput` for a key, a model or a path that the server refuses, `StageFailed` where no server answers.
         """
         ...
 
-    def read(self, row: Row, raw: str) -> Completion:
+    def read(self, request: Request, raw: str) -> Completion:
         """The reply that `raw` holds. Raises `Unusable`."""
         ...
 
-    def read_scores(self, row: Row, raw: str) -> list[float]:
-        """Log-probabilities of the row's response, as `score` gives them. Raises `Unusable`."""
+    def read_scores(self, request: Request, raw: str) -> list[float]:
+        """Log-probabilities of the request's response, as `score` gives them. Raises `Unusable`."""
         ...
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models import files, folders
-from tasks.core.models import weights as models_weights
 from tasks.core.models.pointer import Pointer
+from tasks.core.models.weights import load
 
 
 def initial(folder: Path, options: Any) -> Any:
@@ -22,18 +22,18 @@ def initial(folder: Path, options: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
     if not options.lora:
-        return models_weights.load(folder, torch.float32)
+        return load(folder, torch.float32)
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     weights = folders.parts(folder).weights
     if not options.lora.load_in_4bit:
-        return models_weights.load(weights, dtype)
+        return load(weights, dtype)
     if why := lacking("bitsandbytes"):
         raise BadInput(f"lora.load_in_4bit: {why}")
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     four = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    return models_weights.load(weights, dtype, quantization_config=four, device_map={"": device})
+    return load(weights, dtype, quantization_config=four, device_map={"": device})
 
 
 def configuration(options: Any) -> Any:

@@ -17,6 +17,7 @@ the first, and prints it. A process that loses the one it works for stops.
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,11 +28,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -39,66 +39,36 @@ from tasks.core import memory
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import batches
+from tasks.core.training.options import DpoOptions, SftOptions
+from tasks.core.training.request import Fit, Fitted, Reference, Steps
 
-if TYPE_CHECKING:
-    from tasks.core.training.trainers import Fitted
+log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
 
 MARK = "@progress "
 ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (BadInput, MemoryError)}
 ENDS = re.compile(r"(?:exitcode *: |died with <Signals\.)(-?\w+)")  # how launchers tell of a process that failed
 KINDS = {kind.__name__: kind for kind in (batches.SftBatches, batches.PairBatches, batches.Rows)}
+OPTIONS = {"sft": SftOptions, "dpo": DpoOptions}
 PARENT = "AUTODIDACT_PARENT"
 
 
 # --- this side ---------------------------------------------------------------------------------------
 
 
-def fit(
-    kind: str,
-    initial: Path,
-    output: Path,
-    checkpoints: Path,
-    sources: Sequence[batches.Batches],
-    options: Mapping[str, Any],
-    seed: int,
-    progress: Progress,
-    base: Pointer | None = None,
-) -> "Fitted":
-    """`trainers.fit` in another process, or in those that `options["accelerate"]` describes."""
-    from tasks.core.training.trainers import Fitted
-
-    arrays: Arrays = {}
-    for number, source in enumerate(sources):
-        _flatten(source, str(number), arrays)
-    request = {
-        "call": "fit",
-        "kind": kind,
-        "initial": str(initial.absolute()),
-        "output": str(output.absolute()),
-        "checkpoints": str(checkpoints.absolute()),
-        "sources": [type(source).__name__ for source in sources],
-        "options": dict(options),
-        "seed": seed,
-        "base": [base.path, base.digest] if base else None,
-    }
-    folder = checkpoints.with_name(f"{checkpoints.name}.request")
-    with _request(folder, request, arrays):
-        _run(folder, options["accelerate"], options["threads"], progress)
+def fit(request: Fit, progress: Steps) -> Fitted:
+    """`trainers.fit` in another process, or in those that `request.options.accelerate` describes."""
+    folder = request.checkpoints.with_name(f"{request.checkpoints.name}.request")
+    with _sent(request, folder):
+        _run(folder, request.options.accelerate, request.options.threads, progress)
         return Fitted(**json.loads((folder / "result.json").read_text()))
 
 
-def reference_logps(
-    folder: Path, rows: batches.Rows, precision: str, progress: Progress, limit: int, threads: int, place: Path
-) -> np.ndarray:
+def reference_logps(request: Reference, progress: Steps, place: Path) -> np.ndarray:
     """`losses.reference_logps` in another process, whose request is kept at `place` meanwhile."""
-    arrays: Arrays = {}
-    _flatten(rows, "rows", arrays)
-    request = {"call": "reference", "folder": str(folder.absolute()), "precision": precision, "limit": limit}
-    with _request(place, request | {"options": {"threads": threads}}, arrays):
-        _run(place, None, threads, progress)
+    with _sent(request, place):
+        _run(place, None, request.threads, progress)
         found: np.ndarray = np.load(place / "result.npy")
         return found
 
@@ -112,23 +82,58 @@ def command(folder: Path, accelerate: str | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _request(folder: Path, request: Mapping[str, Any], arrays: Arrays) -> Any:
+def _sent(request: Fit | Reference, folder: Path) -> Iterator[None]:
+    """Writes the request into the folder, which is gone afterwards."""
+    told, arrays = _packed(request)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
-    (folder / "request.json").write_text(json.dumps(request))
+    (folder / "request.json").write_text(json.dumps(told))
     try:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(folder: Path, accelerate: str | None, threads: int, progress: Progress) -> None:
+def _packed(request: Fit | Reference) -> tuple[dict[str, Any], Arrays]:
+    """A request as JSON and arrays; `_unpacked` is the other way."""
+    arrays: Arrays = {}
+    if isinstance(request, Reference):
+        _flatten(request.rows, "rows", arrays)
+        told = {"precision": request.precision, "limit": request.limit, "threads": request.threads}
+        return {"call": "reference", "model": str(request.model.absolute()), **told}, arrays
+    for number, source in enumerate(request.sources):
+        _flatten(source, str(number), arrays)
+    paths = {name: str(getattr(request, name).absolute()) for name in ("initial", "output", "checkpoints")}
+    told = {
+        "call": "fit",
+        "kind": request.kind,
+        **paths,
+        "sources": [type(source).__name__ for source in request.sources],
+        "options": request.options.model_dump(),
+        "seed": request.seed,
+        "base": [request.base.path, request.base.digest] if request.base else None,
+    }
+    return told, arrays
+
+
+def _unpacked(told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fit | Reference:
+    if told["call"] == "reference":
+        rows = _built("Rows", "rows", arrays)
+        return Reference(Path(told["model"]), rows, told["precision"], told["limit"], told["threads"])
+    sources = tuple(_built(kind, str(number), arrays) for number, kind in enumerate(told["sources"]))
+    initial, output, checkpoints = (Path(told[name]) for name in ("initial", "output", "checkpoints"))
+    options = OPTIONS[told["kind"]](**told["options"])
+    base = Pointer(*told["base"]) if told["base"] else None
+    return Fit(told["kind"], initial, output, checkpoints, sources, options, told["seed"], base)
+
+
+def _run(folder: Path, accelerate: str | None, threads: int, progress: Steps) -> None:
     """Runs the request and passes its progress on. Raises what it raised (for a lack of memory `MemoryError`),
     `OutOfMemory` where it was killed, `StageFailed` if it fell in another way."""
     asked = command(folder.absolute(), accelerate)
     if accelerate is not None:
-        print(f"training: {' '.join(['accelerate launch', *asked[3:]])}", flush=True)
+        log.info("training: %s", " ".join(["accelerate launch", *asked[3:]]))
     code = Path(__file__).parents[3]
     path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
     told = {PARENT: f"{socket.gethostname()}:{os.getpid()}", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
@@ -142,10 +147,10 @@ def _run(folder: Path, accelerate: str | None, threads: int, progress: Progress)
         errors="replace",
         start_new_session=True,  # so that all of its processes can be ended together
     )
-    log = folder.with_suffix(".log")
+    printed = folder.with_suffix(".log")
     try:
         assert process.stdout is not None
-        with log.open("w", encoding="utf-8") as written:
+        with printed.open("w", encoding="utf-8") as written:
             for line in process.stdout:
                 if line.startswith(MARK):
                     done, total = line.removeprefix(MARK).split()
@@ -157,7 +162,7 @@ def _run(folder: Path, accelerate: str | None, threads: int, progress: Progress)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    _check(folder, process.returncode, log)
+    _check(folder, process.returncode, printed)
 
 
 def _check(folder: Path, code: int, log: Path) -> None:
@@ -224,39 +229,27 @@ def _watch(parent: str) -> None:
 
 
 def _tell(done: int, total: int) -> None:
-    print(f"{MARK}{done} {total}", flush=True)
+    sys.stdout.write(f"{MARK}{done} {total}\n")
+    sys.stdout.flush()
 
 
 def work(folder: Path) -> None:
     """Does what the request in `folder` asks for."""
     import torch
 
-    request = json.loads((folder / "request.json").read_text())
+    told = json.loads((folder / "request.json").read_text())
     with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
-        arrays = dict(stored)
-    torch.set_num_threads(int(request["options"]["threads"]))
-    if request["call"] == "reference":
+        request = _unpacked(told, dict(stored))
+    if isinstance(request, Reference):
         from tasks.core.training import losses
 
-        rows = _built("Rows", "rows", arrays)
-        path, precision, limit = Path(request["folder"]), request["precision"], request["limit"]
-        np.save(folder / "result.npy", losses.reference_logps(path, rows, precision, _tell, limit))
+        torch.set_num_threads(request.threads)
+        np.save(folder / "result.npy", losses.reference_logps(request, _tell))
         return
     from tasks.core.training import trainers
 
-    sources = [_built(kind, str(number), arrays) for number, kind in enumerate(request["sources"])]
-    options = json.loads(json.dumps(request["options"]), object_hook=lambda given: SimpleNamespace(**given))
-    fitted = trainers.fit(
-        request["kind"],
-        Path(request["initial"]),
-        Path(request["output"]),
-        Path(request["checkpoints"]),
-        sources,
-        options,
-        request["seed"],
-        _tell if _first() else lambda done, total: None,
-        Pointer(*request["base"]) if request["base"] else None,
-    )
+    torch.set_num_threads(request.options.threads)
+    fitted = trainers.fit(request, _tell if _first() else lambda done, total: None)
     if _first():
         result = {"history": fitted.history, "steps": fitted.steps, "seconds": fitted.seconds}
         (folder / "result.json").write_text(json.dumps(result))

@@ -5,8 +5,6 @@ onto its vocabulary only at the positions that are to be predicted, where most o
 Formulas: see `tasks.core.training.trainers`.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from tasks.core.models import weights
-from tasks.core.training.batches import PASS_TOKENS, Group, Rows, gather, groups
+from tasks.core.training.batches import Group, gather, groups
+from tasks.core.training.request import Reference, Steps
 
 Tensors = dict[str, torch.Tensor]
 
@@ -58,19 +57,18 @@ def log_probabilities(model: Any, head: "Head", group: Tensors) -> torch.Tensor:
     return -F.cross_entropy(logits.float(), group["targets"], reduction="none")
 
 
-def reference_logps(
-    folder: Path, rows: Rows, precision: str, progress: Callable[[int, int], None], limit: int = PASS_TOKENS
-) -> np.ndarray:
+def reference_logps(request: Reference, progress: Steps) -> np.ndarray:
     """Summed log-probability of every row's completion under a model, (rows,) in nats."""
-    model = weights.load(folder, torch.float32).eval()
+    rows = request.rows
+    model = weights.load(request.model, torch.float32).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     head = Head(model)
     sums = np.zeros(len(rows))
-    batches = groups(rows.lengths, limit)
+    batches = groups(rows.lengths, request.limit)
     for done, numbers in enumerate(batches):
         group = {key: value.to(device) for key, value in tensors(gather(rows, numbers)).items()}
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=request.precision == "bfloat16"):
             logps = log_probabilities(model, head, group)
         sums[numbers] = logps.new_zeros(len(numbers)).index_add(0, group["owners"], logps).cpu().numpy()
         progress(done + 1, len(batches))

@@ -27,7 +27,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,13 @@ from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tasks.core.errors import StageFailed
-from tasks.core.models import folders, tokenizers
-from tasks.core.models import weights as models_weights
+from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import adapters, checkpoints
 from tasks.core.training.batches import Batches, Rows, SftBatches, pack
 from tasks.core.training.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
+from tasks.core.training.options import DpoOptions
+from tasks.core.training.request import Fit, Fitted, Steps
 
 # One of several processes on CPUs has the device "cpu:0", on which torch.load puts checkpoints and which it does not know.
 torch.serialization.register_package(
@@ -216,38 +216,20 @@ def schedule(kind: str, steps: int, warmup: int, final_share: float) -> Callable
 # --- fit -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """`history`: one mapping per logged step; `seconds` for `steps` steps, those before an interruption left out."""
-
-    history: list[dict[str, float]]
-    steps: int
-    seconds: float
-
-
-def fit(
-    kind: str,
-    initial: Path,
-    output: Path,
-    place: Path,
-    sources: Sequence[Batches],
-    options: Any,
-    seed: int,
-    progress: Callable[[int, int], None],
-    base: Pointer | None = None,
-) -> Fitted:
-    """Trains `initial` ("sft" or "dpo") and writes the model to `output`, in the number format of `initial`; an adapter
-    that is kept names `base`. `options`: see `tasks.core.training.options`. `place`, of the checkpoints, is removed when the
-    model is written. Raises `StageFailed` where model and options do not fit each other."""
+def fit(request: Fit, progress: Steps) -> Fitted:
+    """Trains as the request says and writes the model to its `output`, in the number format of the initial one. The
+    checkpoints' folder is removed when the model is written. Raises `StageFailed` where model and options do not fit
+    each other."""
+    options, output, place = request.options, request.output, request.checkpoints
     place.mkdir(parents=True, exist_ok=True)
     latest = checkpoints.latest(place)
     logging.set_verbosity_error()
-    arguments = arguments_for(kind, place, options, seed)  # before the model: DeepSpeed and FSDP load it their way
-    model, tokenizer = adapters.initial(initial, options), tokenizers.load_tokenizer(initial)
+    arguments = arguments_for(request)  # before the model: DeepSpeed and FSDP load it their way
+    model, tokenizer = adapters.initial(request.initial, options), tokenizers.load_tokenizer(request.initial)
     config, generation = copy.deepcopy((model.config, model.generation_config))  # trainers change both
     report = _Report(progress)
-    trainer = trainer_for(kind, model, tokenizer, arguments, sources, options)
-    if options.lora and (found := folders.parts(initial)).adapter:
+    trainer = trainer_for(request, model, tokenizer, arguments)
+    if options.lora and (found := folders.parts(request.initial)).adapter:
         adapters.take_up(trainer.model, found.adapter, options.lora)
     trainer.add_callback(report)
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
@@ -259,17 +241,17 @@ def fit(
         aside = output.with_name(output.name + ".part")
         shutil.rmtree(aside, ignore_errors=True)
         if options.lora:
-            weights = folders.parts(initial).weights
-            named = base or Pointer(str(weights.resolve()), folders.digest(weights))
+            base = folders.parts(request.initial).weights
+            named = request.base or Pointer(str(base.resolve()), folders.digest(base))
             adapters.write(trainer.model, state, named, tokenizer, aside)
             if options.lora.adapter == "merge":
-                trained = models_weights.load(aside, torch.float32)
+                trained = weights.load(aside, torch.float32)
                 shutil.rmtree(aside)
                 trained.config, trained.generation_config = config, generation
-                _write(trained, None, initial, tokenizer, aside)
+                _write(trained, None, request.initial, tokenizer, aside)
         else:
             trainer.model.config, trainer.model.generation_config = config, generation
-            _write(trainer.model, state, initial, tokenizer, aside)
+            _write(trainer.model, state, request.initial, tokenizer, aside)
         shutil.rmtree(output, ignore_errors=True)
         aside.replace(output)
         shutil.rmtree(place)
@@ -278,10 +260,11 @@ def fit(
     return Fitted(history, options.steps - (report.first or 0), seconds)
 
 
-def arguments_for(kind: str, place: Path, options: Any, seed: int) -> SFTConfig | DPOConfig:
+def arguments_for(request: Fit) -> SFTConfig | DPOConfig:
     """The settings of TRL's trainer, none of them left to its defaults where results or behaviour depend on it."""
+    options = request.options
     common: dict[str, Any] = {
-        "output_dir": str(place),
+        "output_dir": str(request.checkpoints),
         "max_steps": options.steps,
         "per_device_train_batch_size": 1,
         "learning_rate": options.learning_rate,
@@ -292,8 +275,8 @@ def arguments_for(kind: str, place: Path, options: Any, seed: int) -> SFTConfig 
         "optim": "adamw_torch_fused",
         "bf16": options.precision == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
-        "seed": seed,
-        "data_seed": seed,
+        "seed": request.seed,
+        "data_seed": request.seed,
         "gradient_checkpointing": options.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if options.gradient_checkpointing else None,
         "report_to": [],
@@ -309,21 +292,20 @@ def arguments_for(kind: str, place: Path, options: Any, seed: int) -> SFTConfig 
     }
     arguments: SFTConfig | DPOConfig
     try:
-        if kind == "sft":
-            arguments = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
-        else:
+        if isinstance(options, DpoOptions):
             arguments = DPOConfig(**common, beta=options.beta, precompute_ref_log_probs=True)
+        else:
+            arguments = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
     except ValueError as error:  # bfloat16 where the machine has none
-        raise StageFailed(f"{kind} cannot be trained with these options here: {error}") from error
+        raise StageFailed(f"{request.kind} cannot be trained with these options here: {error}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel: several GPUs are several processes
     return arguments
 
 
-def trainer_for(
-    kind: str, model: Any, tokenizer: Any, arguments: SFTConfig | DPOConfig, sources: Sequence[Batches], options: Any
-) -> Any:
-    """The trainer of a kind, with everything about it decided. Raises `StageFailed` where model and options
+def trainer_for(request: Fit, model: Any, tokenizer: Any, arguments: SFTConfig | DPOConfig) -> Any:
+    """The trainer of the request's kind, with everything about it decided. Raises `StageFailed` where model and options
     do not fit each other."""
+    options = request.options
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     given = {
@@ -332,19 +314,19 @@ def trainer_for(
         "train_dataset": Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # never read: see _Planned
         "processing_class": tokenizer,
         "peft_config": adapters.configuration(options.lora),
-        "sources": sources,
+        "sources": request.sources,
         "rate": schedule(options.schedule, options.steps, options.warmup_steps, options.final_share),
     }
-    if any(isinstance(source, SftBatches) and source.packed for source in sources):
+    if any(isinstance(source, SftBatches) and source.packed for source in request.sources):
         check_packing(model)
     trainer: Any
     try:
-        if kind == "sft":
-            trainer = WeightedSFTTrainer(**given)
-        else:
+        if isinstance(options, DpoOptions):
             trainer = WeightedDPOTrainer(kind=options.loss, nll=options.nll, **given)
+        else:
+            trainer = WeightedSFTTrainer(**given)
     except ValueError as error:  # peft and TRL refuse targets and settings that do not fit the model
-        raise StageFailed(f"{kind} cannot train this model: {error}") from error
+        raise StageFailed(f"{request.kind} cannot train this model: {error}") from error
     if options.lora:  # in float32, whatever holds the base: TRL makes it bfloat16 on one in 4 bits
         for weight in trainer.model.parameters():
             if weight.requires_grad:
@@ -377,9 +359,9 @@ def _write(model: Any, state: Any, initial: Path, tokenizer: Any, folder: Path) 
     config = folders.read_config(initial)
     dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."))
     if state is None:
-        models_weights.save(model.to("cpu", dtype), tokenizer, folder)
+        weights.save(model.to("cpu", dtype), tokenizer, folder)
         return
     tied = getattr(model, "all_tied_weights_keys", {})  # DeepSpeed gives them twice
     state = {name: tensor.to("cpu", dtype) for name, tensor in state.items() if name not in tied}
     model.config.dtype = dtype
-    models_weights.save(model, tokenizer, folder, state)
+    weights.save(model, tokenizer, folder, state)

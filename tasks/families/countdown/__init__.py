@@ -1,15 +1,18 @@
 """The family `countdown`: what is known of it before any work. Its prompts and answers: `family`."""
 
+import random
 from collections import Counter
 from math import comb
+from pathlib import Path
 
 from tasks.core.errors import BadInput
-from tasks.core.family import FREE_TEXT_BLOCKS, user
+from tasks.core.family import SeedData, user
+from tasks.families.countdown import corpus
 from tasks.families.countdown.family import Countdown
 from tasks.families.countdown.language import puzzle_text, solve_text
 from tasks.families.countdown.options import Options
 
-UNUSABLE = dict.fromkeys(FREE_TEXT_BLOCKS, "countdown has no free text to judge")  # blocks that cannot work, and why
+LACKS = {"free text": "countdown has no free text to judge"}  # skills that it has not, and why
 CODE = ("language.py",)  # other modules that decide what is asked and how replies are read
 RESULTS = {2: 3, 3: 27, 4: 486}  # results of so many numbers, at most: pairs times operators at every step
 MOST_PUZZLES = 2_000_000  # all of them are listed, in memory and within seconds
@@ -37,6 +40,11 @@ def create(options: Options) -> Countdown:
     return Countdown(options)
 
 
+def build(family: Countdown, rng: random.Random, root: Path) -> SeedData:
+    """All data of the family, generated: `root` is not looked at."""
+    return corpus.build(family.options, rng)
+
+
 def parts(options: Options) -> list[str]:
     """The parts of the corpus; those of size 0 are not there."""
     return ["solve", "fact", *(name for name, size in options.corpus if size)]
@@ -47,9 +55,7 @@ def difficulties(options: Options) -> list[int]:
     return [1, 2, 3]
 
 
-def check_inputs(family: Countdown, root: str) -> dict[int, int]:
+def check_inputs(family: Countdown, root: Path) -> dict[int, int]:
     """How many prompts of each difficulty the pool will have. Refuses sizes that the puzzles cannot fill."""
-    from tasks.families.countdown import corpus as countdown_corpus
-
-    pool = countdown_corpus.split(family.options)[2]
+    pool = corpus.split(family.options)[2]
     return dict(Counter(family.difficulty(user(solve_text(puzzle_text(*puzzle)))) for puzzle in pool))

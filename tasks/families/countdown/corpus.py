@@ -19,7 +19,6 @@ from itertools import combinations_with_replacement, permutations
 from tasks.core import digests
 from tasks.core.errors import BadInput
 from tasks.core.family import SeedData, Verdict, user
-from tasks.families.countdown import create
 from tasks.families.countdown.family import Countdown
 from tasks.families.countdown.language import (
     INVENT,
@@ -106,7 +105,7 @@ class Examiner:
         asked = self.family.questions(messages, response)
         if asked is None:
             raise ValueError(f"{response!r} does not obey the grammar")
-        return self.family.assemble(messages, response, [self.answer(q.messages[0]["content"]) for q in asked])
+        return self.family.assemble(messages, response, asked, [self.answer(q.messages[0]["content"]) for q in asked])
 
     def answer(self, question: str) -> str:
         """The true answer to a fact or usage question."""
@@ -168,7 +167,7 @@ def usage(given: Numbers, bound: int, rng: random.Random) -> str:
 
 def build(options: Options, rng: random.Random) -> SeedData:
     """All data of the family; puzzles of the corpus, probe, pool and held-out set are different puzzles."""
-    family = create(options)
+    family = Countdown(options)
     bound, sizes = options.bound, options.corpus
     heldout, labelled, pool = split(options)
     probe, seeds = labelled[: options.probe], labelled[options.probe :]

@@ -18,7 +18,6 @@ Only what obeys the grammar is ever quoted, and it is quoted as parsed words, so
 none of the templates' own words.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from functools import cached_property
 import polars as pl
 
 from tasks.core.errors import BadInput
-from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint, user
+from tasks.core.family import Guard, Invented, Messages, Question, Verdict, by_fingerprint, user
 from tasks.families.countdown.language import (
     INVENT,
     NONE_LEFT,
@@ -61,12 +60,6 @@ class Countdown:
         return {str(value): value for value in range(self.options.bound + 1)}
 
     # --- data ------------------------------------------------------------------------------------
-    def build(self, rng: random.Random, root: str) -> SeedData:
-        """All puzzles, split by hash, and the labelled corpus. Generated: `root` is not looked at."""
-        from tasks.families.countdown import corpus as countdown_corpus  # only `prepare` needs the enumeration
-
-        return countdown_corpus.build(self.options, rng)
-
     def vocabulary(self) -> list[str]:
         return [*self.integers, *OPERATORS, *SIGNS, *WORDS]
 
@@ -179,11 +172,11 @@ class Countdown:
             available = (step.result, *rest)
         return asked
 
-    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
         """From the model's answers: a step is ok where the fact is as claimed, its operands were there, and they
         are what the step before left; yes where every step is ok, nothing is left, and the last claim is the target."""
-        steps, asked = self.steps(response), self.questions(messages, response)
-        if steps is None or asked is None:
+        steps = self.steps(response)
+        if steps is None:
             return Verdict(False, why="the response does not obey the grammar")
         if len(answers) != len(asked):
             return Verdict(False, why=f"{len(answers)} answers, {len(asked)} expected")

@@ -1,18 +1,21 @@
 """The family `strings`: what is known of it before any work. Its prompts and answers: `family`."""
 
+import random
+from pathlib import Path
+
 from tasks.core.errors import BadInput
-from tasks.core.family import FREE_TEXT_BLOCKS
+from tasks.core.family import SeedData
+from tasks.families.strings import corpus
 from tasks.families.strings.family import NO_CRITIC, NO_INVENTING, NO_REFINEMENT, Strings
 from tasks.families.strings.options import Options
 
 CODE: tuple[str, ...] = ()  # other modules that decide what is asked and how replies are read
-UNUSABLE = {  # blocks that this family cannot work with, and why
-    **dict.fromkeys(FREE_TEXT_BLOCKS, NO_CRITIC),
-    "factored_critique": NO_CRITIC,
-    "nl_critique": NO_CRITIC,
-    "judge_pointwise": NO_CRITIC,
-    "critique_revise": NO_REFINEMENT,
-    "self_instruct": NO_INVENTING,
+LACKS = {  # skills that it has not, and why
+    "free text": NO_CRITIC,
+    "sub-questions": NO_CRITIC,
+    "critiques": NO_CRITIC,
+    "revisions": NO_REFINEMENT,
+    "inventing": NO_INVENTING,
 }
 
 
@@ -45,6 +48,11 @@ def _refuse_crowded(options: Options, length: int, wanted: int, which: str) -> N
         )
 
 
+def build(family: Strings, rng: random.Random, root: Path) -> SeedData:
+    """All data of the family, generated: `root` is not looked at."""
+    return corpus.build(family, rng)
+
+
 def parts(options: Options) -> list[str]:
     """The parts of the corpus."""
     return ["solve"]
@@ -55,7 +63,7 @@ def difficulties(options: Options) -> list[int]:
     return list(options.evaluated_lengths)
 
 
-def check_inputs(family: Strings, root: str) -> dict[int, int]:
+def check_inputs(family: Strings, root: Path) -> dict[int, int]:
     """How many prompts of each difficulty the pool will have; `create` has checked the sizes."""
     options = family.options
     return dict.fromkeys(range(options.base_lengths[1] + 1, options.max_length + 1), options.pool)

@@ -11,7 +11,6 @@ Challenges"). There is one skill: no critique, no refinement, no inventing.
 many, so it is no label in disguise.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from functools import cached_property
 import polars as pl
 
 from tasks.core.errors import BadInput
-from tasks.core.family import Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint, user
+from tasks.core.family import Guard, Invented, Messages, Question, Verdict, by_fingerprint, user
 from tasks.families.strings.options import Options
 
 NO_CRITIC = "strings has no critique skill"
@@ -42,36 +41,6 @@ class Strings:
     @cached_property
     def symbols(self) -> list[str]:
         return [str(digit) for digit in range(self.options.digits)]
-
-    def build(self, rng: random.Random, root: str) -> SeedData:
-        """Random strings, no string in two parts or twice outside the corpus. Generated: `root` is not looked at."""
-        options = self.options
-        seen: set[str] = set()
-
-        def fresh(length: int) -> str:
-            while (text := " ".join(rng.choices(self.symbols, k=length))) in seen:
-                pass
-            return text
-
-        def drawn(lengths: Sequence[int], number: int) -> list[dict]:
-            rows = []
-            for length in lengths:
-                for _ in range(number):
-                    text = fresh(length)
-                    seen.add(text)
-                    rows.append({"messages": solve_messages(text), "difficulty": length, "answer": None})
-            return rows
-
-        shortest, longest = options.base_lengths
-        heldout = drawn(options.evaluated_lengths, options.heldout)
-        probe = drawn(options.evaluated_lengths, options.probe)
-        pool = drawn(range(longest + 1, options.max_length + 1), options.pool)
-        corpus = []
-        for number in range(options.corpus):
-            text = fresh(shortest + number % (longest - shortest + 1))
-            completion = [{"role": "assistant", "content": text}]
-            corpus.append({"part": "solve", "prompt": solve_messages(text), "completion": completion})
-        return SeedData(corpus, pool, probe, heldout)
 
     def vocabulary(self) -> list[str]:
         return [*self.symbols, "+", "="]
@@ -113,7 +82,7 @@ class Strings:
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
         return None
 
-    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
         return Verdict(False, why=NO_CRITIC)
 
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:

@@ -1,29 +1,33 @@
 """The family `text`: what is known of it before any work. Its prompts and answers: `family`."""
 
+import random
 from collections import Counter
 from pathlib import Path
 
-from tasks.families.text import corpus as text_rows
-from tasks.families.text import templates as text_templates
+from tasks.core.family import SeedData
+from tasks.families.text import corpus, intake
 from tasks.families.text.family import NO_QUESTIONS, TEMPLATES, Text, level
 from tasks.families.text.options import Options
+from tasks.families.text.templates import check
 
-CODE = ("answers.py", "corpus.py", "plain.py", "replies.py", "templates.py")  # that decide what is asked and read
+CODE = ("answers.py", "intake.py", "plain.py", "replies.py", "templates.py")  # that decide what is asked and read
+LACKS = {"sub-questions": NO_QUESTIONS}  # skills that it has not, and why
 
 
-UNUSABLE = {"factored_critique": NO_QUESTIONS}  # blocks that this family cannot work with, and why
-
-
-# --- making it -------------------------------------------------------------------------------------
 def create(options: Options, templates: Path | None = None) -> Text:
     """The family, with its own templates or with copies of them in a folder. Raises `BadInput` for own templates that
     cannot work (copies were checked before they were made); reads no data."""
-    text_rows.check_options(options)
+    intake.check_options(options)
     if templates is None:
-        text_templates.check(TEMPLATES)
+        check(TEMPLATES)
     family = Text(options, templates or TEMPLATES)
-    family.question(family._prompt("A question"))
+    family.question(family.prompt("A question"))
     return family
+
+
+def build(family: Text, rng: random.Random, root: Path) -> SeedData:
+    """All data of the family, from the files of `options.path` below `root`. Nothing is drawn with `rng`."""
+    return corpus.build(family, root)
 
 
 def parts(options: Options) -> list[str]:
@@ -36,12 +40,12 @@ def difficulties(options: Options) -> list[int]:
     return [1, 2, 3]
 
 
-def check_inputs(family: Text, root: str) -> dict[int, int] | None:
+def check_inputs(family: Text, root: Path) -> dict[int, int] | None:
     """How many prompts of each difficulty the pool will have. Refuses what `prepare` would refuse; of data that is too
     large to be read before any work, as far as the first rows of the files show it, and gives None."""
-    path = Path(root) / family.options.path
-    if not text_rows.is_small(family.options, path):
-        text_rows.sample(family.options, path)
+    path = root / family.options.path
+    if not intake.is_small(family.options, path):
+        intake.sample(family.options, path)
         return None
-    chosen = text_rows.select(family.options, path, lambda text: family.extract([], text))
+    chosen = intake.select(family.options, path, lambda text: family.extract([], text))
     return dict(Counter(level(row.prompt) for row in chosen.pool))

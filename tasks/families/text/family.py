@@ -1,6 +1,6 @@
 """Text: the user's own prompts from files, with or without answers.
 
-`prepare.options` (`tasks.families.text.options`) name the fields; `tasks.families.text.corpus` says which rows are used.
+`prepare.options` (`tasks.families.text.options`) name the fields; `tasks.families.text.intake` says which rows are used.
 They are split by a hash of the prompt: held-out set, probe set, labelled rows (the corpus' part `solve`, completions as
 the file gives them), and the rest is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
 or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
@@ -12,7 +12,6 @@ B (Zheng and others 2023, in both orders), and a checklist is asked criterion by
 There are no sub-questions, hence no factored critic.
 """
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from pathlib import Path
 import polars as pl
 
 from tasks.core.errors import BadInput
-from tasks.core.family import Choice, Guard, Invented, Messages, Question, SeedData, Verdict, by_fingerprint, user
-from tasks.families.text import corpus, overlap, replies, templates
+from tasks.core.family import Choice, Guard, Invented, Messages, Question, Verdict, by_fingerprint, user
+from tasks.families.text import intake, overlap, replies, templates
 from tasks.families.text.answers import number_in
-from tasks.families.text.fields import Row
 from tasks.families.text.options import Options
 from tasks.families.text.replies import POINTS
 from tasks.families.text.templates import defused
@@ -55,44 +53,6 @@ class Text:
         return self.options.extraction == "numeric"
 
     # --- data ------------------------------------------------------------------------------------
-    def build(self, rng: random.Random, root: str) -> SeedData:
-        """The rows, split by hash; `rng` is not used. Raises `BadInput` for data that cannot work."""
-        chosen = corpus.select(self.options, Path(root) / self.options.path, lambda text: self.extract([], text))
-        labelled = [
-            {
-                "part": "solve",
-                "prompt": self._prompt(row.prompt, row.system),
-                "completion": [{"role": "assistant", "content": row.answer}],
-                "origin": _origin(row),
-            }
-            for row in chosen.labelled
-        ]
-        pool, probe, heldout = (
-            [self._row(row) for row in part] for part in (chosen.pool, chosen.probe, chosen.heldout)
-        )
-        return SeedData(
-            labelled,
-            pool,
-            probe,
-            heldout,
-            reserved=[
-                {"fingerprint": corpus.fingerprint(row.prompt), "words": _word_hashes(row.prompt)}
-                for row in chosen.benchmarks
-            ],
-            dropped=[drop._asdict() for drop in chosen.dropped],
-            counts=chosen.counts,
-        )
-
-    def _row(self, row: Row) -> dict:
-        messages = self._prompt(row.prompt, row.system)
-        answer = None if row.answer is None else self.extract(messages, row.answer)
-        return {
-            "messages": messages,
-            "difficulty": level(row.prompt.strip()),
-            "answer": answer,
-            "origin": _origin(row),
-        }
-
     def traces(self, messages: Messages) -> list[int]:
         """Hashes of the question's words."""
         return _word_hashes(self.question(messages))
@@ -127,7 +87,7 @@ class Text:
     def _render(self, template: str, **values: object) -> str:
         return templates.render(self.templates, template, numeric=self.numeric, **values)
 
-    def _prompt(self, question: str, system: str | None = None) -> Messages:
+    def prompt(self, question: str, system: str | None = None) -> Messages:
         given = system or self.options.system
         before = [{"role": "system", "content": given}] if given else []
         return before + user(self._render("answer.j2", question=question.strip()))
@@ -157,7 +117,7 @@ class Text:
         return level(self.question(messages))
 
     def fingerprint(self, messages: Messages) -> str:
-        return corpus.fingerprint(self.question(messages))
+        return intake.fingerprint(self.question(messages))
 
     # --- critique and refinement -------------------------------------------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
@@ -175,7 +135,7 @@ class Text:
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
         return None
 
-    def assemble(self, messages: Messages, response: str, answers: Sequence[str]) -> Verdict:
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
         return Verdict(False, why=NO_QUESTIONS)
 
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
@@ -231,7 +191,7 @@ class Text:
             return Invented(None, "too short" if words < INVENTED_WORDS[0] else "too long")
         if re.search(r"####|\\boxed|```|\x00", text):
             return Invented(None, "holds an answer or a fence")
-        return Invented(self._prompt(defused(text)))
+        return Invented(self.prompt(defused(text)))
 
     # --- truth -------------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
@@ -242,10 +202,6 @@ class Text:
 def level(question: str) -> int:
     words = len(question.split())
     return 1 if words < LONG else 2 if words < LONGER else 3
-
-
-def _origin(row: Row) -> dict[str, str | int | None]:
-    return {"file": row.file, "row": row.number, "id": row.id}
 
 
 def _word_hashes(question: str) -> list[int]:

@@ -1,25 +1,19 @@
 import polars as pl
 import pytest
 
-from tasks.blocks import critics
-from tasks.blocks.sample.candidates import candidates
+from tasks.blocks import critique
+from tasks.blocks.critique import judging
+from tasks.blocks.critique.opinions import aggregate
 from tasks.core import tables
 from tasks.core.blocks import bind
-from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, LabelsForbidden, UnknownName
-from tests.support import Adding, Unsteady, asker, prompts
-
-
-def sampled(table, *responses):
-    replies = [[Completion(r, 3, 1, -0.1, "stop") for r in several] for several in responses]
-    asked = table["messages"].to_list()
-    return candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
+from tests.support import Adding, Unsteady, prompts, sampled, scripted_model, work
 
 
 def judged(tmp_path, section, table, samples, reply, labels=False, stage="critique"):
-    judge, engine = asker(tmp_path, reply)
-    bounds = bind(critics.BLOCKS, section, "critique")
-    return critics.critique(bounds, samples, table, Adding(), judge, 1, stage, labels), engine
+    judge, engine = scripted_model(tmp_path, reply)
+    bounds = bind(critique.BLOCKS, section, "critique")
+    return judging.judged(work(table, judge, stage, labels, candidates=samples), bounds), engine
 
 
 def adds(prompt, draw):
@@ -62,7 +56,7 @@ def test_draws_are_aggregated_and_silence_stays_silence(tmp_path):
     assert found.height == 9
     assert found.filter(~pl.col("parsed"))["why"].null_count() == 0
     assert found.filter(~pl.col("parsed")).select("verdict", "score").null_count().row(0) == (4, 4)
-    views = critics.aggregate(found, "holistic").join(samples.select("candidate_id", "response"), on="candidate_id")
+    views = aggregate(found, "holistic").join(samples.select("candidate_id", "response"), on="candidate_id")
     seen = {row["response"]: (row["verdict"], row["score"]) for row in views.iter_rows(named=True)}
     assert seen["5"] == (True, pytest.approx(2 / 3))
     assert seen["8"] == (None, pytest.approx(1 / 2))
@@ -74,7 +68,7 @@ def test_pointwise_gives_scores_and_no_verdict(tmp_path):
     section = {"judge": {**HOLISTIC, "block": "judge_pointwise"}}
     found, _ = judged(tmp_path, section, table, sampled(table, ["5"]), lambda p, d: "yes" if d else "no")
     assert found["verdict"].null_count() == 3
-    assert critics.aggregate(found, "judge")["score"].to_list() == [pytest.approx(2 / 3)]
+    assert aggregate(found, "judge")["score"].to_list() == [pytest.approx(2 / 3)]
 
 
 def test_vote_counts_every_candidate_and_refuses_ties(tmp_path):
@@ -114,28 +108,26 @@ def test_a_judge_that_does_not_answer_says_nothing(section):
     table = prompts("add 2 3", "add 4 4")
     samples = sampled(table, ["5"], ["8"])
     judge = Unsteady(lambda prompt, draw: None if "2 3" in prompt else "yes" if prompt.startswith("check") else "8")
-    found = critics.critique(
-        bind(critics.BLOCKS, section, "critique"), samples, table, Adding(), judge, 1, "critique", False
-    )
+    found = judging.judged(work(table, judge, candidates=samples), bind(critique.BLOCKS, section, "critique"))
     silent = found.filter(pl.col("candidate_id") == samples.filter(pl.col("response") == "5")["candidate_id"][0])
     others = found.filter(~pl.col("candidate_id").is_in(silent["candidate_id"]))
     assert set(silent.select("parsed", "verdict", "score", "why", "text", "tokens").rows()) == {
         (False, None, None, "no reply: HTTP 500", "", 0)
     }
     assert others["parsed"].all()
-    opinion = critics.aggregate(found, next(iter(section))).filter(pl.col("candidate_id") == silent["candidate_id"][0])
+    opinion = aggregate(found, next(iter(section))).filter(pl.col("candidate_id") == silent["candidate_id"][0])
     assert opinion.select("verdict", "score", "why").row(0) == (None, None, "no reply: HTTP 500")
 
 
 def test_options_are_checked_with_the_nearest_name():
     with pytest.raises(UnknownName, match="did you mean 'factored_critique'"):
-        bind(critics.BLOCKS, {"c": {"block": "factored_critic"}}, "critique")
+        bind(critique.BLOCKS, {"c": {"block": "factored_critic"}}, "critique")
     with pytest.raises(BadInput, match=r"critique\.c: unknown key 'max_tokens'; did you mean 'max_new_tokens'"):
-        bind(critics.BLOCKS, {"c": {"block": "factored_critique", "max_tokens": 3}}, "critique")
+        bind(critique.BLOCKS, {"c": {"block": "factored_critique", "max_tokens": 3}}, "critique")
     with pytest.raises(BadInput, match=r"critique\.c\.max_new_tokens: given 0; "):
-        bind(critics.BLOCKS, {"c": {"block": "factored_critique", "max_new_tokens": 0}}, "critique")
+        bind(critique.BLOCKS, {"c": {"block": "factored_critique", "max_new_tokens": 0}}, "critique")
     with pytest.raises(BadInput, match=r"critique\.c: given None"):
-        bind(critics.BLOCKS, {"c": None}, "critique")
+        bind(critique.BLOCKS, {"c": None}, "critique")
 
 
 def test_no_candidates_no_critiques(tmp_path):

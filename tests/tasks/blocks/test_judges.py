@@ -7,14 +7,13 @@ import polars as pl
 import pytest
 
 from tasks import families
-from tasks.blocks import critics, judges
-from tasks.blocks.sample.candidates import candidates
+from tasks.blocks import critique
+from tasks.blocks.critique import judging, pairwise
+from tasks.blocks.critique.opinions import aggregate, counted, outcomes
 from tasks.core import tables
 from tasks.core.blocks import bind
-from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput
-from tasks.core.family import FREE_TEXT_BLOCKS
-from tests.support import Adding, asker, text_options
+from tests.support import Adding, sampled, scripted_model, text_options, work
 from tests.support import prompts as additions
 
 FAMILY = families.create(
@@ -23,27 +22,28 @@ FAMILY = families.create(
 DRAWN = {"draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 9}
 GREEDY = {"draws": 1, "temperature": 0.0, "top_p": 1.0}
 CRITERIA = ["It is short.", "It is right."]
+FREE_TEXT_BLOCKS = [name for name in critique.BLOCKS if name.startswith("judge_") and name != "judge_pointwise"]
 
 
-def sampled(*responses, family=FAMILY):
-    messages = family._prompt("Name a colour.") if family is FAMILY else additions("add 2 3")["messages"][0].to_list()
+def answered(*responses, family=FAMILY):
+    """PROMPTS with one prompt, and CANDIDATES with these responses to it."""
+    messages = family.prompt("Name a colour.") if family is FAMILY else additions("add 2 3")["messages"][0].to_list()
     row = {
         "prompt_id": tables.prompt_id("text", messages), "messages": messages, "family": "text", "difficulty": 1,
         "source": "test", "parent_ids": [], "answer": None,
     }  # fmt: skip
     prompts = tables.frame([row], tables.PROMPTS)
-    replies = [[Completion(text, 3, 2, -0.1, "stop") for text in responses]]
-    return prompts, candidates(family, "m", "iid", 0, [row["prompt_id"]], [messages], [messages], replies)
+    return prompts, sampled(prompts, responses, family=family)
 
 
 def judged(tmp_path, block, options, responses, reply=None, score=None, family=FAMILY):
     """CRITIQUES with `response` and `other` in place of ids, and the engine."""
-    prompts, samples = sampled(*responses, family=family)
-    judge, engine = asker(tmp_path, reply or (lambda prompt, draw: ""))
+    prompts, samples = answered(*responses, family=family)
+    judge, engine = scripted_model(tmp_path, reply or (lambda prompt, draw: ""))
     if score:
         engine.score = lambda asked, told, statistic: [[score(p, r), 0.0] for p, r in zip(asked, told, strict=True)]
-    bounds = bind(critics.BLOCKS, {"c": {"block": block, **options}}, "critique")
-    found = critics.critique(bounds, samples, prompts, family, judge, 1, "critique", False)
+    bounds = bind(critique.BLOCKS, {"c": {"block": block, **options}}, "critique")
+    found = judging.judged(work(prompts, judge, family=family, candidates=samples), bounds)
     texts = dict(samples.select("candidate_id", "response").iter_rows())
     named = found.with_columns(response=pl.col("candidate_id").replace(texts), other=pl.col("other_id").replace(texts))
     return named, engine
@@ -76,10 +76,10 @@ def test_both_orders_are_asked_and_must_agree(tmp_path):
         better = None if "green" not in pair else row["response"] == "green"
         assert (row["verdict"], row["score"]) == (better, {None: 0.5, True: 1.0, False: 0.0}[better])
         assert row["text"].startswith("as A:\nCompared.")
-    ranks = critics.aggregate(found.select(list(tables.CRITIQUES)), "c").sort("score")
+    ranks = aggregate(found.select(list(tables.CRITIQUES)), "c").sort("score")
     assert ranks["score"].to_list() == [0.25, 0.25, 1.0]
     assert ranks["verdict"].null_count() == 3
-    assert critics.counted(found, "c") == {"c_decided": 2, "c_tie": 1}
+    assert counted(found, "c") == {"c_decided": 2, "c_tie": 1}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_both_orders_are_asked_and_must_agree(tmp_path):
 def test_a_judge_that_prefers_a_place_or_says_nothing_gives_no_preference(tmp_path, reply, why):
     found, _ = judged(tmp_path, "judge_pairwise", {"pairs": 1, **DRAWN}, ["red", "green"], lambda p, d: reply)
     assert found.select("parsed", "verdict", "score", "why").rows() == [(False, None, None, why)]
-    assert critics.aggregate(found.select(list(tables.CRITIQUES)), "c")["score"].to_list() == [None, None]
+    assert aggregate(found.select(list(tables.CRITIQUES)), "c")["score"].to_list() == [None, None]
 
 
 def test_a_tie_in_one_order_only_is_no_agreement(tmp_path):
@@ -111,7 +111,7 @@ def test_draws_are_rows_and_their_mean_is_the_score(tmp_path):
 
     found, _ = judged(tmp_path, "judge_pairwise", options, ["red", "green"], reply)
     assert found["draw"].to_list() == [0, 1, 2]
-    [(one, _, better, score, _, why)] = judges.outcomes(found.select(list(tables.CRITIQUES))).iter_rows()
+    [(one, _, better, score, _, why)] = outcomes(found.select(list(tables.CRITIQUES))).iter_rows()
     first_is_red = found["response"][0] == "red"
     assert (better, score, why) == (first_is_red, pytest.approx(2 / 3 if first_is_red else 1 / 3), None)
     assert one == found["candidate_id"][0]
@@ -119,7 +119,7 @@ def test_draws_are_rows_and_their_mean_is_the_score(tmp_path):
 
 @pytest.mark.parametrize("players", range(8))
 def test_a_round_robin_has_every_pair_once_and_fair_beginnings(players):
-    pairs = judges.round_robin(players)
+    pairs = pairwise.round_robin(players)
     assert sorted(pairs) == list(combinations(range(players), 2))
     for length in range(len(pairs) + 1):
         played = [sum(player in pair for pair in pairs[:length]) for player in range(players)]
@@ -199,12 +199,12 @@ def test_a_comparison_by_log_probabilities_averages_both_orders(tmp_path):
         tmp_path, "judge_pairwise_logprobs", {"pairs": None}, ["pink", "teal"],
         score=lambda p, r: -1.0 - (r[-1] == "B") - 0.1 * (shown(p)[1].strip() == "pink"),
     )  # fmt: skip
-    assert critics.counted(swayed, "c") == {"c_tie": 1}
+    assert counted(swayed, "c") == {"c_tie": 1}
     swayed, _ = judged(
         tmp_path, "judge_pairwise_logprobs", {"pairs": None}, ["gold", "grey"],
         score=lambda p, r: -1.0 if r[-1] == "B" else 0.5 * (shown(p)[1].strip() == "gold"),
     )  # fmt: skip
-    assert critics.counted(swayed, "c") == {"c_the_orders_disagree": 1}
+    assert counted(swayed, "c") == {"c_the_orders_disagree": 1}
 
 
 def test_a_checklist_by_log_probabilities(tmp_path):
@@ -232,10 +232,11 @@ def test_very_small_probabilities_are_compared_too(tmp_path):
 def test_families_without_free_text_are_refused(tmp_path, block):
     options = {"pairs": 1} if "pairwise" in block else {"criteria": CRITERIA} if "checklist" in block else {}
     options |= {} if "logprobs" in block else GREEDY if "structured" in block else DRAWN
+    assert "free text" in critique.BLOCKS[block].needs
     with pytest.raises(BadInput, match="no templates for judges of free text"):
         judged(tmp_path, block, options, ["5", "6"], family=Adding())
     for family in ("countdown", "strings"):
-        assert block in families.unusable(family)
+        assert "free text" in families.lacks(family)
 
 
 # --- replies out of a list ---------------------------------------------------------------------------------------
@@ -316,8 +317,8 @@ def test_what_is_no_choice_is_no_verdict(tmp_path, block, options):
 
 @pytest.mark.parametrize(("statistic", "sign"), [("self_certainty", 1), ("logprob", 1), ("entropy", -1)])
 def test_an_intrinsic_score_is_the_mean_over_the_responses_tokens(tmp_path, statistic, sign):
-    prompts, samples = sampled("red", "blue green")
-    judge, engine = asker(tmp_path, lambda prompt, draw: "")
+    prompts, samples = answered("red", "blue green")
+    judge, engine = scripted_model(tmp_path, lambda prompt, draw: "")
     asked = []
 
     def score(questions, told, statistic):
@@ -325,8 +326,8 @@ def test_an_intrinsic_score_is_the_mean_over_the_responses_tokens(tmp_path, stat
         return [[float(len(word)) for word in text.split()] + [2.0] for text in told]
 
     engine.score = score
-    bounds = bind(critics.BLOCKS, {"sure": {"block": "intrinsic_score", "statistic": statistic}}, "critique")
-    found = critics.critique(bounds, samples, prompts, FAMILY, judge, 1, "critique", False)
+    bounds = bind(critique.BLOCKS, {"sure": {"block": "intrinsic_score", "statistic": statistic}}, "critique")
+    found = judging.judged(work(prompts, judge, family=FAMILY, candidates=samples), bounds)
     texts = dict(samples.select("candidate_id", "response").iter_rows())
     scores = {texts[row["candidate_id"]]: row["score"] for row in found.iter_rows(named=True)}
     assert scores == {"red": sign * 2.5, "blue green": pytest.approx(sign * 11 / 3, abs=1e-6)}
@@ -334,5 +335,5 @@ def test_an_intrinsic_score_is_the_mean_over_the_responses_tokens(tmp_path, stat
     [(questions, told, name)] = asked
     assert (sorted(told), name) == (["blue green", "red"], statistic)
     assert all("Name a colour." in question for question in questions)
-    ranked = critics.aggregate(found, "sure").sort("score")["candidate_id"].replace(texts).to_list()
+    ranked = aggregate(found, "sure").sort("score")["candidate_id"].replace(texts).to_list()
     assert ranked == (["red", "blue green"] if sign > 0 else ["blue green", "red"])

@@ -1,11 +1,11 @@
+from dataclasses import replace
+
 import polars as pl
 
-from tasks.blocks import critics, refine
-from tasks.blocks.sample import iid
-from tasks.blocks.sample.candidates import candidates
+from tasks.blocks import critique, refine, sample
+from tasks.blocks.critique import judging
 from tasks.core.blocks import bind
-from tasks.core.engines.base import Completion
-from tests.support import Adding, Unsteady, asker, prompts
+from tests.support import Unsteady, bound, prompts, sampled, scripted_model, work
 
 FACTORED = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}
 OPTIONS = {"critic": "factored", "per_prompt": 2, "rounds": 2, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4}
@@ -13,17 +13,17 @@ OPTIONS = {"critic": "factored", "per_prompt": 2, "rounds": 2, "temperature": 0.
 
 def revise(tmp_path, responses, reply, **changed):
     table = prompts(*responses)
-    asked = table["messages"].to_list()
-    replies = [[Completion(r, 3, 1, -0.1, "stop") for r in several] for several in responses.values()]
-    samples = candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
-    model, _engine = asker(tmp_path, reply)
-    known = bind(critics.BLOCKS, {**FACTORED, "vote": {}}, "critique")
-    critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
-    [bound] = bind(refine.BLOCKS, {"critique_revise": {**OPTIONS, **changed}}, "refine")
-    new, judged = bound.block(
-        samples, critiques, table, Adding(), model, known, model, 1, "revise", "refine", False, bound.options
-    )
-    return samples, new, judged
+    samples = sampled(table, *responses.values())
+    model, _engine = scripted_model(tmp_path, reply)
+    made = revised(table, samples, model, {**FACTORED, "vote": {}}, **changed)
+    return samples, made.candidates, made.opinions
+
+
+def revised(table, samples, model, critics, **changed):
+    known = bind(critique.BLOCKS, critics, "critique")
+    given = work(table, model, "refine", candidates=samples, critics=known)
+    revise = bound(refine.BLOCKS, "critique_revise", **{**OPTIONS, **changed})
+    return revise(replace(given, opinions=judging.judged(given, known)))
 
 
 def answer(prompt, draw):
@@ -54,16 +54,12 @@ def test_at_most_per_prompt_and_equal_responses_once(tmp_path):
 def test_a_refinement_that_failed_is_no_candidate():
     table = prompts("add 2 3", "add 1 1")
     model = Unsteady(lambda p, d: None if "2 3" in p and "fix" in p else "0" if p.startswith("add") else answer(p, d))
-    samples = iid.iid_k(table, Adding(), model, 1, "iid", iid.IidK(n=1, temperature=1.0, top_p=1.0, max_new_tokens=4))
-    known = bind(critics.BLOCKS, FACTORED, "critique")
-    critiques = critics.critique(known, samples, table, Adding(), model, 1, "critique", False)
-    [bound] = bind(refine.BLOCKS, {"critique_revise": {**OPTIONS, "rounds": 1}}, "refine")
-    new, judged = bound.block(
-        samples, critiques, table, Adding(), model, known, model, 1, "revise", "refine", False, bound.options
-    )
+    draw = bound(sample.BLOCKS, "iid_k", n=1, temperature=1.0, top_p=1.0, max_new_tokens=4)
+    samples = draw(work(table, model, "sample")).candidates
+    made = revised(table, samples, model, FACTORED, rounds=1)
     assert samples.height == 2
-    assert new["prompt_id"].to_list() == [table.filter(pl.col("difficulty") == 7)["prompt_id"][1]]
-    assert judged["candidate_id"].to_list() == new["candidate_id"].to_list()
+    assert made.candidates["prompt_id"].to_list() == [table.filter(pl.col("difficulty") == 7)["prompt_id"][1]]
+    assert made.opinions["candidate_id"].to_list() == made.candidates["candidate_id"].to_list()
 
 
 def test_nothing_refused_nothing_refined(tmp_path):

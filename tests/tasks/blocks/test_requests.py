@@ -3,11 +3,10 @@
 import pytest
 
 from tasks import evaluate
-from tasks.blocks import critics, refine, sample, synthesize, train
-from tasks.blocks.synthesize import curriculum, pool
+from tasks.blocks import critique, refine, sample, synthesize, train
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import bind
-from tasks.core.training import options as training_options
+from tasks.core.blocks import asks_nothing, bind
+from tasks.core.training.options import DpoOptions, SftOptions
 
 COUNTS = Counts(prompts=10, candidates=40, questions=4)
 DRAWN = {"draws": 3, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8}
@@ -21,49 +20,49 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
     [
         (sample, "iid_k", {"n": 4, **SAMPLING}, Demand("answer", 40, 16, 4)),
         (sample, "single", SAMPLING, Demand("answer", 10, 16)),
-        (critics, "factored_critique", {"max_new_tokens": 4}, Demand("question", 160, 4)),
-        (critics, "nl_critique", DRAWN, Demand("critique", 120, 8, 3)),
-        (critics, "nl_critique", {**DRAWN, "temperature": 0.0}, Demand("critique", 40, 8, 1)),
-        (critics, "judge_pointwise", DRAWN, Demand("critique", 120, 8, 3)),
+        (critique, "factored_critique", {"max_new_tokens": 4}, Demand("question", 160, 4)),
+        (critique, "nl_critique", DRAWN, Demand("critique", 120, 8, 3)),
+        (critique, "nl_critique", {**DRAWN, "temperature": 0.0}, Demand("critique", 40, 8, 1)),
+        (critique, "judge_pointwise", DRAWN, Demand("critique", 120, 8, 3)),
         (
             synthesize,
             "self_instruct",
             {"n": 5, "shots": 0, "attempts": 4, "near_copy": None, **SAMPLING},
             Demand("invent", 20, 16, 4),
         ),
-        (critics, "judge_pairwise", {**DRAWN, "pairs": 5}, Demand("critique", 10 * 2 * 5 * 3, 8, 3)),
-        (critics, "judge_pairwise", {**DRAWN, "pairs": None}, Demand("critique", 10 * 2 * 6 * 3, 8, 3)),
-        (critics, "judge_checklist", {**DRAWN, "criteria": ["It is short."]}, Demand("critique", 40 * 3, 8, 3)),
-        (critics, "judge_pointwise_structured", CHOSEN, Demand("critique", 120, 16, 3)),
-        (critics, "judge_pairwise_structured", {**CHOSEN, "pairs": 5}, Demand("critique", 10 * 2 * 5 * 3, 16, 3)),
+        (critique, "judge_pairwise", {**DRAWN, "pairs": 5}, Demand("critique", 10 * 2 * 5 * 3, 8, 3)),
+        (critique, "judge_pairwise", {**DRAWN, "pairs": None}, Demand("critique", 10 * 2 * 6 * 3, 8, 3)),
+        (critique, "judge_checklist", {**DRAWN, "criteria": ["It is short."]}, Demand("critique", 40 * 3, 8, 3)),
+        (critique, "judge_pointwise_structured", CHOSEN, Demand("critique", 120, 16, 3)),
+        (critique, "judge_pairwise_structured", {**CHOSEN, "pairs": 5}, Demand("critique", 10 * 2 * 5 * 3, 16, 3)),
         (
-            critics,
+            critique,
             "judge_checklist_structured",
             {**CHOSEN, "criteria": ["It is short."]},
             Demand("critique", 120, 16, 3),
         ),
-        (critics, "intrinsic_score", {"statistic": "entropy"}, Demand("critique", 40, 0)),
-        (critics, "judge_pointwise_logprobs", {}, Demand("critique", 40 * 6, 0)),
-        (critics, "judge_pairwise_logprobs", {"pairs": 1}, Demand("critique", 10 * 2 * 2, 0)),
+        (critique, "intrinsic_score", {"statistic": "entropy"}, Demand("critique", 40, 0)),
+        (critique, "judge_pointwise_logprobs", {}, Demand("critique", 40 * 6, 0)),
+        (critique, "judge_pairwise_logprobs", {"pairs": 1}, Demand("critique", 10 * 2 * 2, 0)),
         (refine, "critique_revise", REVISE, Demand("refine", 60, 9)),
         (refine, "critique_revise", {**REVISE, "per_prompt": 9}, Demand("refine", 80, 9)),
     ],
 )
 def test_a_blocks_requests(module, block, options, expected) -> None:
     (bound,) = bind(module.BLOCKS, {block: options}, "here")
-    assert module.REQUESTS[bound.block](bound.options, COUNTS) == [expected]
+    assert bound.asks(COUNTS) == [expected]
 
 
 def test_every_block_that_asks_a_model_says_how_often() -> None:
-    silent = {critics.vote, critics.verifier, pool.fixed_unlabeled, curriculum.difficulty_curriculum}
-    for module in (sample, critics, refine, synthesize):
-        assert set(module.BLOCKS.values()) - silent == set(module.REQUESTS), module.__name__
+    silent = {"vote", "verifier", "fixed_unlabeled", "difficulty_curriculum"}
+    for module in (sample, critique, refine, synthesize):
+        assert {name for name, block in module.BLOCKS.items() if block.asks is asks_nothing} <= silent, module.__name__
 
 
 def test_refinements_are_criticised_again() -> None:
     (revise,) = bind(refine.BLOCKS, {"critique_revise": REVISE}, "refine")
-    judges = bind(critics.BLOCKS, {"own": {"block": "factored_critique", "max_new_tokens": 4}, "vote": {}}, "critique")
-    made = refine.requests(revise, judges, COUNTS)
+    judges = bind(critique.BLOCKS, {"own": {"block": "factored_critique", "max_new_tokens": 4}, "vote": {}}, "critique")
+    made = refine.asks(revise, judges, COUNTS)
     assert made == [Demand("refine", 60, 9), Demand("question", 60 * 4, 4)]
 
 
@@ -79,7 +78,7 @@ def test_evaluation_asks_for_answers_their_critiques_and_one_refinement() -> Non
             "refine": {"block": "critique_revise", **REVISE, "per_prompt": 1, "rounds": 1},
         }
     )
-    assert [(d.kind, d.requests) for d in evaluate.requests(options, 100, 2)] == [
+    assert [(d.kind, d.requests) for d in evaluate.asks(options, 100, 2)] == [
         ("answer", 100), ("answer", 800), ("question", 1800), ("refine", 100), ("question", 200),
     ]  # fmt: skip
 
@@ -90,6 +89,6 @@ def test_rows_of_a_training() -> None:
         "betas": [0.9, 0.9], "weight_decay": 0.0, "clip": 1.0, "precision": "float32", "threads": 1,
         "checkpoint_steps": 5, "lora": None, "pass_tokens": 4096, "gradient_checkpointing": False, "accelerate": None,
     }  # fmt: skip
-    assert train.rows(training_options.SftOptions(**common, packing=False, mixture={"own": 5, "solve": 3})) == 80
+    assert train.rows(SftOptions(**common, packing=False, mixture={"own": 5, "solve": 3})) == 80
     preferences = {"batch_size": 4, "loss": "sigmoid", "beta": 0.1, "nll": 0.0, "replay_coefficient": 1.0}
-    assert train.rows(training_options.DpoOptions(**common, **preferences, replay={"solve": 3})) == 110
+    assert train.rows(DpoOptions(**common, **preferences, replay={"solve": 3})) == 110

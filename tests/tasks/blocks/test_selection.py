@@ -6,20 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.blocks.filter import selection
-from tasks.blocks.sample.candidates import candidates
 from tasks.core import tables
-from tasks.core.engines.base import Completion
 from tasks.core.errors import BadInput, UnknownName
-from tests.support import Adding, prompts, through, user
+from tests.support import prompts, sampled, through, user
 
 
 def state(scores, **earlier):
     """A selection over prompts "add i i" with, for each, responses and their (verdict, score) by critic `c`.
     `earlier`: its other tables."""
     table = prompts(*(f"add {i} {i}" for i in range(len(scores))))
-    asked = table["messages"].to_list()
-    replies = [[Completion(r, 3, len(r.split()) + 1, -0.1, "stop") for r, _, _ in several] for several in scores]
-    samples = candidates(Adding(), "m", "iid", 0, table["prompt_id"].to_list(), asked, asked, replies)
+    samples = sampled(table, *([response for response, _, _ in several] for several in scores))
     flat = [(v, s) for several in scores for _, v, s in several]
     rows = [
         (cid, None, "c", 0, "", verdict, score, score is not None, None if score is not None else "junk", 0, "m")

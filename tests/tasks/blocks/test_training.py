@@ -23,7 +23,7 @@ from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
 from tasks.core.models import folders
 from tasks.core.models import weights as models_weights
 from tasks.core.training import apart, losses, trainers
-from tasks.core.training import options as training_options
+from tasks.core.training.options import SftOptions
 from tests import tiny
 from tests.trainings import (
     ACCELERATE,
@@ -80,7 +80,7 @@ def test_a_killed_training_continues_to_the_same_bytes(train, tmp_path, options)
     cut = train(options, "cut")
     assert files(cut.output) == files(whole.output)
     assert not list((tmp_path / "scratch" / "training").iterdir())
-    assert [point["loss"] for point in cut.curves] == [point["loss"] for point in whole.curves]
+    assert losses_of(cut) == losses_of(whole)
 
 
 TOO_MUCH = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -118,7 +118,7 @@ def test_training_that_runs_out_of_memory_goes_on_to_the_same_bytes(train, optio
     cut = train(options, "cut", section="train.one")
     assert files(cut.output) == files(whole.output)
     assert losses_of(cut) == losses_of(whole)
-    assert cut.spent["training_tokens"] < 0.8 * whole.spent["training_tokens"]  # steps 6 to 12 only
+    assert cut.trained.spent["training_tokens"] < 0.8 * whole.trained.spent["training_tokens"]  # steps 6 to 12 only
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_a_process_of_its_own_that_runs_out_of_memory_goes_on_to_the_same_bytes(
         train(SFT, "cut", apart="always", section="train.one")
     assert str(caught.value).endswith(f"; {LESS}; {KEPT_EXACT}")
     cut = train(SFT, "cut")
-    assert cut.spent["training_tokens"] < 0.8 * whole.spent["training_tokens"]
+    assert cut.trained.spent["training_tokens"] < 0.8 * whole.trained.spent["training_tokens"]
     assert files(cut.output) == files(whole.output)
-    assert not list((cut.scratch / "training").iterdir())
+    assert not list((cut.job.scratch / "training").iterdir())
 
 
 FALLING = """
@@ -172,7 +172,7 @@ def test_with_a_smaller_pass_it_goes_on_where_bytes_are_not_promised(train, monk
         train(SFT, "cut")
     cut = train({**SFT, "pass_tokens": 12, "gradient_checkpointing": True}, "cut")
     assert losses_of(cut) == pytest.approx(losses_of(whole), rel=1e-3)
-    assert cut.spent["training_tokens"] < 0.8 * whole.spent["training_tokens"]
+    assert cut.trained.spent["training_tokens"] < 0.8 * whole.trained.spent["training_tokens"]
 
 
 def test_memory_runs_out_before_the_first_checkpoint(train):
@@ -192,16 +192,16 @@ def test_changed_options_do_not_continue_an_old_checkpoint(train, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(SFT, kill_at=8)
     fresh = train({**SFT, "learning_rate": 0.02}, "fresh")
-    assert len(fresh.curves) == 12
+    assert len(fresh.trained.curve) == 12
     assert len(list((tmp_path / "scratch" / "training").iterdir())) == 1
 
 
 def test_loss_falls_and_figures_count(train):
-    job = train({**SFT, "steps": 60, "checkpoint_steps": 1000})
-    assert job.curves[-1]["loss"] < 0.8 * job.curves[0]["loss"]
-    assert job.figures["sft_rows"] == 60 * 6
-    assert job.rows == {"own": 10, "skill": 10}
-    assert job.figures["sft_tokens"] > job.figures["sft_rows"]
+    trained = train({**SFT, "steps": 60, "checkpoint_steps": 1000}).trained
+    assert trained.curve[-1]["loss"] < 0.8 * trained.curve[0]["loss"]
+    assert trained.figures["sft_rows"] == 60 * 6
+    assert trained.rows == {"own": 10, "skill": 10}
+    assert trained.figures["sft_tokens"] > trained.figures["sft_rows"]
 
 
 def test_the_learning_signal_is_the_weight(train):
@@ -293,18 +293,16 @@ def test_a_process_of_its_own_gives_the_same_bytes(train):
     there = train(DPO, "there", apart="always", release=lambda: released.append(True))
     here = train(DPO, "here")
     assert files(there.output) == files(here.output)
-    assert there.curves == here.curves
+    assert there.trained.curve == here.trained.curve
     assert released
-    assert not list((there.scratch / "training").iterdir())
+    assert not list((there.job.scratch / "training").iterdir())
 
 
-def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, capfd):
+def test_two_processes_of_accelerate_learn_what_one_does(train, tmp_path, caplog):
+    caplog.set_level("INFO")
     (tmp_path / "two.yaml").write_text(ACCELERATE)
     assert_learns_what_one_process_does(train, SFT, tmp_path / "two.yaml")
-    assert (
-        f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.training.apart"
-        in capfd.readouterr().out
-    )
+    assert f"accelerate launch --config_file {tmp_path / 'two.yaml'} -m tasks.core.training.apart" in caplog.text
 
 
 FSDP = (
@@ -328,8 +326,9 @@ def test_an_adapter_on_a_model_that_two_processes_share_among_them(train, tmp_pa
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="processes on CPUs exchange through gloo")
-def test_two_machines(train, tmp_path, monkeypatch, capfd):
-    """The second is given the command that the first one prints, from the repository's root, with its rank."""
+def test_two_machines(train, tmp_path, monkeypatch, caplog):
+    """The second is given the command that the first one logs, from the repository's root, with its rank."""
+    caplog.set_level("INFO")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = f"main_process_port: {free.getsockname()[1]}\nmain_process_ip: 127.0.0.1"
@@ -351,7 +350,7 @@ def test_two_machines(train, tmp_path, monkeypatch, capfd):
     two = train({**SFT, "accelerate": str(tmp_path / "machines.yaml")}, "two")
     ((asked, other),) = started
     assert other.wait(timeout=60) == 0
-    assert f"training: accelerate launch {' '.join(asked[3:])}\n" in capfd.readouterr().out
+    assert f"training: accelerate launch {' '.join(asked[3:])}\n" in caplog.text
     one = train(SFT, "one")
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
     assert set(files(two.output)) == set(files(one.output))
@@ -397,4 +396,4 @@ def test_what_cannot_be_trained_on_is_refused(train, tmp_path, options, changes,
 )
 def test_options_out_of_range(changes, message):
     with pytest.raises(ValidationError, match=message):
-        training_options.SftOptions(**{**SFT, **changes})
+        SftOptions(**{**SFT, **changes})

@@ -12,11 +12,11 @@ from tasks.core import engines
 from tasks.core.asking import local
 from tasks.core.asking.local import installed
 from tasks.core.asking.opener import Opener
-from tasks.core.asking.tally import Usage
+from tasks.core.asking.tally import Tally
 from tasks.core.engines.base import Sampling
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models.pointer import Pointer
-from tests.support import ENGINE, Scripted, asker, digest_of, user
+from tests.support import ENGINE, Scripted, digest_of, scripted_model, user
 
 QUESTIONS = [user(f"add {i} {i}") for i in range(50)]
 
@@ -26,35 +26,35 @@ def echo(prompt, draw):
 
 
 def test_replies_come_back_in_order_and_are_asked_for_once(tmp_path):
-    model, engine = asker(tmp_path, echo)
+    model, engine = scripted_model(tmp_path, echo)
     sampling = Sampling(6, 1.0, 1.0, 8, 1)
     first = model.generate(QUESTIONS, sampling, "x")
     assert [reply.text for reply in first[7]] == [f"add 7 7 #{draw}" for draw in range(6)]
     assert engine.asked == 300
-    again, second = asker(tmp_path, echo)
+    again, second = scripted_model(tmp_path, echo)
     assert again.generate(QUESTIONS, sampling, "x") == first
     assert second.asked == 0
 
 
 def test_equal_conversations_share_their_replies(tmp_path):
-    model, engine = asker(tmp_path, echo)
+    model, engine = scripted_model(tmp_path, echo)
     replies = model.generate([user("a"), user("b"), user("a")], Sampling(1, 0.0, 1.0, 4, 0), "x")
     assert replies[0] == replies[2] != replies[1]
     assert engine.asked == 2
-    used = model.take_usage()
+    used = model.take_tally()
     assert (used.requests, used.made, used.distinct) == (3, 2, 2)
     assert (used.prompt_tokens, used.tokens) == (used.distinct_prompt_tokens, used.distinct_tokens) == (2, 6)
 
 
-def test_usage_of_stored_replies_is_known_and_costs_nothing(tmp_path):
+def test_the_tally_of_stored_replies_is_known_and_costs_nothing(tmp_path):
     sampling = Sampling(2, 1.0, 1.0, 8, 1)
-    first, _ = asker(tmp_path, echo)
+    first, _ = scripted_model(tmp_path, echo)
     first.generate(QUESTIONS, sampling, "x")
-    paid = first.take_usage()
-    assert first.take_usage() == Usage()
-    second, _ = asker(tmp_path, echo)
+    paid = first.take_tally()
+    assert first.take_tally() == Tally()
+    second, _ = scripted_model(tmp_path, echo)
     second.generate(QUESTIONS, sampling, "x")
-    stored = second.take_usage()
+    stored = second.take_tally()
     assert (stored.made, stored.tokens, stored.prompt_tokens, stored.seconds) == (0, 0, 0, 0.0)
     assert (stored.distinct_tokens, stored.distinct_prompt_tokens) == (paid.tokens, paid.prompt_tokens) == (500, 300)
     both = paid + stored
@@ -62,10 +62,10 @@ def test_usage_of_stored_replies_is_known_and_costs_nothing(tmp_path):
 
 
 def test_a_text_is_asked_as_it_stands(tmp_path):
-    model, _ = asker(tmp_path, echo)
+    model, _ = scripted_model(tmp_path, echo)
     del model.render  # the real one
     assert model.render(["as it stands <eos>"]) == ["as it stands <eos>"]
-    chat, _ = asker(tmp_path, echo, name="openai", endpoint={"protocol": "chat"})
+    chat, _ = scripted_model(tmp_path, echo, name="openai", endpoint={"protocol": "chat"})
     del chat.render
     assert chat.render([user("a")]) == ['[{"content": "a", "role": "user"}]']
     with pytest.raises(BadInput, match="a chat server takes messages and no plain text"):
@@ -73,7 +73,7 @@ def test_a_text_is_asked_as_it_stands(tmp_path):
 
 
 def test_more_prompts_or_samples_ask_only_for_what_is_new(tmp_path):
-    model, engine = asker(tmp_path, echo)
+    model, engine = scripted_model(tmp_path, echo)
     model.generate(QUESTIONS[:30], Sampling(4, 1.0, 1.0, 8, 1), "x")
     asked = engine.asked
     model.generate(QUESTIONS[:30], Sampling(8, 1.0, 1.0, 8, 1), "x")
@@ -86,7 +86,7 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
     base = Sampling(1, 1.0, 1.0, 8, 1)
 
     def asks(sampling=base, questions=QUESTIONS[:3], **engine):
-        model, scripted = asker(tmp_path, echo, **engine)
+        model, scripted = scripted_model(tmp_path, echo, **engine)
         model.generate(questions, sampling, "x")
         return scripted.asked
 
@@ -106,16 +106,16 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
 
 
 def test_scores_are_stored_too(tmp_path):
-    model, engine = asker(tmp_path, echo)
+    model, engine = scripted_model(tmp_path, echo)
     scores = model.score(QUESTIONS, ["1 2"] * 50, "x")
     assert scores == [[-0.5] * 3] * 50
     model.score(QUESTIONS, ["1 2"] * 50, "x")
     assert engine.asked == 50
 
 
-def test_an_asker_is_pickled_as_how_to_open_its_model(tmp_path, monkeypatch):
+def test_a_model_is_pickled_as_how_to_open_its_model(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
-    made, _ = asker(tmp_path, echo)
+    made, _ = scripted_model(tmp_path, echo)
     packed = pickle.dumps(made)
     assert len(packed) < 2000
     there = pickle.loads(packed)
@@ -173,13 +173,13 @@ def test_an_engine_that_can_takes_the_next_model_and_is_closed_where_it_cannot(t
 
 @pytest.mark.parametrize("asked_next", ["a1", "a2", "b1", None])
 def test_an_engine_that_can_rests_while_its_memory_is_needed(tmp_path, monkeypatch, asked_next):
-    askers = dict(zip(("a1", "a2", "b1"), opened(tmp_path, ["a1", "a2", "b1"]), strict=True))
+    models = dict(zip(("a1", "a2", "b1"), opened(tmp_path, ["a1", "a2", "b1"]), strict=True))
     loaded = []
     monkeypatch.setattr(
         engines, "load", lambda name, folder, *rest: loaded.append(Swapped(folder.name[0], rests=True)) or loaded[-1]
     )
-    engine = askers["a1"].engine()
-    opener = askers["a1"].opener
+    engine = models["a1"].engine()
+    opener = models["a1"].host
     opener.release()
     opener.release()
     assert (engine.served, engine.closed) == (["rest"], False)
@@ -187,7 +187,7 @@ def test_an_engine_that_can_rests_while_its_memory_is_needed(tmp_path, monkeypat
         opener.close()
         assert engine.closed
         return
-    taken = askers[asked_next].engine()
+    taken = models[asked_next].engine()
     assert engine.served == ["rest", asked_next]
     assert (taken is engine) == (asked_next != "b1") == (not engine.closed)
     assert len(loaded) == 1 + (asked_next == "b1")
@@ -199,7 +199,7 @@ def test_an_engine_that_cannot_rest_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "load", lambda name, folder, *rest: taking if folder.name == "a1" else plain)
     for one, engine in ((second, plain), (first, taking)):
         assert one.engine() is engine
-        one.opener.release()
+        one.host.release()
         assert engine.closed
 
 
@@ -228,14 +228,14 @@ def full(loads, error):
     return load
 
 
-def test_a_model_without_room_beside_another_takes_its_place(tmp_path, monkeypatch, capsys):
+def test_a_model_without_room_beside_another_takes_its_place(tmp_path, monkeypatch, caplog):
     first, second = opened(tmp_path, ["a", "b"])
     loads = []
     monkeypatch.setattr(engines, "load", full(loads, OutOfMemory("b does not fit into memory")))
     engine = first.engine()
     assert second.engine() is second._engine is not None
     assert (engine.closed, first._engine, loads) == (True, None, ["a", "b", "b"])
-    assert "no memory for" in capsys.readouterr().err
+    assert "no memory for" in caplog.text
 
 
 def test_a_model_that_does_not_fit_alone_is_said_once(tmp_path, monkeypatch):
@@ -267,9 +267,9 @@ ASKING = """
 import sys, time
 from pathlib import Path
 from tasks.core.engines.base import Sampling
-from tests.support import asker, user
+from tests.support import scripted_model, user
 log = open(sys.argv[1] + "/asked", "a")
-made, engine = asker(Path(sys.argv[1]), lambda prompt, draw: f"{prompt} {draw}", **eval(sys.argv[2]))
+made, engine = scripted_model(Path(sys.argv[1]), lambda prompt, draw: f"{prompt} {draw}", **eval(sys.argv[2]))
 generate = engine.generate
 def counted(prompts, sampling, first_draw=0):
     print(len(prompts) * sampling.n, file=log, flush=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tasks.blocks.train import dpo, sft
-from tasks.blocks.train import job as train_job
+from tasks.blocks.train.job import Job
 from tasks.core import engines
 from tasks.core.engines.base import Sampling
 from tasks.core.models import folders, tokenizers, weights
@@ -83,7 +83,7 @@ def test_asked_and_scored_as_transformers_does(folder, tokenizer):
 
 
 def job_of(folder, output, scratch, pairs):
-    return train_job.Job(
+    return Job(
         initial=folder,
         reference=folder,
         sft=tiny.sft_rows(pairs),
@@ -102,24 +102,24 @@ def test_a_step_of_training_learns_the_replies_alone_and_is_kept(folder, tokeniz
         step = {"steps": steps, "warmup_steps": 0, "learning_rate": 0.002, "schedule": "constant"}
         if kind == "sft":
             rows = {"mixture": {"own": len(SHORT)}, "packing": True}
-            sft.sft(job, options.SftOptions(**{**tiny.SFT, **step, **rows}))
+            trained = sft.sft(job, options.SftOptions(**{**tiny.SFT, **step, **rows}))
         else:
-            dpo.dpo(job, options.DpoOptions(**{**tiny.DPO, **step, "batch_size": len(SHORT)}))
-        return job
+            trained = dpo.dpo(job, options.DpoOptions(**{**tiny.DPO, **step, "batch_size": len(SHORT)}))
+        return job.output, [point["loss"] for point in trained.curve]
 
-    jobs = {kind: train(kind, 2) for kind in ("sft", "dpo")}
-    losses = {kind: [point["loss"] for point in job.curves] for kind, job in jobs.items()}
-    for kind, made in jobs.items():
+    done = {kind: train(kind, 2) for kind in ("sft", "dpo")}
+    losses = {kind: curve for kind, (_, curve) in done.items()}
+    for kind, (made, _) in done.items():
         assert losses[kind][1] < losses[kind][0]
-        folders.validate_folder(made.output)
-        before, after = load_file(folder / "model.safetensors"), load_file(made.output / "model.safetensors")
+        folders.validate_folder(made)
+        before, after = load_file(folder / "model.safetensors"), load_file(made / "model.safetensors")
         assert before.keys() == after.keys()
-        loaded = AutoModelForCausalLM.from_pretrained(made.output)
-        weights.save(loaded, tokenizers.load_tokenizer(made.output), tmp_path / "again")
-        assert folders.digest(tmp_path / "again") == folders.digest(made.output)
+        loaded = AutoModelForCausalLM.from_pretrained(made)
+        weights.save(loaded, tokenizers.load_tokenizer(made), tmp_path / "again")
+        assert folders.digest(tmp_path / "again") == folders.digest(made)
 
     initial = AutoModelForCausalLM.from_pretrained(folder).eval()
-    stepped = AutoModelForCausalLM.from_pretrained(train("dpo", 1).output).eval()
+    stepped = AutoModelForCausalLM.from_pretrained(train("dpo", 1)[0]).eval()
     told = [logprobs(initial, *spoken(tokenizer, *pair)) for pair in SHORT]
     assert losses["sft"][0] == pytest.approx(-sum(map(sum, told)) / sum(map(len, told)), rel=1e-4)
     margins = []

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, UnknownName
 from tasks.core.models import folders, tokenizers
-from tasks.core.models import weights as models_weights
 from tasks.core.models.pointer import Pointer
+from tasks.core.models.weights import build, check_loads, load
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ ASKED = tiny.user("solve 3 4 -> 7 :")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model"
-    models_weights.build(tiny.ARCHITECTURE, WORD, 0, path)
+    build(tiny.ARCHITECTURE, WORD, 0, path)
     return path
 
 
@@ -97,8 +97,8 @@ def test_a_folder_is_complete_reproducible_and_loads(folder, tmp_path):
     assert "training_args.bin" not in names
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (WORD.eos_token_id, WORD.pad_token_id)
-    models_weights.build(tiny.ARCHITECTURE, WORD, 0, tmp_path / "same")
-    models_weights.build(tiny.ARCHITECTURE, WORD, 1, tmp_path / "other")
+    build(tiny.ARCHITECTURE, WORD, 0, tmp_path / "same")
+    build(tiny.ARCHITECTURE, WORD, 1, tmp_path / "other")
     assert folders.digest(tmp_path / "same") == folders.digest(folder) != folders.digest(tmp_path / "other")
     loaded = tokenizers.load_tokenizer(folder)
     assert tokenizers.render(loaded, ASKED) == tokenizers.render(WORD, ASKED)
@@ -109,7 +109,7 @@ def test_a_model_without_positions_can_be_built(tmp_path):
     from transformers import AutoModelForCausalLM
 
     nope = {key: value for key, value in tiny.ARCHITECTURE.items() if key != "head_dim"}
-    models_weights.build({**nope, "model_type": "smollm3", "no_rope_layers": [0]}, WORD, 0, tmp_path / "m")
+    build({**nope, "model_type": "smollm3", "no_rope_layers": [0]}, WORD, 0, tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     given_ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_a_model_without_positions_can_be_built(tmp_path):
 
 def test_values_that_transformers_refuses(tmp_path):
     with pytest.raises(BadInput, match="no language model can be built"):
-        models_weights.build({**tiny.ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
+        build({**tiny.ARCHITECTURE, "hidden_act": "nothing"}, WORD, 0, tmp_path / "m")
 
 
 def test_pointers_are_followed_and_missing_models_named(folder, tmp_path):
@@ -200,7 +200,7 @@ def test_a_part_of_a_model_finds_the_rest_and_notices_its_change(part, folder, t
     base.unlink()
     with pytest.raises(MissingArtifact, match="data/i00/candidate is not there"):
         folders.verify(part, pointer)
-    models_weights.build(tiny.ARCHITECTURE, WORD, 5, base)
+    build(tiny.ARCHITECTURE, WORD, 5, base)
     with pytest.raises(BadInput, match="belongs to the model data/i00/candidate of digest"):
         folders.verify(part, pointer)
 
@@ -247,9 +247,7 @@ def copied(folder, place, config=None, **tensors):
     return place
 
 
-@pytest.mark.parametrize(
-    "open_it", [models_weights.check_loads, lambda folder: models_weights.load(folder, torch.float32)]
-)
+@pytest.mark.parametrize("open_it", [check_loads, lambda folder: load(folder, torch.float32)])
 def test_a_model_whose_weights_are_not_those_of_its_configuration(folder, tmp_path, open_it):
     """transformers fills what is missing with random numbers, other ones every time."""
     open_it(folder)
@@ -268,9 +266,7 @@ def test_a_model_whose_weights_are_not_those_of_its_configuration(folder, tmp_pa
             open_it(copied(folder, tmp_path / name, **changes))
 
 
-@pytest.mark.parametrize(
-    "open_it", [models_weights.check_loads, lambda folder: models_weights.load(folder, torch.float32)]
-)
+@pytest.mark.parametrize("open_it", [check_loads, lambda folder: load(folder, torch.float32)])
 def test_an_adapter_of_another_model(folder, tmp_path, open_it):
     adapter = tmp_path / "adapter"
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -285,7 +281,7 @@ def test_an_adapter_of_another_model(folder, tmp_path, open_it):
         open_it(adapter)
     save_file({name: tensor.repeat(1, 2) for name, tensor in weights.items()}, file)
     with pytest.raises(BadInput, match=r"cannot be loaded as a language model: .*size mismatch"):
-        models_weights.load(adapter, torch.float32)
+        load(adapter, torch.float32)
 
 
 def plain():

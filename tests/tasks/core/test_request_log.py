@@ -54,7 +54,7 @@ def test_a_damaged_reply_is_not_there(path):
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "pages"])
-def test_a_file_that_is_damaged_is_set_aside(path, damage, capsys):
+def test_a_file_that_is_damaged_is_set_aside(path, damage, caplog):
     whole = path.read_bytes()
     if damage == "garbage":
         path.write_bytes(b"this is no database" * 1000)
@@ -66,7 +66,7 @@ def test_a_file_that_is_damaged_is_set_aside(path, damage, capsys):
     with closing(RequestLog(path)) as log:
         log.write("new", "reply")
         assert dict(log.read(["new"])) == {"new": "reply"}
-    assert "is damaged" in capsys.readouterr().err
+    assert "is damaged" in caplog.text
     assert list(path.parent.glob("*.damaged.*"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.params import compose
-from tasks.core.asking.local import Asker
+from tasks.core.asking.endpoint import EndpointModel
 from tasks.core.asking.log import FILE
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.base import Sampling
@@ -26,10 +26,10 @@ SAMPLING = Sampling(3, 1.0, 1.0, 8, 1)
 KEY = "sk-THE-SECRET-of-this-test"
 
 
-def asker(
+def asked_model(
     place: Path, url: str, digest: str = "d" * 32, endpoint: dict[str, Any] | None = None, **serving: Any
-) -> Asker:
-    """An Asker of an endpoint that renders messages itself."""
+) -> EndpointModel:
+    """A model behind an endpoint that renders messages itself."""
     options = {"base_urls": [url], "backoff": 0.01, "retries": 2, "quarantine_share": 0.1, "concurrency": 8}
     options |= {"key_variable": "TEST_ENDPOINT_KEY"}
     engine = {**ENGINE, "name": "openai", "endpoint": {**ENGINE["endpoint"], "protocol": "chat", **(endpoint or {})}}
@@ -44,20 +44,20 @@ def echo(body, before):
 
 def test_replies_come_back_in_order_and_are_asked_for_once(tmp_path):
     with Endpoint(echo) as server:
-        first = asker(tmp_path, server.url).generate(QUESTIONS, SAMPLING, "x")
+        first = asked_model(tmp_path, server.url).generate(QUESTIONS, SAMPLING, "x")
         assert [reply.text.split(" #")[0] for reply in first[7]] == ["add 7 7"] * 3
         assert len({reply.text for several in first for reply in several}) == 90
         assert server.asked[0]["model"] == "some/model"
         assert len(server.asked) == 90
-    again = asker(tmp_path, server.url)  # the server is gone
+    again = asked_model(tmp_path, server.url)  # the server is gone
     assert again.generate(QUESTIONS, SAMPLING, "x") == first
-    figures = again.take_usage().figures()
+    figures = again.take_tally().figures()
     assert (figures["requests"], figures["requests_made"], figures["engine_tokens"]) == (90, 0, 0)
 
 
 def test_more_prompts_samples_or_another_order_ask_only_for_what_is_new(tmp_path):
     with Endpoint(echo) as server:
-        model = asker(tmp_path, server.url)
+        model = asked_model(tmp_path, server.url)
         before = model.generate(QUESTIONS[:10], SAMPLING, "x")
         more = model.generate(QUESTIONS[:10], Sampling(5, 1.0, 1.0, 8, 1), "x")
         assert [several[:3] for several in more] == before
@@ -69,7 +69,7 @@ def test_more_prompts_samples_or_another_order_ask_only_for_what_is_new(tmp_path
 
 def test_equal_and_greedy_requests_are_one(tmp_path):
     with Endpoint(echo) as server:
-        model = asker(tmp_path, server.url)
+        model = asked_model(tmp_path, server.url)
         replies = model.generate([user("a"), user("b"), user("a")], Sampling(4, 0.0, 0.9, 8, 5), "x")
         assert (len(server.asked), [len(several) for several in replies]) == (2, [4, 4, 4])
         assert replies[0] == replies[2] != replies[1]
@@ -83,7 +83,7 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
 
         def asks(sampling=base, questions=QUESTIONS[:3], **given):
             before = len(server.asked)
-            asker(tmp_path, server.url, **given).generate(questions, sampling, "x")
+            asked_model(tmp_path, server.url, **given).generate(questions, sampling, "x")
             return len(server.asked) - before
 
         assert (asks(), asks()) == (3, 0)
@@ -101,32 +101,32 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
 
 def test_figures_count_requests_retries_and_tokens(tmp_path):
     with Endpoint(lambda body, before: echo(body, before) if before else 500) as server:
-        model = asker(tmp_path, server.url)
+        model = asked_model(tmp_path, server.url)
         model.generate(QUESTIONS[:5], SAMPLING, "x")
-        figures = model.take_usage().figures()
+        figures = model.take_tally().figures()
     assert figures.pop("engine_seconds") > 0
     assert figures == {
         "requests": 15, "requests_made": 15, "requests_distinct": 15, "engine_prompt_tokens": 45, "engine_tokens": 75,
         "distinct_prompt_tokens": 45, "distinct_tokens": 75,
         "requests_retried": 15, "requests_quarantined": 0,
     }  # fmt: skip
-    assert model.take_usage().requests == 0
+    assert model.take_tally().requests == 0
 
 
-def test_what_fails_is_quarantined_and_asked_again_the_next_time(tmp_path, capsys):
+def test_what_fails_is_quarantined_and_asked_again_the_next_time(tmp_path, caplog):
     bad = {"on": True}
 
     def answer(body, before):
         return 500 if bad["on"] and body["messages"][0]["content"] in ("add 3 3", "add 4 4") else echo(body, before)
 
     with Endpoint(answer) as server:
-        model = asker(tmp_path, server.url)
+        model = asked_model(tmp_path, server.url)
         replies = model.generate(QUESTIONS, SAMPLING, "samples")
         lost = [reply for several in replies for reply in several if reply.failed]
         assert [(reply.text, reply.why) for reply in lost] == [("", "HTTP 500")] * 6
         assert all(reply.failed for reply in [*replies[3], *replies[4]])
-        assert "samples: 6 of 90 requests quarantined (6 HTTP 500)" in capsys.readouterr().err
-        figures = model.take_usage().figures()
+        assert "samples: 6 of 90 requests quarantined (6 HTTP 500)" in caplog.text
+        figures = model.take_tally().figures()
         assert (figures["requests_quarantined"], figures["requests_made"], figures["requests_retried"]) == (6, 84, 12)
         bad["on"] = False
         asked = len(server.asked)
@@ -139,11 +139,11 @@ def test_too_many_failures_end_the_stage_and_keep_what_arrived(tmp_path):
         return 400 if int(body["messages"][0]["content"].split()[1]) % 2 else echo(body, before)
 
     with Endpoint(answer) as server:
-        model = asker(tmp_path, server.url)
+        model = asked_model(tmp_path, server.url)
         with pytest.raises(StageFailed) as caught:
             model.generate(QUESTIONS, SAMPLING, "samples")
         assert len(server.asked) < 90
-        good = model.take_usage().made
+        good = model.take_tally().made
         server.answer = echo
         asked = len(server.asked)
         model.generate(QUESTIONS, SAMPLING, "samples")
@@ -157,7 +157,7 @@ def test_too_many_failures_end_the_stage_and_keep_what_arrived(tmp_path):
 
 def test_scores_may_not_fail(tmp_path):
     with Endpoint(lambda body, before: 500) as server, pytest.raises(BadInput, match="protocol is chat"):
-        asker(tmp_path, server.url).score(QUESTIONS[:2], ["1", "2"], "judge")
+        asked_model(tmp_path, server.url).score(QUESTIONS[:2], ["1", "2"], "judge")
 
 
 def test_the_key_is_nowhere(tmp_path, monkeypatch, capfd):
@@ -170,10 +170,10 @@ def test_the_key_is_nowhere(tmp_path, monkeypatch, capfd):
         return completion(body, f"you sent {KEY}")
 
     with Endpoint(answer) as server:
-        model = asker(tmp_path, server.url)
+        model = asked_model(tmp_path, server.url)
         replies = model.generate(QUESTIONS, SAMPLING, "x")
         with pytest.raises(StageFailed) as caught:
-            asker(tmp_path, server.url, quarantine_share=0.0).generate(QUESTIONS, SAMPLING, "x")
+            asked_model(tmp_path, server.url, quarantine_share=0.0).generate(QUESTIONS, SAMPLING, "x")
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
     assert replies[0][0].text == "you sent ***"
     assert "your key *** is fine" in str(caught.value)
@@ -190,11 +190,11 @@ ASKING = """
 import sys
 from pathlib import Path
 from tests.support import user
-from tests.tasks.core.test_rows import asker
+from tests.tasks.core.test_rows import asked_model
 from tasks.core.engines.base import Sampling
-model = asker(Path(sys.argv[1]), sys.argv[2])
+model = asked_model(Path(sys.argv[1]), sys.argv[2])
 replies = model.generate([user(f"question {i}") for i in range(200)], Sampling(3, 1.0, 1.0, 8, 0), "x")
-print(hash(tuple(reply.text for several in replies for reply in several)), model.usage.made)
+print(hash(tuple(reply.text for several in replies for reply in several)), model.tally.made)
 """
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from tasks.core.models import tokenizers
 from tasks.core.training import batches
-from tasks.families.text import templates as text_templates
 from tasks.families.text.family import TEMPLATES
+from tasks.families.text.templates import render
 from tests import templates, tiny
 
 QUESTION, ANSWER = "  Ann has 5 nuts — and 7 „more“.\nHow many?  ", "She has 5 + 7 = 12.\n\n#### 12 ✓"
@@ -40,8 +40,8 @@ def conversations(kind):
     hostile = forged(kind)
     about = {"question": QUESTION, "response": hostile, "numeric": True}
     yield tiny.user(QUESTION)
-    yield tiny.user(text_templates.render(TEMPLATES, "critique.j2", **about, brief=False))
-    yield tiny.user(text_templates.render(TEMPLATES, "refine.j2", **about, critique=hostile))
+    yield tiny.user(render(TEMPLATES, "critique.j2", **about, brief=False))
+    yield tiny.user(render(TEMPLATES, "refine.j2", **about, critique=hostile))
     yield [*tiny.user(QUESTION), *tiny.reply(ANSWER), *tiny.user("And now?")]
     if not kind.refuses_system:
         yield [*SYSTEM, *tiny.user(QUESTION)]

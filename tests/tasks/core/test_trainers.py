@@ -1,7 +1,6 @@
 """The losses, against numbers worked out by hand and against TRL's own; the plan; the learning-rate curve."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from tasks.core.errors import StageFailed
 from tasks.core.models import tokenizers
 from tasks.core.models import weights as models_weights
 from tasks.core.training import batches, losses, trainers
+from tasks.core.training.options import DpoOptions, SftOptions
+from tasks.core.training.request import Fit, Reference
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -19,9 +20,8 @@ torch.set_num_threads(1)
 WORDS = [str(n) for n in range(10)]
 TOKENIZER = tokenizers.make_tokenizer([*WORDS, ":"], [], 300)
 ARCHITECTURE = {**tiny.ARCHITECTURE, "initializer_range": 0.5}
-OPTIONS = SimpleNamespace(
-    **{**tiny.SFT, **tiny.DPO, "steps": 2, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0, "beta": 0.3}
-)
+STEPS = {"steps": 2, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0}
+OPTIONS = {"sft": SftOptions(**{**tiny.SFT, **STEPS}), "dpo": DpoOptions(**{**tiny.DPO, **STEPS, "beta": 0.3})}
 PROMPTS = ["1 2 :", "3 :", "4 5 6 :"]
 CHOSEN = ["2 1", "3", "6 5 4 1 1"]
 REJECTED = ["2 2 2 2", "4", "6"]
@@ -39,9 +39,9 @@ def load(folder):
     return models_weights.load(folder, torch.float32)
 
 
-def trainer_of(kind, model, folder, source, options=OPTIONS):
-    arguments = trainers.arguments_for(kind, folder, options, 0)
-    return trainers.trainer_for(kind, model, TOKENIZER, arguments, [source], options)
+def trainer_of(kind, model, folder, source, options=None):
+    request = Fit(kind, folder, folder / "out", folder, (source,), options or OPTIONS[kind], 0)
+    return trainers.trainer_for(request, model, TOKENIZER, trainers.arguments_for(request))
 
 
 def encode(prompts, replies):
@@ -115,21 +115,22 @@ def test_smoothing_of_a_half_does_not_know_chosen_from_rejected():
 
 def pair_batches(folders, weights):
     rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
-    reference = losses.reference_logps(folders / "1", rows, "float32", lambda done, total: None)
+    reference = losses.reference_logps(Reference(folders / "1", rows, "float32"), lambda done, total: None)
     return batches.PairBatches(rows, np.array(weights), np.zeros(3), reference, np.array([[0, 1, 2]]))
 
 
 def test_reference_log_probabilities(folders):
     rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
     alone = [float(logps.sum()) for logps in by_hand(load(folders / "1"), rows)]
-    assert losses.reference_logps(folders / "1", rows, "float32", lambda d, t: None) == pytest.approx(alone, rel=1e-5)
+    found = losses.reference_logps(Reference(folders / "1", rows, "float32"), lambda done, total: None)
+    assert found == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
 def test_weights_of_one_give_the_loss_of_trl(folders, tmp_path, kind):
     from datasets import Dataset
 
-    options = SimpleNamespace(**{**vars(OPTIONS), "loss": kind})
+    options = OPTIONS["dpo"].model_copy(update={"loss": kind})
     source = pair_batches(folders, [1.0, 1.0, 1.0])
     model = load(folders / "0")
     ours = trainer_of("dpo", model, tmp_path, source, options)

@@ -238,14 +238,14 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseExcep
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_out_of_memory_halves_the_batch_and_goes_on(
-    qwen: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+    qwen: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     expected = engines.load("transformers", qwen, "float32", 1, 16).generate(PROMPTS, sampling())
     engine = engines.load("transformers", qwen, "float32", 1, 16)
     asked = short_of_memory(monkeypatch, 5, error)
     assert same(engine.generate(PROMPTS, sampling()), expected)
     assert asked == [16, 8, 4]
-    assert "going on with batches of 4 instead of 16" in capsys.readouterr().err
+    assert "going on with batches of 4 instead of 16" in caplog.text
     engine.generate(PROMPTS, sampling(seed=1))
     assert asked == [16, 8, 4, 4]  # it does not try the large ones again
 

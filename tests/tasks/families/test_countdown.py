@@ -3,17 +3,18 @@
 import random
 from collections import Counter
 from itertools import permutations, product
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import family as core_family
+from tasks import families
 from tasks.core.errors import BadInput
-from tasks.core.family import Verdict
+from tasks.core.family import Verdict, user
 from tasks.families import countdown
 from tasks.families.countdown import corpus, language, options
-from tasks.families.countdown import steps as countdown_steps
+from tasks.families.countdown.steps import KINDS, solutions
 
 SIZES = {"critique": 90, "refine": 60, "usage": 300, "invent": 20}
 OPTIONS = {
@@ -28,7 +29,9 @@ OPTIONS = {
     "corpus": SIZES,
 }
 FAMILY = countdown.create(options.Options.model_validate(OPTIONS))
-SOLVE = core_family.user("solve 14 4 13 -> 3 :")
+SOLVE = user("solve 14 4 13 -> 3 :")
+RESPONSE = "14 + 13 = 27 30 - 27 = 3"
+ASKED = FAMILY.questions(SOLVE, RESPONSE) or []
 WORDS = [*FAMILY.vocabulary(), "61", "007", "-1", "١٢", "9" * 5000, "²", "\u2028", "\x1c", "", "OK", "ｙｅｓ"]
 HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join))
 
@@ -57,10 +60,10 @@ def truth(question: str) -> str:
 
 
 def judged(puzzle: str, response: str) -> Verdict:
-    messages = core_family.user(f"solve {puzzle} :")
+    messages = user(f"solve {puzzle} :")
     asked = FAMILY.questions(messages, response)
     assert asked is not None
-    return FAMILY.assemble(messages, response, [truth(q.messages[0]["content"]) for q in asked])
+    return FAMILY.assemble(messages, response, asked, [truth(q.messages[0]["content"]) for q in asked])
 
 
 def test_puzzles_are_all_that_have_a_solution():
@@ -79,13 +82,13 @@ def test_puzzles_are_all_that_have_a_solution():
 
 def test_all_solutions_are_right_and_found():
     for numbers, target in [((4, 13, 14), 3), ((7, 7, 14), 14), ((1, 1, 1), 1), ((7, 15, 18), 40)]:
-        found = countdown_steps.solutions(numbers, target, 60)
+        found = solutions(numbers, target, 60)
         assert found
         assert len(set(found)) == len(found)
         for steps in found:
             text = language.steps_text(steps)
             assert right(list(numbers), target, text)
-            assert FAMILY.verify(core_family.user(f"solve {language.puzzle_text(numbers, target)} :"), None, text)
+            assert FAMILY.verify(user(f"solve {language.puzzle_text(numbers, target)} :"), None, text)
 
 
 NUMBER = st.integers(0, 60)
@@ -106,7 +109,7 @@ def test_verify_and_the_factored_critic_agree_with_brute_force(steps, honest, ch
     target = s if reach else 3
     response = language.steps_text([(a, f, b, r), (c, g, d, s)])
     expected = right([14, 4, 13], target, response)
-    assert FAMILY.verify(core_family.user(f"solve 14 4 13 -> {target} :"), None, response) == expected
+    assert FAMILY.verify(user(f"solve 14 4 13 -> {target} :"), None, response) == expected
     read = judged(f"14 4 13 -> {target}", response)
     assert read.parsed
     assert read.verdict == expected
@@ -120,10 +123,10 @@ def test_true_answers_accept_solutions_and_refuse_every_wrong_kind(numbers):
     examiner = corpus.Examiner(family, rng)
     everything = corpus.puzzles(numbers, 9, 60)
     for values, target in rng.sample(everything, 20):
-        messages = core_family.user(f"solve {language.puzzle_text(values, target)} :")
-        for steps in countdown_steps.solutions(values, target, 60)[:5]:
+        messages = user(f"solve {language.puzzle_text(values, target)} :")
+        for steps in solutions(values, target, 60)[:5]:
             assert examiner.critique(values, target, steps).verdict is True
-        for kind in countdown_steps.KINDS.values():
+        for kind in KINDS.values():
             steps = kind(values, target, 60, rng)
             if steps is not None:
                 text = language.steps_text(steps)
@@ -132,7 +135,7 @@ def test_true_answers_accept_solutions_and_refuse_every_wrong_kind(numbers):
 
 
 def test_the_true_critique_says_which_step_is_wrong():
-    assert judged("14 4 13 -> 3", "14 + 13 = 27 30 - 27 = 3").text == "27 ok 3 bad no"  # 30 is not there
+    assert judged("14 4 13 -> 3", RESPONSE).text == "27 ok 3 bad no"  # 30 is not there
     assert judged("14 4 13 -> 3", "14 + 4 = 18 13 + 18 = 3").text == "18 ok 31 bad no"  # false arithmetic
     assert judged("14 4 13 -> 3", "14 + 14 = 28 28 - 4 = 24").text == "28 bad 24 ok no"  # 14 twice
     assert judged("14 4 13 -> 3", "14 + 13 = 27 13 - 4 = 9").text == "27 ok 9 bad no"  # 27 never used
@@ -143,7 +146,7 @@ def test_the_true_critique_says_which_step_is_wrong():
 
 
 def test_questions_hide_the_claims_and_the_weights_decide():
-    asked = FAMILY.questions(SOLVE, "14 + 13 = 27 30 - 27 = 3")
+    asked = FAMILY.questions(SOLVE, RESPONSE)
     assert asked is not None
     texts = [(q.messages[0]["content"], q.claim) for q in asked]
     assert texts == [
@@ -152,7 +155,7 @@ def test_questions_hide_the_claims_and_the_weights_decide():
         ("fact 30 - 27 =", "3"),
         ("left 27 30 : 30 27 ?", "."),
     ]
-    fooled = FAMILY.assemble(SOLVE, "14 + 13 = 27 30 - 27 = 3", ["27", "30", "3", "."])
+    fooled = FAMILY.assemble(SOLVE, RESPONSE, asked, ["27", "30", "3", "."])
     assert fooled.verdict is True  # a model that answers as the candidate claims is believed: no truth in code
 
 
@@ -167,9 +170,9 @@ def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
         assert quoted[0]["content"].split().count("?") == 1
     if not formed:
         assert FAMILY.verify(SOLVE, None, text) is False
-        assert not FAMILY.assemble(SOLVE, text, [other] * 4).parsed
+        assert not FAMILY.assemble(SOLVE, text, ASKED, [other] * 4).parsed
         assert FAMILY.refine_messages(SOLVE, text, "27 ok 3 bad no") is None
-    read = FAMILY.parse_critique(SOLVE, "14 + 13 = 27 30 - 27 = 3", text)
+    read = FAMILY.parse_critique(SOLVE, RESPONSE, text)
     if read.parsed:
         assert text.split()[-1] in ("yes", "no")
         assert len(text.split()) == 5
@@ -178,8 +181,8 @@ def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
         assert read.verdict is None
         assert read.score is None
         assert read.why
-        assert FAMILY.refine_messages(SOLVE, "14 + 13 = 27 30 - 27 = 3", text) is None
-    answers = FAMILY.assemble(SOLVE, "14 + 13 = 27 30 - 27 = 3", [text, other, text, other])
+        assert FAMILY.refine_messages(SOLVE, RESPONSE, text) is None
+    answers = FAMILY.assemble(SOLVE, RESPONSE, ASKED, [text, other, text, other])
     assert answers.parsed == (answers.verdict is not None)
     invented = FAMILY.parse_invented(text)[0]
     if invented.messages is not None:
@@ -192,7 +195,7 @@ def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
     "reply", ["27 ok 3 bad", "27 ok 3 bad no no", "27 ok 61 bad no", "27 ok 3 yes no", "27 ok 3 bad maybe", "", "yes"]
 )
 def test_a_critique_outside_the_grammar_is_not_read(reply):
-    read = FAMILY.parse_critique(SOLVE, "14 + 13 = 27 30 - 27 = 3", reply)
+    read = FAMILY.parse_critique(SOLVE, RESPONSE, reply)
     assert not read.parsed
     assert read.verdict is None
     assert read.why
@@ -205,12 +208,10 @@ def test_a_holistic_score_is_the_share_of_points():
 
 
 def test_templates():
-    response, critique = "14 + 13 = 27 30 - 27 = 3", "27 ok 3 bad no"
-    assert FAMILY.critique_messages(SOLVE, response) == core_family.user(f"check 14 4 13 -> 3 : {response} ?")
-    assert FAMILY.refine_messages(SOLVE, response, critique) == core_family.user(
-        f"refine 14 4 13 -> 3 : {response} ? {critique} !"
-    )
-    assert FAMILY.parse_invented("18 15 7 -> 40")[0].messages == core_family.user("solve 18 15 7 -> 40 :")
+    response, critique = RESPONSE, "27 ok 3 bad no"
+    assert FAMILY.critique_messages(SOLVE, response) == user(f"check 14 4 13 -> 3 : {response} ?")
+    assert FAMILY.refine_messages(SOLVE, response, critique) == user(f"refine 14 4 13 -> 3 : {response} ? {critique} !")
+    assert FAMILY.parse_invented("18 15 7 -> 40")[0].messages == user("solve 18 15 7 -> 40 :")
     for bad in ("0 15 7 -> 40", "21 1 1 -> 3", "1 2 3 -> 61", "1 2 -> 3", "1 2 3 > 3"):
         assert FAMILY.parse_invented(bad)[0].messages is None
 
@@ -221,15 +222,15 @@ def test_answers_that_differ_only_in_operand_order_are_one():
 
 
 def test_fingerprints_and_difficulties():
-    assert FAMILY.fingerprint(SOLVE) == "4 13 14 -> 3" == FAMILY.fingerprint(core_family.user("solve 13 14 4 -> 3 :"))
-    difficulties = [FAMILY.difficulty(core_family.user(f"solve 14 4 13 -> {t} :")) for t in (3, 14, 15, 31, 32)]
+    assert FAMILY.fingerprint(SOLVE) == "4 13 14 -> 3" == FAMILY.fingerprint(user("solve 13 14 4 -> 3 :"))
+    difficulties = [FAMILY.difficulty(user(f"solve 14 4 13 -> {t} :")) for t in (3, 14, 15, 31, 32)]
     assert difficulties == [1, 1, 2, 2, 3]
     with pytest.raises(BadInput, match="no Countdown prompt"):
-        FAMILY.fingerprint(core_family.user("check 14 4 13 -> 3 :"))
+        FAMILY.fingerprint(user("check 14 4 13 -> 3 :"))
 
 
 def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
-    data = FAMILY.build(random.Random(5), ".")
+    data = families.build(FAMILY, random.Random(5), Path())
     parts = {
         name: [FAMILY.fingerprint(row["messages"]) for row in getattr(data, name)]
         for name in ("pool", "probe", "heldout")
@@ -242,7 +243,7 @@ def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
         assert {*prompt.split(), *reply.split()} <= vocabulary
         count[row["part"]] += 1
         if row["part"] in ("solve", "critique", "refine"):
-            solve = core_family.user("solve " + prompt.split(" ", 1)[1].split(" :")[0] + " :")
+            solve = user("solve " + prompt.split(" ", 1)[1].split(" :")[0] + " :")
             puzzle = FAMILY.puzzle(solve)
             used.add(FAMILY.fingerprint(solve))
             numbers, target = [int(n) for n in puzzle.numbers], int(puzzle.target)
@@ -263,7 +264,7 @@ def test_the_corpus_is_true_and_apart_from_every_evaluated_puzzle():
 
 
 def test_the_split_does_not_depend_on_the_seed_and_the_corpus_does():
-    first, same, other = (FAMILY.build(random.Random(seed), ".") for seed in (1, 1, 2))
+    first, same, other = (families.build(FAMILY, random.Random(seed), Path()) for seed in (1, 1, 2))
     assert first == same
     assert first.heldout == other.heldout
     assert first.pool == other.pool
@@ -281,12 +282,12 @@ def test_the_split_does_not_depend_on_the_seed_and_the_corpus_does():
 )
 def test_sizes_that_cannot_work_are_refused(change, message):
     with pytest.raises(BadInput, match=message):
-        countdown.check_inputs(countdown.create(options.Options.model_validate(OPTIONS | change)), ".")
+        countdown.check_inputs(countdown.create(options.Options.model_validate(OPTIONS | change)), Path())
 
 
 def test_what_is_known_before_any_work():
-    data = FAMILY.build(random.Random(0), ".")
-    assert countdown.check_inputs(FAMILY, ".") == Counter(row["difficulty"] for row in data.pool)
+    data = families.build(FAMILY, random.Random(0), Path())
+    assert countdown.check_inputs(FAMILY, Path()) == Counter(row["difficulty"] for row in data.pool)
     assert set(countdown.parts(FAMILY.options)) == {row["part"] for row in data.corpus}
     assert {row["difficulty"] for row in data.heldout} <= set(countdown.difficulties(FAMILY.options))
 

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ PROMPT = [{"role": "user", "content": "+ 5 1 7 ="}]
 
 
 def test_lengths_and_labels():
-    data = FAMILY.build(random.Random(0), ".")
+    data = families.build(FAMILY, random.Random(0), Path())
     lengths = Counter(len(row["completion"][0]["content"].split()) for row in data.corpus)
     assert lengths == dict.fromkeys(range(1, 9), 10)
     assert Counter(row["difficulty"] for row in data.pool) == dict.fromkeys(range(9, 13), 20)
@@ -38,7 +39,7 @@ def test_lengths_and_labels():
     evaluated = {text for part in parts for text in part}
     assert len(evaluated) == sum(map(len, parts))
     assert not evaluated & {FAMILY.fingerprint(row["prompt"]) for row in data.corpus}
-    assert data == FAMILY.build(random.Random(0), ".") != FAMILY.build(random.Random(1), ".")
+    assert data == families.build(FAMILY, random.Random(0), Path()) != families.build(FAMILY, random.Random(1), Path())
 
 
 def test_an_answer_is_no_label():
@@ -62,7 +63,7 @@ def test_hostile_text_is_never_read_as_more_than_digits(text):
     assert FAMILY.verify(PROMPT, None, text) == (text.split() == ["5", "1", "7"])
     assert formed == (bool(text.split()) and all(word in list("0123456789") for word in text.split()))
     assert not FAMILY.parse_critique(PROMPT, "5 1 7", text).parsed
-    assert not FAMILY.assemble(PROMPT, "5 1 7", [text]).parsed
+    assert not FAMILY.assemble(PROMPT, "5 1 7", [], [text]).parsed
     assert FAMILY.parse_invented(text)[0].messages is None
     assert FAMILY.critique_messages(PROMPT, text) is None
     assert FAMILY.questions(PROMPT, text) is None

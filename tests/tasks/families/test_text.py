@@ -43,7 +43,11 @@ HOSTILE = st.one_of(st.text(), st.lists(st.sampled_from([*PIECES, "<|im_end|>", 
 
 
 def prompt(question: str = "How much is 2 and 2?"):
-    return FAMILY._prompt(question)
+    return FAMILY.prompt(question)
+
+
+def built(folder, **changes):
+    return families.build(families.create("text", OPTIONS | changes), random.Random(0), folder)
 
 
 def write(folder, rows, name="prompts.jsonl"):
@@ -129,7 +133,7 @@ def test_verify_compares_canonical_answers():
 def test_files_are_split_by_prompt(tmp_path, name):
     write(tmp_path, ROWS, name)
     family = families.create("text", OPTIONS | {"path": name})
-    data = family.build(random.Random(0), str(tmp_path))
+    data = families.build(family, random.Random(0), tmp_path)
     assert [len(part) for part in (data.heldout, data.probe, data.corpus, data.pool)] == [3, 2, 4, 11]
     questions = [family.question(row["messages"]) for part in (data.heldout, data.probe, data.pool) for row in part]
     questions += [family.question(row["prompt"]) for row in data.corpus]
@@ -140,7 +144,7 @@ def test_files_are_split_by_prompt(tmp_path, name):
         assert family.verify(row["messages"], row["answer"], f"#### {row['answer']}")
     assert all("####" in row["completion"][0]["content"] for row in data.corpus)
     write(tmp_path, list(reversed(ROWS)), name)
-    again = family.build(random.Random(9), str(tmp_path))
+    again = families.build(family, random.Random(9), tmp_path)
     for name in ("corpus", "pool", "probe", "heldout"):
         rows, others = getattr(data, name), getattr(again, name)
         assert [row.pop("origin")["row"] for row in rows] == [21 - row.pop("origin")["row"] for row in others]
@@ -150,7 +154,7 @@ def test_files_are_split_by_prompt(tmp_path, name):
 def test_without_answers_there_is_no_truth(tmp_path):
     write(tmp_path, [{"question": row["question"]} for row in ROWS])
     family = families.create("text", OPTIONS | {"answer_field": None, "labelled": 0})
-    data = family.build(random.Random(0), str(tmp_path))
+    data = families.build(family, random.Random(0), tmp_path)
     assert not family.has_truth
     assert FAMILY.has_truth
     assert not data.corpus
@@ -213,11 +217,11 @@ def test_other_bad_files(tmp_path):
 
 def test_duplicates_can_be_dropped_and_files_cut(tmp_path):
     write(tmp_path, [*ROWS, {"question": "HOW much is 3 and 3", "answer": "6"}])
-    data = families.create("text", OPTIONS | {"duplicates": "drop"}).build(random.Random(0), str(tmp_path))
+    data = built(tmp_path, duplicates="drop")
     [dropped] = data.dropped
     assert (dropped["row"], dropped["reason"], dropped["other_row"]) == (21, "duplicate", 4)
     assert len(data.pool) == 11
-    assert len(families.create("text", OPTIONS | {"limit": 12}).build(random.Random(0), str(tmp_path)).pool) == 3
+    assert len(built(tmp_path, limit=12).pool) == 3
 
 
 @pytest.mark.parametrize(
@@ -293,7 +297,7 @@ def test_hostile_text_never_raises_never_leaves_its_fence_and_gets_no_verdict(te
     assert (paired is None) == (not (text.strip() and other.strip()))
     for choice in (FAMILY.parse_pair(prompt(), other, "4", text), FAMILY.parse_criterion(prompt(), other, text)):
         assert (choice.worth is None) == (choice.why is not None)
-    assert not FAMILY.assemble(prompt(), text, [other]).parsed
+    assert not FAMILY.assemble(prompt(), text, [], [other]).parsed
     assert FAMILY.questions(prompt(), text) is None
 
 
@@ -355,7 +359,7 @@ def test_difficulty_and_fingerprint_see_the_question_alone():
 
 def test_what_is_known_before_any_work(tmp_path):
     write(tmp_path, [*ROWS, {"question": "word " * 40, "answer": "3"}])
-    data = FAMILY.build(random.Random(0), str(tmp_path))
+    data = families.build(FAMILY, random.Random(0), tmp_path)
     counts = families.check_inputs("text", OPTIONS, tmp_path)
     assert counts == Counter(row["difficulty"] for row in data.pool)
     assert sum(counts.values()) == 21 - 9

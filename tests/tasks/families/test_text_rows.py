@@ -11,7 +11,8 @@ import pytest
 
 from tasks import families
 from tasks.core.errors import BadInput
-from tasks.families.text import corpus, readers
+from tasks.families.text import intake, readers
+from tasks.families.text.fields import Row
 from tests.tasks.families.test_text import OPTIONS
 
 SHARED = Path(__file__).parents[4] / "shared/data"
@@ -28,12 +29,12 @@ def lines(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def select(path: Path, **options) -> corpus.Selected:
+def select(path: Path, **options) -> intake.Selected:
     family = families.create("text", LOOSE | {"path": str(path)} | options)
-    return corpus.select(family.options, path, lambda text: family.extract([], text))
+    return intake.select(family.options, path, lambda text: family.extract([], text))
 
 
-def everything(made: corpus.Selected) -> list[corpus.Row]:
+def everything(made: intake.Selected) -> list[Row]:
     return sorted([*made.heldout, *made.probe, *made.labelled, *made.pool], key=lambda row: row.number)
 
 
@@ -98,7 +99,7 @@ def test_fields_of_the_rows(tmp_path):
         (str(n), "Count." if n % 2 else None, str(n)) for n in range(12)
     ]
     family = families.create("text", LOOSE | {"path": "a.jsonl", "system_field": "s", "id_field": "id"})
-    data = family.build(random.Random(0), str(tmp_path))
+    data = families.build(family, random.Random(0), tmp_path)
     for row in data.pool:
         wanted = ["system", "user"] if row["origin"]["row"] % 2 == 0 else ["user"]
         assert [message["role"] for message in row["messages"]] == wanted
@@ -304,7 +305,7 @@ def test_large_files_are_looked_at_and_not_read_before_any_work(tmp_path, monkey
     path = lines(tmp_path / "a.jsonl", ROWS * 10)
     with path.open("a") as file:
         file.write("no JSON\n")
-    monkeypatch.setattr(corpus, "SMALL", 1000)
+    monkeypatch.setattr(intake, "SMALL", 1000)
     read = Counter[str]()
     records = readers.records
 
@@ -315,7 +316,7 @@ def test_large_files_are_looked_at_and_not_read_before_any_work(tmp_path, monkey
 
     monkeypatch.setattr(readers, "records", counted)
     assert families.check_inputs("text", LOOSE | {"path": "a.jsonl", "duplicates": "drop"}, tmp_path) is None
-    assert read == {"a.jsonl": corpus.SAMPLED}
+    assert read == {"a.jsonl": intake.SAMPLED}
     with pytest.raises(BadInput, match="row 201 is no JSON"):
         select(path)
     with pytest.raises(BadInput, match=r"prompt_field: given 'question', but row 1 of .* no such field"):
@@ -375,7 +376,7 @@ def test_questions_that_differ_by_a_sign_are_two(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("same", ["3 − 2 = ?", "３－２", "3 - 2", "3 -2 =", "(3)-2!"])
 def test_look_alike_signs_make_no_new_question(same: str) -> None:
-    assert corpus.fingerprint("3 - 2 = ?") == corpus.fingerprint(same) != corpus.fingerprint("3 + 2 = ?")
+    assert intake.fingerprint("3 - 2 = ?") == intake.fingerprint(same) != intake.fingerprint("3 + 2 = ?")
 
 
 def test_very_small_and_large_numbers_are_read_as_they_are(tmp_path: Path) -> None:

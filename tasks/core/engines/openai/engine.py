@@ -20,14 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engines.base import Completion, Row, Sampling, Statistic, Unusable, no_reply, one_of
+from tasks.core.engines.base import Completion, Request, Sampling, Statistic, Unusable, no_reply, one_of
 from tasks.core.engines.openai.calls import Caller
 from tasks.core.engines.options import Openai
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.seeds import derive
 
 PATHS = {"completions": "completions", "chat": "chat/completions"}
-ROUNDS = 16  # how often a block of rows keeps every connection busy
+ROUNDS = 16  # how often a block of requests keeps every connection busy
 MOST_TOKENS = 2**31 - 1
 REPLY = "reply"  # the field of the JSON object in which a chat server gives one of the choices
 FRAME_TOKENS = 32  # of that object, at most
@@ -39,7 +39,7 @@ def connect(model: str, folder: Path, endpoint: Mapping[str, Any], serving: Mapp
 
 
 class Endpoint:
-    """Servers that have one model. See `tasks.core.engines.base.RowEngine` for the contract."""
+    """Servers that have one model. See `tasks.core.engines.base.RemoteEngine` for the contract."""
 
     def __init__(self, model: str, folder: Path, endpoint: Mapping[str, Any], serving: Openai) -> None:
         self.model, self.folder, self.endpoint, self.serving = model, folder, endpoint, serving
@@ -50,40 +50,43 @@ class Endpoint:
         self._tokenizer: Any = None
 
     def ask(
-        self, rows: Sequence[Row], arrived: Callable[[Row, str], None], failed: Callable[[Row, str, str], None]
+        self,
+        requests: Sequence[Request],
+        arrived: Callable[[Request, str], None],
+        failed: Callable[[Request, str, str], None],
     ) -> int:
-        """As `RowEngine.ask` says."""
+        """As `RemoteEngine.ask` says."""
 
         def came(number: int, raw: str) -> None:
-            row = rows[number]
-            self.read(row, raw) if row.response is None else self.read_scores(row, raw)
-            arrived(row, raw)
+            request = requests[number]
+            self.read(request, raw) if request.response is None else self.read_scores(request, raw)
+            arrived(request, raw)
 
         def gave_up(number: int, reason: str, words: str) -> None:
-            row = rows[number]
-            if row.response is not None and (reason.startswith("HTTP 4") or reason == NO_SCORES):
+            request = requests[number]
+            if request.response is not None and (reason.startswith("HTTP 4") or reason == NO_SCORES):
                 raise _unscorable(f"{', '.join(self.serving.base_urls)}: {reason} {words}")
-            failed(row, reason, words)
+            failed(request, reason, words)
 
         before = self._caller.retries
-        self._caller.post([self.body(row) for row in rows], self._key(), came, gave_up)
+        self._caller.post([self.body(request) for request in requests], self._key(), came, gave_up)
         return self._caller.retries - before
 
-    def body(self, row: Row) -> bytes:
-        """What is posted for the row. Raises `BadInput` for a score that the protocol has no way to ask for."""
-        sampling = row.sampling
-        if row.response is not None:
-            if row.statistic != "logprob":
+    def body(self, request: Request) -> bytes:
+        """What is posted for the request. Raises `BadInput` for a score that the protocol has no way to ask for."""
+        sampling = request.sampling
+        if request.response is not None:
+            if request.statistic != "logprob":
                 raise BadInput(
-                    f"the engine openai cannot give the {row.statistic} of a text: that takes the probabilities of the whole "
+                    f"the engine openai cannot give the {request.statistic} of a text: that takes the probabilities of the whole "
                     "vocabulary, and no server tells them; use engine.name: transformers or vllm, or statistic: logprob"
                 )
             if self.chat:
                 raise _unscorable("engine.endpoint.protocol is chat, which has no way to ask for it")
-            prompt: Any = [*self._tokens(row.prompt), *self._tokens(row.response), self._end()]
+            prompt: Any = [*self._tokens(request.prompt), *self._tokens(request.response), self._end()]
             fields = {"prompt": prompt, "echo": True, "max_tokens": 0, "temperature": 0.0, "logprobs": 1}
         else:
-            asked = {"messages": json.loads(row.prompt)} if self.chat else {"prompt": row.prompt}
+            asked = {"messages": json.loads(request.prompt)} if self.chat else {"prompt": request.prompt}
             fields = {
                 **asked,
                 self.endpoint["length_field"]: sampling.max_new_tokens,
@@ -92,7 +95,7 @@ class Endpoint:
                 "logprobs": True if self.chat else 1,
             }
             if sampling.temperature > 0:
-                fields["seed"] = derive(sampling.seed, row.prompt, row.draw)
+                fields["seed"] = derive(sampling.seed, request.prompt, request.draw)
             if sampling.choices:
                 fields |= self._restricted(sampling)
         fields = {"model": self.model, **fields, **self.endpoint["extra"]}
@@ -112,7 +115,7 @@ class Endpoint:
         form = {"type": "json_schema", "json_schema": {"name": REPLY, "strict": True, "schema": schema}}
         return {"response_format": form, self.endpoint["length_field"]: sampling.max_new_tokens + FRAME_TOKENS}
 
-    def read(self, row: Row, raw: str) -> Completion:
+    def read(self, request: Request, raw: str) -> Completion:
         """The completion in a reply. Raises `Unusable`."""
         reply, choice = _choice(raw)
         if self.chat:
@@ -141,8 +144,8 @@ class Endpoint:
         known = bool(logprobs) and None not in logprobs
         total = round(math.fsum(value for value in logprobs if value is not None), 4) + 0.0 if known else None
         whole = text.encode("utf-8", "replace").decode()  # half a surrogate pair is JSON, but no text
-        if row.sampling.choices and finish == "stop":
-            whole = self._chosen(whole, row.sampling.choices)
+        if request.sampling.choices and finish == "stop":
+            whole = self._chosen(whole, request.sampling.choices)
         return Completion(whole, int(counts[0] or 0), int(counts[1] or 0), total, finish)
 
     def _chosen(self, text: str, choices: Sequence[str]) -> str:
@@ -162,10 +165,10 @@ class Endpoint:
     def _knowing(self) -> str:
         return "response_format: json_schema" if self.chat else "structured_outputs"
 
-    def read_scores(self, row: Row, raw: str) -> list[float]:
-        """Log-probability of each token of the row's response and of the end of text. Raises `Unusable`."""
+    def read_scores(self, request: Request, raw: str) -> list[float]:
+        """Log-probability of each token of the request's response and of the end of text. Raises `Unusable`."""
         _, choice = _choice(raw)
-        start, count = len(self._tokens(row.prompt)), len(self._tokens(row.response or "")) + 1
+        start, count = len(self._tokens(request.prompt)), len(self._tokens(request.response or "")) + 1
         values = _logprobs(choice, chat=False)[start : start + count]
         scores = [round(value, 4) + 0.0 for value in values if value is not None]
         if len(scores) != count:
@@ -175,18 +178,18 @@ class Endpoint:
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
         """As `tasks.core.engines.base.Engine.generate`; a request without a usable reply gives one that has `failed`."""
         single = replace(sampling, n=1)
-        rows = [
-            Row(f"{index}/{draw}", prompt, single, draw)
+        requests = [
+            Request(f"{index}/{draw}", prompt, single, draw)
             for index, prompt in enumerate(prompts)
             for draw in range(first_draw, first_draw + sampling.n)
         ]
         found: dict[str, Completion] = {}
         self.ask(
-            rows,
-            lambda row, raw: found.update({row.key: self.read(row, raw)}),
-            lambda row, reason, words: found.update({row.key: no_reply(reason)}),
+            requests,
+            lambda request, raw: found.update({request.key: self.read(request, raw)}),
+            lambda request, reason, words: found.update({request.key: no_reply(reason)}),
         )
-        replies = [found[row.key] for row in rows]
+        replies = [found[request.key] for request in requests]
         return [replies[start : start + sampling.n] for start in range(0, len(replies), sampling.n)]
 
     def score(
@@ -194,17 +197,17 @@ class Endpoint:
     ) -> list[list[float]]:
         """As `tasks.core.engines.base.Engine.score`. Raises `BadInput` where the server cannot, `StageFailed` where it fails."""
         pairs = enumerate(zip(prompts, responses, strict=True))
-        rows = [
-            Row(str(index), prompt, Sampling(1, 0.0, 1.0, 1, 0), 0, response, statistic)
+        requests = [
+            Request(str(index), prompt, Sampling(1, 0.0, 1.0, 1, 0), 0, response, statistic)
             for index, (prompt, response) in pairs
         ]
         found: dict[str, list[float]] = {}
 
-        def failed(row: Row, reason: str, words: str) -> None:
+        def failed(request: Request, reason: str, words: str) -> None:
             raise StageFailed(f"a request for scores got no usable reply ({reason}) {words}")
 
-        self.ask(rows, lambda row, raw: found.update({row.key: self.read_scores(row, raw)}), failed)
-        return [found[row.key] for row in rows]
+        self.ask(requests, lambda request, raw: found.update({request.key: self.read_scores(request, raw)}), failed)
+        return [found[request.key] for request in requests]
 
     def close(self) -> None:
         """There is nothing to give back."""

@@ -13,7 +13,7 @@ the batch's shape, which can only show where a random number falls onto the edge
 Where memory does not suffice, the batch is halved and the call repeated, a few times; then it fails.
 """
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from tasks.core.engines.transformers.choices import Choices
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models import folders, tokenizers, weights
 
+log = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFILL_ROWS = 32  # on CPU, where more rows than these cost in proportion and unequal lengths waste attention
 SCORE_NUMBERS = 1 << 26  # logits held at once by `score`
@@ -147,7 +148,7 @@ class TransformersEngine:
         reason: BaseException | None = None
         for smaller in dict.fromkeys(max(1, size >> halving) for halving in range(HALVINGS + 1)):
             if reason is not None:
-                print(f"engine: out of memory; going on with batches of {smaller} instead of {size}", file=sys.stderr)
+                log.warning("engine: out of memory; going on with batches of %s instead of %s", smaller, size)
             try:
                 return compute(smaller), smaller
             except (MemoryError, RuntimeError) as error:

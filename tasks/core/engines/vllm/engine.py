@@ -18,8 +18,8 @@ only): weights and KV cache are dropped, the processes stay, and the next `take`
 
 import contextlib
 import json
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +37,8 @@ from tasks.core.engines.texts import UNBOUNDED, Texts
 from tasks.core.engines.vllm import process, worker
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models import folders, tokenizers
+
+log = logging.getLogger(__name__)
 
 MEMORY = (
     "where memory is short, lower serving.vllm.longest, serving.vllm.memory_share (on a GPU that others use too) or "
@@ -316,7 +318,7 @@ def _start(options: Mapping[str, Any], threads: int, serving: Vllm) -> tuple[Any
     except _errors() as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise StageFailed(f"vLLM could not start with {options['model']}: {' '.join(lines[:3])}; {MEMORY}") from error
-    print(f"engine vllm: started in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    log.info("engine vllm: started in %.0f s", time.perf_counter() - began)
     return llm, process.watch(sorted(process.children() - before))
 
 

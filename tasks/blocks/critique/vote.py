@@ -1,0 +1,38 @@
+"""The vote: how many of a prompt's candidates give the same answer."""
+
+from collections import Counter
+
+import polars as pl
+
+from tasks.blocks.critique.judging import NoOptions, table
+from tasks.blocks.work import Work
+from tasks.core.blocks import Block
+from tasks.core.family import Verdict
+
+
+def vote(work: Work, options: NoOptions) -> pl.DataFrame:
+    """Self-consistency (Wang et al. 2022): score = share of the prompt's candidates that give the same answer,
+    candidates without an answer counted in the total. Verdict: the answer is the prompt's only most common one.
+    What is no voter is judged by the voters of its prompt and changes no score."""
+    total: Counter[str] = Counter()
+    votes: dict[str, Counter[str]] = {answer.prompt_id: Counter() for answer in work.answers}
+    for answer in work.answers:
+        counts = work.voters is None or answer.candidate_id in work.voters
+        total[answer.prompt_id] += counts
+        if answer.answer is not None:
+            votes[answer.prompt_id][answer.answer] += counts
+    verdicts = []
+    for answer in work.answers:
+        if answer.answer is None:
+            verdicts.append([Verdict(parsed=False, why="no answer")])
+            continue
+        got = votes[answer.prompt_id]
+        top = max(1, *got.values())
+        alone = got[answer.answer] == top and list(got.values()).count(top) == 1
+        verdicts.append([Verdict(True, alone, got[answer.answer] / max(1, total[answer.prompt_id]))])
+    return table(work, verdicts, [[0] for _ in verdicts], asked=False)
+
+
+BLOCKS = {
+    "vote": Block(vote, gives=frozenset({"verdicts", "scores", "votes"}), needs=frozenset({"siblings"})),
+}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import polars as pl
 from pydantic import Field
+from rapidfuzz.distance import LCSseq
 
 from tasks.blocks.synthesize.supply import Supplied, Supply, text_of
 from tasks.blocks.work import POLICY
@@ -87,32 +88,17 @@ class Words:
 
     def __init__(self, least: float | None, texts: Iterable[str]) -> None:
         self.least = least
-        self.known: list[tuple[list[str], frozenset[tuple[str, int]]]] = []  # words, and each with its occurrence
+        self.known: list[list[str]] = []  # their words
         for text in texts:
             self.add(text)
 
     def add(self, text: str) -> None:
-        if self.least is not None and (words := _words(text)):
-            self.known.append((words, _occurrences(words)))
+        if self.least is not None:
+            self.known.append(_words(text))
 
     def near(self, text: str) -> bool:
-        if self.least is None or not (words := _words(text)):
-            return False
-        own = _occurrences(words)
-        return any(
-            len(own & theirs) + 1e-9 >= self.least * (len(words) + len(other)) / 2  # no subsequence has more words
-            and rouge_l(words, other) >= self.least
-            for other, theirs in self.known
-        )
-
-
-def _occurrences(words: Sequence[str]) -> frozenset[tuple[str, int]]:
-    seen: Counter[str] = Counter()
-    found = []
-    for word in words:
-        found.append((word, seen[word]))
-        seen[word] += 1
-    return frozenset(found)
+        words = _words(text)
+        return self.least is not None and any(rouge_l(words, other) >= self.least for other in self.known)
 
 
 def _words(text: str) -> list[str]:
@@ -120,19 +106,9 @@ def _words(text: str) -> list[str]:
 
 
 def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
-    """F1 of the longest common subsequence (Lin 2004): 2 LCS / (length + length), 0 to 1. The subsequence's length by
-    Hyyrö's bit-parallel recurrence: V <- (V + (V & M)) | (V & ~M), a bit of V for each word of `one`."""
-    if not one or not other:
-        return 0.0
-    places: dict[str, int] = {}
-    for place, word in enumerate(one):
-        places[word] = places.get(word, 0) | 1 << place
-    everywhere = (1 << len(one)) - 1
-    row = everywhere
-    for word in other:
-        matches = places.get(word, 0)
-        row = ((row + (row & matches)) | (row & ~matches)) & everywhere
-    return 2 * (len(one) - row.bit_count()) / (len(one) + len(other))
+    """F1 of the longest common subsequence (Lin 2004): 2 LCS / (length + length), 0 to 1. Without a word on either side
+    it is 0. It is exact: rapidfuzz's own normalised scores lose values that are right at their `score_cutoff`."""
+    return 2 * LCSseq.similarity(one, other) / max(1, len(one) + len(other))
 
 
 def _asks(options: SelfInstruct, counts: Counts) -> list[Demand]:

@@ -175,3 +175,10 @@ def test_rouge_l_is_that_of_the_textbook():
         assert self_instruct.Words(least, [" ".join(one)]).near(" ".join(other)) == (
             bool(one and other) and expected >= least
         )
+
+
+def test_a_rouge_l_right_at_the_bound_is_a_near_copy():
+    words = [f"w{i}" for i in range(20)]
+    for common in range(1, 21):
+        other = [*words[:common], *(f"x{i}" for i in range(20 - common))]
+        assert self_instruct.Words(common / 20, [" ".join(words)]).near(" ".join(other))

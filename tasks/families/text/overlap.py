@@ -22,7 +22,7 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,25 +104,25 @@ class Windows(NamedTuple):
     owners: NDArray[np.int64]
     places: NDArray[np.int64]
 
-    def at(self, index: NDArray[Any]) -> "Windows":
-        """Those of the index, a mask or an order."""
-        return Windows(self.hashes[index], self.owners[index], self.places[index])
+    def at(self, mask: NDArray[np.bool_]) -> "Windows":
+        """Those of the mask."""
+        return Windows(self.hashes[mask], self.owners[mask], self.places[mask])
 
 
-def windows(texts: Hashed, length: int, first: int = 0, last: int | None = None) -> Windows:
-    """All runs of `length` words of the texts from `first` to before `last`. A run's hash also says its length."""
-    last = len(texts) if last is None else last
-    ends = texts.ends[first : last + 1]
-    flat = texts.flat[ends[0] : ends[-1]]
-    counts = np.maximum(np.diff(ends) - length + 1, 0)
-    owners = np.repeat(np.arange(first, last), counts)
-    before = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else np.zeros(0, np.int64)
-    places = np.arange(counts.sum()) - np.repeat(before, counts)
-    begins = np.repeat(ends[:-1] - ends[0], counts) + places
-    total = np.full(len(begins), length, np.uint64)
+def windows(texts: Hashed, length: int, first: int = 0, last: int | None = None, short: bool = False) -> Windows:
+    """All runs of `length` words of the texts from `first` to before `last`; with `short`, a text of fewer words is a
+    run of its own. A run's hash also says its length."""
+    ends = texts.ends[first : (len(texts) if last is None else last) + 1]
+    counts = np.maximum(np.diff(ends) - length + 1, int(short))
+    owners = np.repeat(np.arange(len(counts)), counts)
+    places = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
+    begins = ends[owners] + places
+    lengths = np.minimum(ends[owners + 1] - begins, length)
+    total = lengths.astype(np.uint64)
     for step in range(length):
-        total = total * _BASE + flat[begins + step]
-    return Windows(_mixed(total), owners, places)
+        on = lengths > step if short else slice(None)
+        total[on] = total[on] * _BASE + texts.flat[begins[on] + step]
+    return Windows(_mixed(total), owners + first, places)
 
 
 def _mixed(values: Words) -> Words:
@@ -142,19 +142,14 @@ class Near(NamedTuple):
 
 def bands(threshold: float, permutations: int) -> tuple[int, int]:
     """(b, r): bands and rows a band; the largest r with 1 - (1 - threshold^r)^b >= 0.99 and b = permutations // r."""
-    fitting = [
-        (permutations // rows, rows)
-        for rows in range(1, permutations + 1)
-        if 1 - (1 - threshold**rows) ** (permutations // rows) >= RECALL
-    ]
-    return fitting[-1] if fitting else (permutations, 1)
+    rows = range(1, permutations + 1)
+    r = max((r for r in rows if 1 - (1 - threshold**r) ** (permutations // r) >= RECALL), default=1)
+    return permutations // r, r
 
 
 def near_copies(texts: Hashed, threshold: float, shingle: int, permutations: int, keep: int = 0) -> dict[int, Near]:
     """Texts that are near copies of an earlier one that is kept itself, in their order. The first `keep` are kept
     whatever they resemble. Of more than one, the most similar is named, the earliest among equals."""
-    if len(texts) < 2:
-        return {}
     b, r = bands(threshold, permutations)
     signatures, keys = _signatures(texts, shingle, permutations, b, r)
     found: dict[int, Near] = {}
@@ -163,7 +158,7 @@ def near_copies(texts: Hashed, threshold: float, shingle: int, permutations: int
 
     def shingles(index: int) -> Words:
         if index not in sets:
-            sets[index] = np.unique(_shingles(texts, shingle, index, index + 1).hashes)
+            sets[index] = np.unique(windows(texts, shingle, index, index + 1, short=True).hashes)
         return sets[index]
 
     for index in np.flatnonzero(_shared(keys)).tolist():
@@ -197,23 +192,6 @@ def _alike(signatures: Bytes, index: int, candidates: list[int], threshold: floa
     return [other for other, share in zip(candidates, equal.tolist(), strict=True) if share >= least]
 
 
-def _shingles(texts: Hashed, length: int, first: int, last: int) -> Windows:
-    """Shingles in the order of their texts; a text shorter than `length` is one."""
-    lengths = np.diff(texts.ends[first : last + 1])
-    parts = [windows(texts, length, first, last)]
-    for short in np.unique(lengths[lengths < length]).tolist():
-        runs = windows(texts, short, first, last)
-        parts.append(runs.at(lengths[runs.owners - first] == short))
-    if len(parts) == 1:
-        return parts[0]
-    joined = Windows(
-        np.concatenate([part.hashes for part in parts]),
-        np.concatenate([part.owners for part in parts]),
-        np.concatenate([part.places for part in parts]),
-    )
-    return joined.at(np.argsort(joined.owners, kind="stable"))
-
-
 def _signatures(texts: Hashed, length: int, permutations: int, b: int, r: int) -> tuple[Bytes, Words]:
     """One byte of each minimum (texts by permutations), and the hash of each band (texts by bands)."""
     count = len(texts)
@@ -223,7 +201,7 @@ def _signatures(texts: Hashed, length: int, permutations: int, b: int, r: int) -
     shifts = (drawn[permutations:] >> np.uint64(32)).astype(np.uint32)
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)
-        found = _shingles(texts, length, first, last)
+        found = windows(texts, length, first, last, short=True)
         starts = np.searchsorted(found.owners, np.arange(first, last))
         short = (found.hashes >> np.uint64(32)).astype(np.uint32)
         minima = np.empty((last - first, permutations), np.uint32)
@@ -270,10 +248,10 @@ class Passages:
         for length in range(1, n + 1):
             runs = windows(texts, length)
             if len(runs.hashes) and (length >= shortest or length == n):
-                self._runs[length] = _index(runs.hashes, runs.owners)
+                self._runs[length] = _index(runs)
             whole = lengths[runs.owners] == length
             if length < n and whole.any():
-                self._wholes[length] = _index(runs.hashes[whole], runs.owners[whole])
+                self._wholes[length] = _index(runs.at(whole))
 
     def find(self, texts: Hashed) -> dict[int, Shared]:
         """Texts that share a passage, each with the first that it shares."""
@@ -299,10 +277,10 @@ class Passages:
                         yield int(runs.owners[hit]), Shared(int(owners[place[hit]]), int(runs.places[hit]), length)
 
 
-def _index(hashes: Words, owners: NDArray[np.int64]) -> tuple[Words, NDArray[np.int64]]:
+def _index(runs: Windows) -> tuple[Words, NDArray[np.int64]]:
     """Sorted hashes, each with the first text that has it."""
-    keys, first = np.unique(hashes, return_index=True)
-    return keys, owners[first]
+    keys, first = np.unique(runs.hashes, return_index=True)
+    return keys, runs.owners[first]
 
 
 # --- both, for one text after the other --------------------------------------------------------------------------
@@ -314,7 +292,7 @@ class Lookup:
         self._near = near if len(texts) else None
         self._passages = Passages(texts, *passages) if passages and len(texts) else None
         if self._near is not None:
-            runs = _shingles(texts, self._near[1], 0, len(texts))
+            runs = windows(texts, self._near[1], short=True)
             pairs = np.unique(np.stack([runs.hashes, runs.owners.astype(np.uint64)]), axis=1)
             self._keys, self._owners = pairs[0], pairs[1].astype(np.int64)
             self._sizes = np.bincount(self._owners, minlength=len(texts))
@@ -324,7 +302,7 @@ class Lookup:
         if self._near is None:
             return None
         threshold, length = self._near
-        own = np.unique(_shingles(hashed([text]), length, 0, 1).hashes)
+        own = np.unique(windows(hashed([text]), length, short=True).hashes)
         low, high = np.searchsorted(self._keys, own, "left"), np.searchsorted(self._keys, own, "right")
         hits = np.concatenate([self._owners[a:b] for a, b in zip(low, high, strict=True)])
         common = np.bincount(hits, minlength=len(self._sizes))

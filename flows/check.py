@@ -20,7 +20,7 @@ def command(
     ] = False,
     seconds: Annotated[
         float,
-        typer.Option("--probe", min=0, help="With --estimate: measure for so many seconds at most; 0: not at all."),
+        typer.Option("--trial", min=0, help="With --estimate: measure for so many seconds at most; 0: not at all."),
     ] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="With --estimate: every figure, for programs.")] = False,
 ) -> None:

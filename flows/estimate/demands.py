@@ -8,12 +8,11 @@ like those of the run, on which lengths and speeds are measured. Needs neither t
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, expm1, log2, sqrt
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from flows.estimate import speed
 from flows.history import artifacts
 from flows.params import sections
 from tasks import evaluate, families
@@ -70,7 +69,7 @@ class Questions:
 
     def expected(self, number: float) -> float:
         """How many of `number` questions differ."""
-        return speed.different(self.asked, self.distinct, self.half, number)
+        return different(self.asked, self.distinct, self.half, number)
 
 
 def demands(params: Mapping[str, Any], evaluated: Iterable[int], questions: int) -> dict[Stage, list[Demand]]:
@@ -105,14 +104,13 @@ def count_questions(family: Family, answers: Iterable[Example]) -> Questions:
 
 def task(root: Path, params: Mapping[str, Any], current: bool) -> Task:
     """The task's data: from the artifacts where `prepare` is `current`, else made in memory. Raises `BadInput`."""
-    import polars as pl
 
     if current and (root / ARTIFACTS["family"].path).is_file():
-        found, everything = artifacts.Artifacts(root), pl.lit(True)
+        found = artifacts.Artifacts(root)
         pool, held, probed = (
-            found.task(name, everything, ["messages"])["messages"].to_list() for name in ("prompts", "heldout", "probe")
+            found.table(name, None, columns=["messages"])["messages"].to_list() for name in ("pool", "heldout", "probe")
         )
-        corpus = found.task("corpus", everything, ["part", "prompt", "completion"]).rows()
+        corpus = found.table("corpus", None, columns=["part", "prompt", "completion"]).rows()
         return Task(families.load(root), pool, len(held), len(probed), _by_part(corpus))
     given = params["prepare"]
     family = families.create(given["family"], families.with_source(given["family"], given["options"], given["source"]))
@@ -166,3 +164,29 @@ def examples(given: Task, wanted: Iterable[str], longest: int) -> dict[str, list
     """Rows to train on of every part; what the model will make itself is like the corpus's solutions."""
     own = given.answers[:ROWS] or [(prompt, _filler(given, longest)) for prompt in given.pool[:ROWS]]
     return {part: given.corpus.get(part, own)[:ROWS] for part in wanted}
+
+
+def different(asked: int, distinct: int, half: int, number: float) -> float:
+    """How many of `number` things differ, where of `asked` of them `distinct` did and of their first half `half`.
+
+    The lower of two curves through these: a power law, and as many kinds, equally frequent, as make it likeliest. Within
+    the sample the first is nearer; beyond it there are no new kinds without end."""
+    if asked < 2 or distinct >= asked:
+        return number
+    if distinct <= half:
+        return min(number, distinct)
+    power = min(1.0, log2(distinct / half))
+    kinds = _kinds(asked, distinct)
+    return min(number, distinct * (number / asked) ** power, kinds * -expm1(-number / kinds))
+
+
+def _kinds(asked: int, distinct: int) -> float:
+    """Kinds of which `asked` draws show `distinct`, in the mean."""
+    low, high = float(distinct), 1e3 * asked * asked
+    while high / low > 1.0001:
+        middle = sqrt(low * high)
+        if -middle * expm1(-asked / middle) < distinct:
+            low = middle
+        else:
+            high = middle
+    return high

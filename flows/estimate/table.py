@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flows.estimate import probe
+from flows.estimate import trial
 from flows.estimate.totals import Estimate, Measured, Need, name_of
 from flows.machine import terminal
 from flows.params.schema import Prices
@@ -109,11 +109,11 @@ def remarks(made: Estimate) -> list[str]:
     lines.append(
         f"expected, assumed: questions repeat as the seed corpus's do, replies are as long as {_lengths(found)}"
     )
-    if found.speeds or found.training:
+    if found.calls or found.training:
         of = "the model that is there" if found.real else "the architecture with random weights"
         lines.append(
-            f"time: of engine and trainer alone, from at most {made.seconds:.0f} s of measuring {of} here; least: the faster "
-            "measurements, a call's longest reply as the expected ones'; most: the slower ones, and up to the limit"
+            f"time: of engine and trainer alone, from at most {made.seconds:.0f} s of measuring {of} here; least: a "
+            "call's longest reply as the expected ones' and the faster steps; most: up to the limit and the slower ones"
         )
         if found.load > BUSY:
             lines.append(
@@ -125,9 +125,9 @@ def remarks(made: Estimate) -> list[str]:
             "about as many together"
         )
     if found.problem:
-        more = "; --probe SECONDS gives it more time" if found.problem.startswith(probe.STOPPED) else ""
-        lines.append(f"the probe did not get to its end: {found.problem}{more}")
-    elif not found.speeds:
+        more = "; --trial SECONDS gives it more time" if found.problem.startswith(trial.STOPPED) else ""
+        lines.append(f"the trial did not get to its end: {found.problem}{more}")
+    elif not found.calls:
         lines.append("engine time is unknown: nothing was measured (a server elsewhere is not asked)")
     if not made.prices.any:
         lines.append("no prices: set the section `prices` of params.yaml, which reruns nothing")
@@ -152,9 +152,9 @@ def _hours(needs: Sequence[Need]) -> tuple[float, float] | None:
 
 def _lengths(found: Measured) -> str:
     """Whose replies the expected ones are like."""
-    if found.real and found.speeds:
-        cut = max(speed.probed for speed in found.speeds)
-        return f"the probe's, of {cut} tokens at most; where it cut them off they are taken to end as often later as before"
+    if found.real and found.calls:
+        cut = max(call.limit for call in found.calls)
+        return f"the trial's, of {cut} tokens at most; where it cut them off they are taken to end as often later as before"
     return "the seed corpus's" if found.replies else "their limit"
 
 

@@ -3,14 +3,14 @@
 Requests and completion tokens are upper bounds: every block says how many it puts at most (`tasks.core.asking.demand`), no two
 of them alike, nothing malformed, everything refused. `expected` takes what can be known off them: conversations that
 repeat are asked once, and how many of the factored critic's questions repeat is told from the seed corpus's own answers;
-replies are as long as the corpus's, or as the probe's where the model is there already. Training reads a known number of
+replies are as long as the corpus's, or as the trial's where the model is there already. Training reads a known number of
 rows.
 
 Prompts, answers and tokens come from the task's data: the artifacts where `prepare` is current, else what `prepare`
-would write, made in memory. Seconds come from a short measurement on this machine (`flows.estimate.probe`, `flows.estimate.speed`); where
+would write, made in memory. Seconds come from a trial on this machine (`flows.estimate.trial`, `flows.estimate.speed`); where
 it did not get that far, or the engine is a server somewhere else, they are unknown. They are the engine's and the
 trainer's: starting processes, importing libraries and reading files come on top. The least and the most differ by how
-long the longest reply of a call is, and by what two equal measurements differed.
+long the longest reply of a call is, and by what the timed steps of a training differed.
 
 Bytes: models from the files' sizes (a LoRA adapter alone where it is kept alone); tables and stored replies by rows and
 tokens. DVC's cache holds every artifact a second time, unless the file system can share the blocks (reflinks).
@@ -19,19 +19,19 @@ tokens. DVC's cache holds every artifact a second time, unless the file system c
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-from flows.estimate import demands, probe
+from flows.estimate import demands, trial
 from flows.estimate.demands import Stage, Task
-from flows.estimate.speed import Speed, Training, alike, fitted
+from flows.estimate.speed import Call, Training
 from flows.history import lock
 from flows.params import schema, sections
 from flows.params.schema import Prices
 from tasks.blocks import train
 from tasks.core.asking.demand import Demand
 from tasks.core.blocks import validate
+from tasks.core.catalog import ARTIFACTS, BASE
 from tasks.core.errors import BadInput
 from tasks.core.family import Messages
 from tasks.core.models import folders
@@ -86,7 +86,7 @@ class Need:
 
 @dataclass
 class Measured:
-    """What the probe found. Without a tokenizer, tokens are characters divided by four."""
+    """What the trial found. Without a tokenizer, tokens are characters divided by four."""
 
     bytes: int | None = None
     parameters: int | None = None
@@ -95,12 +95,11 @@ class Measured:
     rows: dict[str, float] = field(default_factory=dict)  # part -> tokens of prompt and reply
     replies: dict[str, float] = field(default_factory=dict)  # part -> tokens
     longest: dict[str, float] = field(default_factory=dict)  # part -> tokens of the longest reply
-    first: float = 0.0  # seconds that the first call of a process takes more
-    speeds: list[Speed] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     training: dict[str, Training] = field(default_factory=dict)  # by `_named`
     load: float = 0.0  # of the machine before measuring, a core
-    gpus: int = 0  # that the probe saw; it measures on one
-    problem: str | None = None  # why the probe did not find everything
+    gpus: int = 0  # that the trial saw; it measures on one
+    problem: str | None = None  # why the trial did not find everything
     real: bool = False  # whether the model is the one that will run, and no random one
 
 
@@ -139,9 +138,7 @@ def estimate(
         for demand in asked.get(stage, []):
             repeat = demand.kind == "question"
             expected = questions.expected(demand.requests) if repeat else float(demand.requests)
-            _add(need, demand, expected, params["engine"], measured)
-        if need.engine_seconds and need.requests:
-            need.engine_seconds = (need.engine_seconds[0] + measured.first, need.engine_seconds[1] + measured.first)
+            _add(need, demand, expected, measured)
         _add_training(need, trained.get(stage, []), measured)
         need.table_bytes = _table_bytes(params, stage, given, asked, measured)
         needs.append(need)
@@ -176,7 +173,7 @@ def _measured(
     based: bool,
     seconds: float,
 ) -> Measured:
-    """What the probe finds, and without it, tokens by characters."""
+    """What the trial finds, and without it, tokens by characters."""
     everything = [demand for several in asked.values() for demand in several]
     kinds = demands.conversations(given, everything)
     longest = max((demand.longest for demand in everything if demand.kind == "answer"), default=1)
@@ -197,7 +194,7 @@ def _measured(
     folder = _model(root, params, based)
     found.real = folder is not None
     if folder is not None:
-        known = probe.sizes(folder, lora.model_dump() if lora else None)
+        known = trial.sizes(folder, lora.model_dump() if lora else None)
         found = replace(found, **known)
     if seconds <= 0:
         return found
@@ -227,16 +224,15 @@ def _measured(
         "train": [{"name": n, "kind": _kind(o), "options": o.model_dump()} for n, o in different.items()],
     }
     found.load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    for line in probe.measure(root, request, seconds):
+    for line in trial.measure(root, request, seconds):
         if "kind" in line:
-            found.speeds.append(fitted(line))
+            found.calls.append(Call(**line))
         elif "training" in line:
             name = line["training"]
             found.training[name] = Training(line["fixed"], _step_tokens(different[name], found), line["steps"])
         else:
             for name, value in line.items():
                 setattr(found, name, value)
-    found.speeds = alike(found.speeds)
     return found
 
 
@@ -256,7 +252,7 @@ def _named(options: TrainingOptions) -> str:
 
 
 def _alike(options: TrainingOptions, measured: Measured) -> Training | None:
-    """A training of the same kind, where the probe did not get to this one."""
+    """A training of the same kind, where the trial did not get to this one."""
     kind = f"{_kind(options)} of "
     return next((known for name, known in measured.training.items() if name.startswith(kind)), None)
 
@@ -268,7 +264,7 @@ def _characters(several: Sequence[Messages]) -> float:
 
 def _model(root: Path, params: Mapping[str, Any], based: bool) -> Path | None:
     """The folder of the model that the loop starts from, where it is there."""
-    name = params["base"]["pretrained"] or ("data/i00/candidate" if based else None)
+    name = params["base"]["pretrained"] or (ARTIFACTS["candidate"].at(BASE) if based else None)
     if name is None:
         return None
     try:
@@ -277,11 +273,11 @@ def _model(root: Path, params: Mapping[str, Any], based: bool) -> Path | None:
         return None
 
 
-def _add(need: Need, demand: Demand, expected: float, engine: Mapping[str, Any], measured: Measured) -> None:
+def _add(need: Need, demand: Demand, expected: float, measured: Measured) -> None:
     """Adds a demand: at most, and `expected` requests."""
     prompt = measured.prompts.get(demand.kind, 0.0)
-    speed = next((s for s in measured.speeds if s.kind == demand.kind), None)
-    length, longest = _lengths(demand, speed, measured)
+    call = next((call for call in measured.calls if call.kind == demand.kind), None)
+    length, longest = _lengths(demand, call, measured)
     need.requests += demand.requests
     need.prompt_tokens += demand.requests * prompt
     need.tokens += demand.requests * demand.longest
@@ -289,23 +285,19 @@ def _add(need: Need, demand: Demand, expected: float, engine: Mapping[str, Any],
     need.expected_prompt_tokens += expected * prompt
     need.expected_tokens += expected * length
     need.reply_bytes += expected * (ROW_BYTES / 2 + TOKEN_BYTES * length)
-    if speed is None or need.engine_seconds is None:
+    if call is None or need.engine_seconds is None:
         need.engine_seconds = None if demand.requests else need.engine_seconds
         return
-    calls = ceil(expected / engine["rows_per_shard"])
-    seconds = [
-        speed.seconds(expected, demand.draws, calls, engine["batch_size"], length, steps)
-        for steps in (longest, demand.longest)
-    ]
-    need.engine_seconds = (need.engine_seconds[0] + seconds[0], need.engine_seconds[1] + seconds[1] * speed.spread)
+    least, most = need.engine_seconds
+    need.engine_seconds = (least + call.of(expected, longest), most + call.of(expected, demand.longest))
 
 
-def _lengths(demand: Demand, speed: Speed | None, measured: Measured) -> tuple[float, float]:
+def _lengths(demand: Demand, call: Call | None, measured: Measured) -> tuple[float, float]:
     """Tokens that replies are expected to have: in the mean, and the longest. As the model's own were, if it is there;
     else as the corpus's; else up to the limit."""
     limit = demand.longest
-    if speed and measured.real:
-        return speed.length(limit), speed.longest(limit)
+    if call and measured.real:
+        return call.length(limit), call.most(limit)
     parts = [part for part in demands.PARTS[demand.kind] if part in measured.replies]
     if not parts and demand.kind in ("answer", "refine") and not measured.real:
         parts = ["own"]

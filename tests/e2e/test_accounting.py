@@ -58,7 +58,7 @@ def test_only_what_would_run_is_told_and_costed(changed):
     assert not kept & set(stale)
     edit(changed, "prices.engine_hours", 36.0)
     assert graph.stale(changed) == stale
-    told = json.loads(run(changed, "python", "-m", "flows.check", "--estimate", "--json", "--probe", "60"))
+    told = json.loads(run(changed, "python", "-m", "flows.check", "--estimate", "--json", "--trial", "60"))
     assert set(told["up_to_date"]) == kept
     stages = {f"{stage['stage']}@{stage['key']}": stage for stage in told["stages"]}
     assert stages["sample@i01"]["requests"] == 240
@@ -70,7 +70,7 @@ def test_only_what_would_run_is_told_and_costed(changed):
         assert 0 < least <= most
     least, most = stages["train@i02"]["training_seconds"]
     assert 0 < least <= most
-    everything = run(changed, "python", "-m", "flows.check", "--estimate", "--all", "--probe", "0")
+    everything = run(changed, "python", "-m", "flows.check", "--estimate", "--all", "--trial", "0")
     assert "engine time is unknown" in everything
     assert "prepare" in everything
 

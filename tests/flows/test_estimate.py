@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.estimate import demands, probe, table, totals
+from flows.estimate import demands, table, totals, trial
 from flows.params import compose
 from flows.params.schema import Prices
 from flows.run import declared
@@ -58,7 +58,7 @@ def test_only_what_is_stale_is_wanted(tmp_path: Path, mini: dict[str, Any]) -> N
 
 def test_nothing_to_do(tmp_path: Path, mini: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     made = totals.estimate(tmp_path, mini, [], False, 30)
-    assert not made.measured.speeds
+    assert not made.measured.calls
     table.show(made)
     assert capsys.readouterr().out.startswith("everything is up to date")
 
@@ -68,7 +68,7 @@ TRAIN = "sft of critique 16, fact 15, invent 5, own 16, refine 15, solve 16, usa
 
 
 class Measuring:
-    """A probe that has found what it is given."""
+    """A trial that has found what it is given."""
 
     def __init__(self, *findings: dict[str, Any]) -> None:
         self.findings, self.request = findings, {}
@@ -81,8 +81,7 @@ class Measuring:
 def call(kind: str, step: float) -> dict[str, Any]:
     """A finding: `step` seconds for a token of one row or many, nothing else."""
     return {
-        "kind": kind, "draws": 1, "longest": 16, "probed": 16, "short": 16 * step, "short_steps": 16, "conversations": 32,
-        "rows": 32, "one": step, "full": [16 * step] * 2, "tokens": 16.0, "steps": 16, "ended": 0.0,
+        "kind": kind, "rows": 4096, "seconds": 16 * step, "tokens": 16.0, "longest": 16, "ended": 0.0, "limit": 16
     }  # fmt: skip
 
 
@@ -90,26 +89,23 @@ def test_each_time_that_a_stage_asks_takes_steps(
     tmp_path: Path, mini: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measuring = Measuring(
-        {"first": 0.5},
         *(call(kind, 0.001) for kind in ("answer", "question", "refine")),
         {"training": TRAIN, "fixed": 3.0, "steps": [0.2] * 8},
         {"training": BASE, "fixed": 1.0, "steps": [0.1] * 8},
     )
-    monkeypatch.setattr(probe, "measure", measuring)
+    monkeypatch.setattr(trial, "measure", measuring)
     made = totals.estimate(tmp_path, mini, declared.names(declared.graph(ROOT), mini), False, 1)
     sample, evaluate = need(made, "sample", "i01"), need(made, "evaluate", "i00")
     assert sample.engine_seconds is not None
     assert evaluate.engine_seconds is not None
     longest = made.measured.longest["solve"]
-    assert sample.engine_seconds == pytest.approx((0.5 + 0.001 * min(longest, 16), 0.5 + 0.016))
-    assert evaluate.engine_seconds[1] == pytest.approx(
-        0.5 + 2 * (3 * 0.016 + 2 * 0.004)
-    )  # greedy, drawn, refined; judged
+    assert sample.engine_seconds == pytest.approx((0.001 * min(longest, 16), 0.016))
+    assert evaluate.engine_seconds[1] == pytest.approx(2 * (3 * 0.016 + 2 * 0.004))  # greedy, drawn, refined; judged
     train = need(made, "train", "i01")
     assert train.training_seconds == pytest.approx((7, 7), rel=0.01)
     assert need(made, "base").training_seconds == pytest.approx((31, 31), rel=0.01)
     assert [asked["name"] for asked in measuring.request["train"]] == [BASE, TRAIN]
-    measuring.findings = measuring.findings[:-1]  # the probe did not get to the second
+    measuring.findings = measuring.findings[:-1]  # the trial did not get to the second
     made = totals.estimate(tmp_path, mini, declared.names(declared.graph(ROOT), mini), False, 1)
     assert need(made, "base").training_seconds == pytest.approx((63, 63), rel=0.05)
 
@@ -127,34 +123,34 @@ def test_critiques_repeat_as_the_corpus_says(tmp_path: Path, mini: dict[str, Any
     [
         (0, "a warning\n", []),
         (-9, "", ["it was killed, by a user or because the model is too large for the memory here"]),
-        (2, f"{probe.LARGE}: it takes 90.0 GB, and 9.0 GB are free\n", [f"{probe.LARGE}: it takes 90.0 GB, and 9.0 GB are free"]),
+        (2, f"{trial.LARGE}: it takes 90.0 GB, and 9.0 GB are free\n", [f"{trial.LARGE}: it takes 90.0 GB, and 9.0 GB are free"]),
         (
             1,
             "Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried\n",
-            [f"{probe.LARGE} (CUDA out of memory. Tried)"],
+            [f"{trial.LARGE} (CUDA out of memory. Tried)"],
         ),
         (1, "Traceback ...\nValueError: what is this: a test\n", ["what is this: a test"]),
         (1, "", ["ended with exit code 1"]),
     ],
 )  # fmt: skip
-def test_why_the_probe_ended_is_one_line(code: int, errors: str, said: list[str]) -> None:
-    assert probe.reason(code, errors) == said
+def test_why_the_trial_ended_is_one_line(code: int, errors: str, said: list[str]) -> None:
+    assert trial.reason(code, errors) == said
 
 
 def test_a_model_that_is_too_large_is_refused_before_it_is_loaded() -> None:
     with pytest.raises(BadInput, match="too large for the memory here: it takes"):
-        probe.check_memory(10**15)
+        trial.check_memory(10**15)
 
 
 def test_remarks_say_what_is_assumed_and_what_is_missing(
     tmp_path: Path, mini: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        probe, "measure", Measuring({"problem": f"{probe.LARGE}: it takes 90.0 GB, and 9.0 GB are free"})
+        trial, "measure", Measuring({"problem": f"{trial.LARGE}: it takes 90.0 GB, and 9.0 GB are free"})
     )
     lines = table.remarks(totals.estimate(tmp_path, mini, declared.names(declared.graph(ROOT), mini), False, 1))
     assert sum("too large" in line for line in lines) == 1
-    assert not any("--probe SECONDS" in line for line in lines)
+    assert not any("--trial SECONDS" in line for line in lines)
     assert any(line.startswith("no prices: ") for line in lines)
     assert any("replies are as long as the seed corpus's" in line for line in lines)
 
@@ -212,9 +208,9 @@ def test_an_adapter_has_rank_times_inputs_and_outputs(tmp_path: Path) -> None:
     header = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
     text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    found = probe.sizes(tmp_path, {"rank": 2, "targets": ["q_proj"]})
+    found = trial.sizes(tmp_path, {"rank": 2, "targets": ["q_proj"]})
     assert found == {"bytes": 8 + len(text), "parameters": 32 + 32 + 36, "adapter_bytes": 4 * 2 * (12 + 12)}
-    assert probe.sizes(tmp_path, None)["adapter_bytes"] is None
+    assert trial.sizes(tmp_path, None)["adapter_bytes"] is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.23, "4.2 s"), (42.0, "42 s"), (750, "12 min"), (11000, "3.1 h")])

@@ -1,4 +1,4 @@
-"""A short measurement of a model on this machine: sizes, lengths in tokens, seconds of a request, tokens of training.
+"""A trial of a model on this machine: its sizes, lengths in tokens, seconds of a call, of a training's steps.
 
 A process of its own, so that it can be stopped at any time and leaves no memory behind: `measure` starts it, reads what
 it found so far, and ends it when its time is over. Its findings, one JSON object a line, in this order:
@@ -6,8 +6,7 @@ it found so far, and ends it when its time is over. Its findings, one JSON objec
     {"gpus": n}
     {"bytes": n, "parameters": n, "adapter_bytes": n or null}     of the model; of a LoRA adapter for it, where train has one
     {"prompts": {kind: tokens}, "rows": {part: tokens}, "replies": {part: tokens}, "longest": {part: tokens}}   means, longest
-    {"first": s}                                       what the first call of a process takes more than the next
-    {"kind": ..., "short": s, "one": s, "full": [s, s], ...}    calls, see `_calls`; `flows.estimate.speed` makes a model of them
+    {"kind": ..., "rows": n, "seconds": s, "tokens": n, "longest": n, "ended": share, "limit": n}    `flows.estimate.speed.Call`
     {"training": name, "fixed": s, "steps": [s, ...]}    see `flows.estimate.speed.Training`
 
 The model is the folder that is given or, where there is none yet, `base.architecture` with random weights. Those reply
@@ -24,13 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from flows.machine import state, terminal
-from tasks.core.engines.base import Completion, Sampling
+from tasks.core.engines.base import Sampling
 from tasks.core.errors import BadInput
 from tasks.core.models import files
 
@@ -40,7 +39,6 @@ ENGINES = ("transformers", "vllm")  # those that compute on this machine
 NEW = 48  # tokens of a reply, at most: what further ones cost is like what these did
 STOPPED = "it was stopped"
 LARGE = "the model is too large for the memory here"
-AGAIN = 4  # times that a quick call is measured again
 GROWTH = 8  # of the number of conversations, until they take long enough
 STEPS = 16  # of a training, at most
 STEPPING = 0.7  # of its time; the rest is for the last step, and to write the model
@@ -49,12 +47,12 @@ BYTES = {"float32": 4, "bfloat16": 2}  # of a parameter
 
 
 def measure(root: Path, request: Mapping[str, Any], seconds: float) -> list[Found]:
-    """What the probe found within `seconds`; what took longer is missing, and the last finding is `problem`, a text."""
+    """What the trial found within `seconds`; what took longer is missing, and the last finding is `problem`, a text."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(request["engine"]["threads"])}
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=state.scratch_dir(root)) as scratch:
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=state.scratch_dir(root)) as scratch:
         asked = json.dumps({**request, "root": str(root), "scratch": scratch, "seconds": seconds})
         child = subprocess.Popen(
-            [sys.executable, "-m", "flows.estimate.probe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "flows.estimate.trial"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         try:
@@ -69,7 +67,7 @@ def measure(root: Path, request: Mapping[str, Any], seconds: float) -> list[Foun
 
 
 def reason(code: int, errors: str) -> list[str]:
-    """Why the probe ended, in one line; none if it did what it should."""
+    """Why the trial ended, in one line; none if it did what it should."""
     if not code:
         return []
     if code == -signal.SIGKILL:
@@ -146,54 +144,24 @@ def _generation(
         options["name"], folder, options["precision"], options["threads"], options["batch_size"],
         request["serving"].get(options["name"]),
     )  # fmt: skip
-    known = False
     for asked in request["asked"]:
         texts, draws = prompts[asked["kind"]], asked["draws"]
-        taken = 0
-
-        def timed(
-            number: int, new: int, texts: list[str] = texts, draws: int = draws
-        ) -> tuple[float, list[Completion]]:
-            """Seconds of a call, and its replies; every call has prompts that the one before had not, if there are any."""
-            nonlocal taken
-            chosen = [texts[(taken + i) % len(texts)] for i in range(number)]
-            taken += number
+        limit = min(asked["longest"], NEW)
+        most = min(len(texts), max(1, min(options["batch_size"], options["rows_per_shard"]) // draws))
+        engine.generate(texts[-1:], Sampling(1, 1.0, 1.0, 2, 1))  # the first call of an engine takes longer
+        number, seconds = 0, 0.0
+        while number < most and seconds * GROWTH < share:
+            number = min(most, max(1, GROWTH * number))
             began = time.perf_counter()
-            made = engine.generate(chosen, Sampling(draws, 1.0, 1.0, new, 0))
-            return time.perf_counter() - began, [reply for several in made for reply in several]
-
-        new = max(2, min(asked["longest"], NEW))
-        if not known:
-            first, again = timed(1, new)[0], timed(1, new)[0]
-            yield {"first": max(0.0, first - again)}
-            known = True
+            made = engine.generate(texts[:number], Sampling(draws, 1.0, 1.0, limit, number))
+            seconds = time.perf_counter() - began
+        replies = [reply for several in made for reply in several]
         yield {
-            **asked,
-            "probed": new,
-            **_calls(timed, new, min(len(texts), options["batch_size"] // draws or 1), share),
-        }
+            "kind": asked["kind"], "rows": len(replies), "seconds": seconds, "limit": limit,
+            "tokens": _mean([reply.tokens for reply in replies]), "longest": max(reply.tokens for reply in replies),
+            "ended": _mean([reply.finish_reason == "stop" for reply in replies]),
+        }  # fmt: skip
     engine.close()
-
-
-def _calls(timed: Callable[[int, int], tuple[float, list[Completion]]], new: int, most: int, share: float) -> Found:
-    """Seconds of calls: `short`, one conversation, the fastest of some where that is quick, whose longest reply had `short_steps` tokens; `one`, of many
-    `conversations` (`most` at most), a token each; `full`, as many, twice, whose replies had `tokens` in the mean and
-    `steps` at most; `ended` of them ended before `new` tokens. As many as take a quarter of `share` seconds."""
-    short, replies = timed(1, new)
-    number, longest, seconds = 1, max(reply.tokens for reply in replies), short
-    if (AGAIN + 1) * short * 4 < share:
-        short = min(short, *(timed(1, new)[0] for _ in range(AGAIN)))
-    while number < most and seconds * 4 < share:
-        number = min(most, GROWTH * number)
-        seconds, replies = timed(number, new)
-    one, _ = timed(number, 1)
-    again, _ = timed(number, new)
-    ended = [reply.finish_reason == "stop" for reply in replies]
-    return {
-        "short": short, "short_steps": longest, "conversations": number, "rows": len(replies), "one": one,
-        "full": [seconds, again], "tokens": _mean([reply.tokens for reply in replies]),
-        "steps": max(reply.tokens for reply in replies), "ended": _mean(ended),
-    }  # fmt: skip
 
 
 class _Enough(Exception):

@@ -15,13 +15,8 @@ from typing import Any
 from flows.machine import processes, state
 
 STARTUP = 20.0  # seconds a stage waits for the socket
-
-
 KILLED = 128 + signal.SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-UNLIKE = "unlike"
 
 
 def wanted() -> bool:
@@ -49,8 +44,6 @@ def ask(root: Path, arguments: list[str], pid: int | None, environment: Mapping[
             return None
         with _passing_on(int(fork)):
             code = replies.readline().strip()
-    if code == UNLIKE:
-        return None
     if not code:
         print(f"{' '.join(arguments)}: the process was killed, by a user or for want of memory", file=sys.stderr)
         return KILLED

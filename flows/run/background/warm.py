@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flows.machine import state
-from flows.run.background.fork import UNLIKE, like
+from flows.run.background.fork import like
 
 # What takes seconds to load. Polars is left to the forks: it starts threads when it is loaded, which a fork would lack.
 LIBRARIES = ("prefect.flow_engine", "prefect.task_engine", "prefect.task_runners")
@@ -37,9 +37,7 @@ MODELS = (
 WITHOUT_MODELS = {"prepare", "synthesize", "filter", "promote", "report"}  # as a rule: such a stage may still load them
 PASSING = {"DVC_STAGE", "DVC_ROOT", "PWD", "OLDPWD", "SHLVL", "_", "PREFECT_API_URL"}  # may differ between stages
 
-
 LOOK = 2.0  # seconds between two looks at whether the server that this belongs to is still the run's
-
 
 Command = Callable[[list[str], int], int]  # runs a stage on behalf of a process
 
@@ -66,24 +64,22 @@ def _fork(listener: socket.socket, connection: socket.socket, environment: Mappi
     request = json.loads(message)
     if alike := _alike(request, environment):
         _load(request["arguments"][0])
-    if os.fork():
+    if not alike or os.fork():
         for stream in streams:
             os.close(stream)
         return
-    code: int | str = UNLIKE
+    code = 1
     try:
         listener.close()
         connection.settimeout(None)
         connection.sendall(b"%d\n" % os.getpid())
-        if alike:
-            _become(request, streams)
-            threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
-            code = 1
-            code = command(request["arguments"], request["pid"])
+        _become(request, streams)
+        threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
+        code = command(request["arguments"], request["pid"])
     except BaseException:  # noqa: BLE001 - also what ends a process is only told to the one that asked
         traceback.print_exc()
     finally:
-        _end(lambda: connection.sendall(f"{code}\n".encode()))
+        _end(lambda: connection.sendall(b"%d\n" % code))
 
 
 def _load(stage: str) -> None:
@@ -95,12 +91,9 @@ def _load(stage: str) -> None:
 
 def _alike(request: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
     """Whether a fork can stand for the process that asks."""
-    theirs = request["environment"]
-    return (
-        request["like"] == like()
-        and _lasting(theirs) == _lasting(environment)
-        and theirs.get("PREFECT_API_URL", _api()) == _api()
-    )
+    theirs, ours = ({n: v for n, v in e.items() if n not in PASSING} for e in (request["environment"], environment))
+    api = request["environment"].get("PREFECT_API_URL", _api())
+    return bool(request["like"] == like() and theirs == ours and api == _api())
 
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
@@ -163,7 +156,3 @@ def _needed(root: Path) -> bool:
 def _api() -> str:
     """The address that Prefect took over when it was loaded."""
     return os.environ["PREFECT_API_URL"]
-
-
-def _lasting(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in PASSING}

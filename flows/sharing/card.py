@@ -1,12 +1,13 @@
 """The model card of an exported model: where it comes from, what it was trained on, how good it is, what it is not.
 
-Everything is read from the artifacts, `params.yaml` and the recipe's file; nothing is estimated, and what no artifact
-says is left out. The header is huggingface_hub's own, so that the hub reads it. No path of this machine goes into it.
+The words are in `model_card.md`, a template of huggingface_hub's card class, so that the hub reads it. The figures are
+read from the artifacts, `params.yaml` and the recipe's file; nothing is estimated, and what no artifact says is left out.
+No path of this machine goes into it.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -18,7 +19,10 @@ from tasks.blocks.evaluate.metrics import Z95
 from tasks.core.catalog import BASE
 from tasks.core.models import hub
 
-EVERYTHING = pl.lit(True)
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
 SHOWN = {  # figure -> what the table of metrics calls it; where it has values
     "accuracy": "accuracy",
     "pass_at_8": "pass@8",
@@ -33,22 +37,35 @@ SHOWN = {  # figure -> what the table of metrics calls it; where it has values
 
 def model_card(root: Path, params: Mapping[str, Any], key: str, commit: str, adapter_of: str | None) -> str:
     """The text of README.md for the model of iteration `key`. `adapter_of`: the base's name, for an adapter."""
+    from huggingface_hub import ModelCard
+
     artifacts = Artifacts(root)
     keys = [k for k in artifacts.keys if sections.number(k) <= sections.number(key)]
     given = compose.read(params["recipe"]) if params["recipe"] in compose.names() else None
-    parts = [
+    pretrained = params["base"]["pretrained"]
+    policies = {k: artifacts.record("policy", k) for k in keys}
+    card = ModelCard.from_template(
         _header(artifacts, params, key, adapter_of),
-        f"# {params['recipe']} {key}\n",
-        _opening(params, key, given),
-        _use(adapter_of),
-        _lineage(artifacts, params, keys, commit),
-        _data(artifacts, keys),
-        _metrics(artifacts, keys),
-        _limits(artifacts, params, keys),
-        "## Licence\n\nNone is stated: that is for you to choose, within the licences of the model and of the prompts that "
-        "the training started from.\n",
-    ]
-    return "\n".join(parts)
+        template_path=str(TEMPLATE),
+        recipe=params["recipe"],
+        iteration=key,
+        about=f"{given.title} ({given.paper})" if given else "a recipe of the user's own",
+        summary=given.summary.strip() if given else "",
+        family=params["prepare"]["family"],
+        labels=params["labels"],
+        adapter=adapter_of is not None,
+        pretrained=public(pretrained) if pretrained else None,
+        lineage=_lineage(artifacts, policies),
+        reasons=[(k, policy["reason"]) for k, policy in policies.items() if policy],
+        commit=commit,
+        parameters=lock.evolution_id(params)[:12],
+        seed=params["seed"],
+        data=_data(artifacts, keys),
+        metrics=_metrics(artifacts, keys),
+        critics=", ".join(sorted(params["critique"])),
+        precision=artifacts.record("metrics", key).get("critique_precision"),
+    )
+    return str(card.content)
 
 
 def dataset_card(root: Path, params: Mapping[str, Any], key: str, text: str) -> str:
@@ -68,10 +85,11 @@ def base_name(params: Mapping[str, Any]) -> str | None:
     return given if isinstance(given, str) and hub.NAME.fullmatch(given) and not Path(given).is_dir() else None
 
 
-def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_of: str | None) -> str:
+def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_of: str | None) -> "ModelCardData":
+    """What the hub reads of the card."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    figures = artifacts.record(key, "evaluation/metrics")
+    figures = artifacts.record("metrics", key)
     results = [
         EvalResult(
             task_type="text-generation",
@@ -84,7 +102,7 @@ def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_o
         for name in ("accuracy", "pass_at_8")
         if figures.get(name) is not None
     ]
-    data = ModelCardData(
+    return ModelCardData(
         base_model=adapter_of or base_name(params),
         library_name="peft" if adapter_of else "transformers",
         pipeline_tag="text-generation",
@@ -92,60 +110,15 @@ def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_o
         model_name=f"{params['recipe']}-{key}",
         eval_results=results or None,
     )
-    return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _opening(params: Mapping[str, Any], key: str, given: compose.Recipe | None) -> str:
-    labels = "saw the answers (it is a yardstick)" if params["labels"] else "saw no answers"
-    about = f"{given.title} ({given.paper})" if given else "a recipe of the user's own"
-    told = f"\n\n{given.summary.strip()}" if given else ""
-    return (
-        f"A language model that trained itself with autodidact: recipe `{params['recipe']}`, {about}; task family "
-        f"`{params['prepare']['family']}`; iteration {key}. The loop {labels}.{told}\n"
-    )
-
-
-def _use(adapter_of: str | None) -> str:
-    name = "AutoPeftModelForCausalLM" if adapter_of else "AutoModelForCausalLM"
-    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    if adapter_of:
-        imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
-    return (
-        "## Use\n\n```python\n"
-        f"{imports}\n\n"
-        'folder = "."  # this folder, or its name on the hub\n'
-        f"model = {name}.from_pretrained(folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        'messages = [{"role": "user", "content": "..."}]\n'
-        'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)\n'
-        "reply = model.generate(**inputs, max_new_tokens=64)\n```\n"
-    )
-
-
-def _lineage(artifacts: Artifacts, params: Mapping[str, Any], keys: Sequence[str], commit: str) -> str:
+def _lineage(artifacts: Artifacts, policies: Mapping[str, Record]) -> str:
     rows = [["iteration", "model", "from", "reference", "judge", "policy after it"]]
-    for key in keys:
+    for key, policy in policies.items():
         model = artifacts.model(key)
-        policy = artifacts.record(key, "policy")
-        rows.append(
-            [
-                key,
-                _short(model["digest"]),
-                *(_named(model[role]) for role in ("initial", "reference", "judge")),
-                _named(policy),
-            ]
-        )
-    base = params["base"]["pretrained"]
-    start = f"the pretrained model {public(base)}" if base else "a model trained on the labelled seed corpus alone"
-    reasons = [
-        f"- {key}: {artifacts.record(key, 'policy')['reason']}" for key in keys if artifacts.record(key, "policy")
-    ]
-    return (
-        f"## Lineage\n\ni00 is {start}. Models by folder and the first digits of their content's digest.\n\n"
-        + _table(rows)
-        + "\n"
-        + "\n".join(reasons)
-        + f"\n\nMade from commit `{commit}`, parameters `{lock.evolution_id(params)[:12]}`, seed {params['seed']}.\n"
-    )
+        made_of = (_named(model[role]) for role in ("initial", "reference", "judge"))
+        rows.append([key, _short(model["digest"]), *made_of, _named(policy)])
+    return _table(rows)
 
 
 def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
@@ -155,12 +128,12 @@ def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
         if key == BASE:
             continue
         counts = {
-            name: artifacts.table(key, name, EVERYTHING, [column]).height
+            name: artifacts.table(name, key, columns=[column]).height
             for name, column in (("prompts", "prompt_id"), ("samples", "candidate_id"), ("refinements", "candidate_id"))
         }
-        dropped = artifacts.table(key, "dataset/dropped", EVERYTHING)
-        sft = artifacts.table(key, "dataset/sft", EVERYTHING, ["part", "iteration"])
-        pairs = artifacts.table(key, "dataset/pairs", EVERYTHING, ["part"])
+        dropped = artifacts.table("dropped", key)
+        sft = artifacts.table("sft", key, columns=["part", "iteration"])
+        pairs = artifacts.table("pairs", key, columns=["part"])
         own = sft.filter((pl.col("part") == "own") & (pl.col("iteration") == key))
         numbers = [*counts.values(), dropped["row_id"].n_unique(), sft.height, own.height, pairs.height]
         rows.append([key, *(f"{number:,}" for number in numbers)])
@@ -177,46 +150,14 @@ def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
 
 
 def _metrics(artifacts: Artifacts, keys: Sequence[str]) -> str:
-    figures = {key: artifacts.record(key, "evaluation/metrics") for key in keys}
+    figures = {key: artifacts.record("metrics", key) for key in keys}
     measured = scores(name for own in figures.values() for name in own)
     names = SHOWN | {name: name.removeprefix(PREFIX) for name in measured}
     rows = [["figure", *keys]]
     for name, label in names.items():
         if any(own.get(name) is not None for own in figures.values()):
             rows.append([label, *(_value(own, name) for own in figures.values())])
-    if len(rows) == 1:
-        return "## Metrics\n\nNone was measured.\n"
-    return (
-        "## Metrics\n\nOn held-out prompts that nothing in the loop reads; shares in 0 to 1. In brackets the 95 % interval, "
-        f"where there is one.\n\n{_table(rows)}"
-    )
-
-
-def _limits(artifacts: Artifacts, params: Mapping[str, Any], keys: Sequence[str]) -> str:
-    last = artifacts.record(keys[-1], "evaluation/metrics")
-    critics = sorted(params["critique"])
-    lines = ["## Limits\n"]
-    if critics:
-        right = last.get("critique_precision")
-        how = f" Of what it accepts on held-out prompts, {100 * right:.1f} % is right." if right is not None else ""
-        lines.append(
-            f"- The critic ({', '.join(critics)}) decides what is trained on. It is no proof: it accepts wrong answers, "
-            f"and it can drift as the model learns what it accepts.{how}"
-        )
-    else:
-        lines.append("- No critic looked at the answers that were trained on.")
-    lines.append(
-        "- The loop read the answers of its prompts: this model is an upper bound, not a result of self-improvement."
-        if params["labels"]
-        else "- No stage of the loop read an answer, but `promote` compares candidates on a small labelled probe set where "
-        "the family has answers, and the metrics here are labelled."
-    )
-    if not params["base"]["pretrained"]:
-        lines.append("- i00 was trained on a labelled seed corpus; rows of it may be replayed in every iteration.")
-    lines.append(
-        "- Measured on one task family with one seed; an interval covers the choice of prompts, not of the seed."
-    )
-    return "\n".join(lines) + "\n"
+    return _table(rows) if len(rows) > 1 else ""
 
 
 def _value(figures: Record, name: str) -> str:

@@ -28,7 +28,7 @@ from flows.machine import state
 from flows.params import file
 from flows.sharing import card
 from tasks.core import digests
-from tasks.core.catalog import BASE
+from tasks.core.catalog import ARTIFACTS, BASE
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, first_line, unknown_name
 from tasks.core.models import folders, hub, tokenizers
 from tasks.core.models.pointer import Pointer
@@ -67,7 +67,7 @@ def export(root: Path, target: Path, key: str | None, base: str | None, merge: b
         raise BadInput(f"{target} is there and not empty; name a new folder, or empty it")
     policy = _policy(root, params, key)
     commit = _commit(root, params, policy.made)
-    dataset = root / "data" / policy.made / "dataset"
+    dataset = root / ARTIFACTS["dataset"].at(policy.made)
     if datasets and not (dataset / "README.md").is_file():
         raise MissingArtifact(f"{dataset} is not there, or made by an older version; `dvc repro` makes it")
     adapter_of = None
@@ -136,7 +136,7 @@ def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
     keys = lock.keys(params)
     if key is not None and key not in keys:
         raise unknown_name("iteration", key, keys)
-    records = {k: state.read_json(root / "data" / k / "policy.json") for k in keys}
+    records = {k: state.read_json(root / ARTIFACTS["policy"].at(k)) for k in keys}
     there = [k for k in keys if records[k]]
     if not there or (key is not None and key not in there):
         asked = key or "the repository"

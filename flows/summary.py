@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flows.history.overview import WIDER, WIDTH, benchmarks, table
 from flows.machine import terminal
+from tasks.core.catalog import ARTIFACTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,7 @@ def show(root: Path, console: "Console | None" = None) -> None:
     out = console or Console(highlight=False)
     out.width = max(out.width, WIDTH + WIDER * len(benchmarks(root)))
     out.print(table(root))
-    if (root / "data" / "report" / "report.md").is_file():
+    if (root / ARTIFACTS["report"].path / "report.md").is_file():
         out.print("all figures: data/report/report.md    curves: make ui")
     else:
         out.print("all figures: data/i*/evaluation/metrics.json    curves: make ui")

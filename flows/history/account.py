@@ -31,6 +31,7 @@ from flows.history.records import Record
 from flows.params import schema, sections
 from flows.params.schema import Prices
 from tasks.core.blocks import validate
+from tasks.core.catalog import ARTIFACTS
 
 MAKING = ("synthesize", "sample", "critique", "refine", "filter")  # the stages that make an iteration's rows
 
@@ -193,7 +194,7 @@ def rows_of(root: Path, key: str) -> int:
     """Rows and pairs of an iteration's dataset that are the iteration's own; 0 where there is no dataset."""
     import polars as pl
 
-    folder = root / "data" / key / "dataset"
+    folder = root / ARTIFACTS["dataset"].at(key)
     number = 0
     for name, own in (("sft", pl.col("part") == "own"), ("pairs", pl.lit(True))):
         path = folder / f"{name}.parquet"

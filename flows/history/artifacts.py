@@ -15,30 +15,12 @@ import polars as pl
 from flows.machine import state
 from flows.params import sections
 from tasks.core import tables
-from tasks.core.catalog import BASE
+from tasks.core.catalog import ARTIFACTS, BASE
 from tasks.core.errors import TableMismatch
-from tasks.core.models import folders as models_folders
+from tasks.core.models import folders
 
 Record = dict[str, Any]
 
-SCHEMAS = {  # an iteration's tables, below data/iNN/
-    "prompts": tables.PROMPTS,
-    "samples": tables.CANDIDATES,
-    "critiques": tables.CRITIQUES,
-    "refinements": tables.CANDIDATES,
-    "refinement_critiques": tables.CRITIQUES,
-    "dataset/sft": tables.SFT,
-    "dataset/pairs": tables.PAIRS,
-    "dataset/dropped": tables.DROPPED,
-    "evaluation/predictions": tables.PREDICTIONS,
-}
-TASK_SCHEMAS = {  # below data/tasks/
-    "prompts": tables.PROMPTS,
-    "probe": tables.PROMPTS,
-    "heldout": tables.PROMPTS,
-    "corpus": tables.SFT,
-    "origins": tables.ORIGINS,
-}
 HASH_LIMIT = 2**26  # bytes; larger model folders go by their recorded digest, unless nothing else is left to look at
 
 
@@ -54,8 +36,9 @@ class Artifacts:
     @cached_property
     def keys(self) -> list[str]:
         """The iterations that have a folder, in order."""
-        folders = (self.root / "data").glob("i*")
-        found = [path.name for path in folders if path.is_dir() and sections.KEY.fullmatch(path.name)]
+        found = [
+            path.name for path in (self.root / "data").glob("i*") if path.is_dir() and sections.KEY.fullmatch(path.name)
+        ]
         return sorted(found, key=sections.number)
 
     @property
@@ -63,15 +46,14 @@ class Artifacts:
         """The iterations after the base."""
         return [key for key in self.keys if key != BASE]
 
-    def table(self, key: str, name: str, where: pl.Expr, columns: Sequence[str] = ()) -> pl.DataFrame:
-        """Rows of an iteration's table; without `columns` all of them. Raises `TableMismatch`."""
-        return self._rows(f"data/{key}/{name}.parquet", SCHEMAS[name], where, columns)
-
-    def task(self, name: str, where: pl.Expr, columns: Sequence[str] = ()) -> pl.DataFrame:
-        """Rows of a table of data/tasks/."""
-        return self._rows(f"data/tasks/{name}.parquet", TASK_SCHEMAS[name], where, columns)
-
-    def _rows(self, path: str, schema: pl.Schema, where: pl.Expr, columns: Sequence[str]) -> pl.DataFrame:
+    def table(
+        self, name: str, iteration: str | None, where: pl.Expr | None = None, columns: Sequence[str] = ()
+    ) -> pl.DataFrame:
+        """Rows of a table of the catalog, in the order of the file; without `where` all, without `columns` whole ones.
+        `iteration`: None for a table of prepare. Raises `TableMismatch`."""
+        artifact = ARTIFACTS[name]
+        path, schema = artifact.at(iteration), artifact.schema
+        assert schema is not None, f"{name} is no table"
         wanted = list(columns) or list(schema)
         if not (self.root / path).is_file():
             self._miss(path)
@@ -79,19 +61,23 @@ class Artifacts:
         try:
             scan = pl.scan_parquet(self.root / path)
             tables.check(pl.DataFrame(schema=scan.collect_schema()), schema, path)
-            return scan.filter(where).select(wanted).collect()
+            return scan.filter(pl.lit(True) if where is None else where).select(wanted).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise TableMismatch(f"{path} cannot be read ({error}); restore it with `dvc checkout`") from error
 
-    def record(self, key: str, name: str) -> Record:
-        """An iteration's JSON record, {} where it is not there or holds none."""
-        path = f"data/{key}/{name}.json"
+    def record(self, name: str, iteration: str | None) -> Record:
+        """A JSON artifact of the catalog, {} where it is not there or holds none."""
+        path = ARTIFACTS[name].at(iteration)
         if path not in self._records:
             found = state.read_json(self.root / path)
             if found is None:
                 self._miss(path)
             self._records[path] = found or {}
         return self._records[path]
+
+    def there(self, name: str, iteration: str | None) -> bool:
+        """Whether an artifact is there."""
+        return (self.root / ARTIFACTS[name].at(iteration)).exists()
 
     def _miss(self, path: str) -> None:
         if path not in self.missing:
@@ -100,12 +86,12 @@ class Artifacts:
     # --- models ------------------------------------------------------------------------------------
     def model(self, key: str) -> Record:
         """The model that an iteration made, and what became of it; null where no artifact says so."""
-        lineage = {} if key == BASE else self.record(key, "candidate/lineage")
-        policy = self.record(key, "policy")
-        judged = {} if key == BASE else self.record(key, "critics")
+        lineage = {} if key == BASE else self.record("lineage", key)
+        policy = self.record("policy", key)
+        judged = {} if key == BASE else self.record("critics", key)
         return {
             "iteration": key,
-            "path": f"data/{key}/candidate",
+            "path": ARTIFACTS["candidate"].at(key),
             "digest": self.digest(key),
             "initial": lineage.get("initial"),
             "reference": lineage.get("reference"),
@@ -119,21 +105,21 @@ class Artifacts:
 
     def digest(self, key: str, limit: float = HASH_LIMIT) -> str | None:
         """Digest of an iteration's candidate: of its files up to `limit` bytes, else as an artifact recorded it."""
-        path = f"data/{key}/candidate"
+        path = ARTIFACTS["candidate"].at(key)
         if self._digests.get(path) is None:
             folder = self.root / path
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             recorded = [digest for digest, place in self.pointers if place == path]
             self._digests[path] = recorded[-1] if recorded else None
             if size and (size <= limit or self.points(key)):
-                self._digests[path] = models_folders.digest(folder)
+                self._digests[path] = folders.digest(folder)
         return self._digests[path]
 
     def points(self, key: str) -> bool:
         """Whether an iteration's candidate only points at a model that was there before."""
-        folder = self.root / "data" / key / "candidate"
-        return (folder / models_folders.POINTER).is_file() or (
-            models_folders.is_part(folder) and not (folder / models_folders.ADAPTER).is_file()
+        folder = self.root / ARTIFACTS["candidate"].at(key)
+        return (folder / folders.POINTER).is_file() or (
+            folders.is_part(folder) and not (folder / folders.ADAPTER).is_file()
         )
 
     @cached_property
@@ -144,11 +130,11 @@ class Artifacts:
     def named(self) -> Iterator[tuple[str, str, Mapping[str, str]]]:
         """(iteration, role, pointer): initial, reference, judge, and policy for what the next iteration starts from."""
         for key in self.keys:
-            roles = {"policy": self.record(key, "policy")}
+            roles = {"policy": self.record("policy", key)}
             if key != BASE:
-                lineage = self.record(key, "candidate/lineage")
+                lineage = self.record("lineage", key)
                 roles |= {role: lineage.get(role) or {} for role in ("initial", "reference")}
-                roles["judge"] = self.record(key, "critics").get("judge") or {}
+                roles["judge"] = self.record("critics", key).get("judge") or {}
             for role, pointer in roles.items():
                 if "digest" in pointer and "path" in pointer:
                     yield key, role, pointer

@@ -8,27 +8,27 @@ Only files below data/ are read; the record's `missing` lists those that were lo
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from flows.history.artifacts import SCHEMAS, Artifacts, Record
+from flows.history.artifacts import Artifacts, Record
 from tasks.core import tables
-from tasks.core.catalog import BASE
+from tasks.core.catalog import ARTIFACTS, BASE
 from tasks.core.errors import BadInput, MissingArtifact
 
 SHORTEST = 6  # characters of an id that are enough to ask by
-SETS = {"prompts": "pool", "probe": "probe set", "heldout": "held-out set"}  # of data/tasks/
+SETS = {"pool": "pool", "probe": "probe set", "heldout": "held-out set"}  # tables of prompts that prepare makes
 NAMED = {  # column of an iteration's table -> what its ids belong to
     "prompts": {"prompt_id": "prompt"},
     "samples": {"candidate_id": "candidate", "prompt_id": "prompt", "model": "model"},
     "critiques": {"candidate_id": "candidate", "other_id": "candidate", "model": "model"},
     "refinements": {"candidate_id": "candidate", "model": "model"},
     "refinement_critiques": {"candidate_id": "candidate", "model": "model"},
-    "dataset/sft": {"row_id": "row", "candidate_id": "candidate", "prompt_id": "prompt"},
-    "dataset/pairs": {"row_id": "row", "chosen_id": "candidate", "rejected_id": "candidate", "prompt_id": "prompt"},
+    "sft": {"row_id": "row", "candidate_id": "candidate", "prompt_id": "prompt"},
+    "pairs": {"row_id": "row", "chosen_id": "candidate", "rejected_id": "candidate", "prompt_id": "prompt"},
 }
 ABOUT = [c for c in tables.CANDIDATES if c != "messages"]  # a candidate's own columns
 
@@ -68,16 +68,20 @@ def find(artifacts: Artifacts, given: str) -> tuple[str, str]:
 
 
 def _matches(artifacts: Artifacts, start: str) -> Iterator[tuple[str, str]]:
-    def ids(table: pl.DataFrame, kind: str) -> Iterator[tuple[str, str]]:
-        yield from ((kind, full) for full in table.to_series().unique())
+    """Kind and full id of everything whose id begins so. Each table is read once."""
+
+    def ids(name: str, key: str | None, columns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        begins = pl.any_horizontal(pl.col(list(columns)).str.starts_with(start))
+        table = artifacts.table(name, key, begins, list(columns))
+        for column, kind in columns.items():
+            yield from ((kind, full) for full in table[column].drop_nulls().unique() if full.startswith(start))
 
     for name in SETS:
-        yield from ids(artifacts.task(name, pl.col("prompt_id").str.starts_with(start), ["prompt_id"]), "prompt")
-    yield from ids(artifacts.task("corpus", pl.col("row_id").str.starts_with(start), ["row_id"]), "row")
+        yield from ids(name, None, {"prompt_id": "prompt"})
+    yield from ids("corpus", None, {"row_id": "row"})
     for key in artifacts.loop:
         for name, columns in NAMED.items():
-            for column, kind in columns.items():
-                yield from ids(artifacts.table(key, name, pl.col(column).str.starts_with(start), [column]), kind)
+            yield from ids(name, key, columns)
     digests = [digest for digest, _ in artifacts.pointers] + [artifacts.digest(key) for key in artifacts.keys]
     yield from (("model", digest) for digest in digests if digest and digest.startswith(start))
 
@@ -122,22 +126,20 @@ def thread(artifacts: Artifacts, prompt: str | None, also: Iterable[str] = ()) -
     for key in artifacts.loop:
         known: dict[str, Record] = {}
         for name in ("samples", "refinements"):
-            chosen = artifacts.table(key, name, mine, ABOUT).sort("turn", "source", "draw", "candidate_id")
+            chosen = artifacts.table(name, key, mine, ABOUT).sort("turn", "source", "draw", "candidate_id")
             known |= {row["candidate_id"]: row for row in chosen.iter_rows(named=True)}
-        dropped = artifacts.table(key, "dataset/dropped", mine)
+        dropped = artifacts.table("dropped", key, mine)
         named = [row for row in dropped["row_id"] if row != prompt]  # candidates, should their table not be there
         named += [name for row in made if row["iteration"] == key for name in candidates_of(row)]
         asked = [*known, *named, *also]
         opinions = pl.col("candidate_id").is_in(asked) | pl.col("other_id").is_in(asked)
         critiques = pl.concat(
-            [artifacts.table(key, name, opinions).sort("critic", "draw") for name in ("critiques", "refinement_critiques")]
+            [artifacts.table(name, key, opinions).sort("critic", "draw") for name in ("critiques", "refinement_critiques")]
         )  # fmt: skip
         critiques = pl.concat([critiques, _seen_from_the_other(critiques)])
         for candidate in [*named, *critiques["candidate_id"].unique(maintain_order=True)]:
             known.setdefault(candidate, dict.fromkeys(ABOUT) | {"candidate_id": candidate, "prompt_id": prompt})
-        filtered = all(
-            (artifacts.root / f"data/{key}/dataset/{n}.parquet").is_file() for n in ("sft", "pairs", "dropped")
-        )
+        filtered = all(artifacts.there(name, key) for name in ("sft", "pairs", "dropped"))
         for candidate, about in known.items():
             about["critiques"] = critiques.filter(pl.col("candidate_id") == candidate).drop("candidate_id").to_dicts()
             kept = [row["row_id"] for row in made if row["iteration"] == key and candidate in candidates_of(row)]
@@ -170,21 +172,21 @@ def _about_prompt(artifacts: Artifacts, prompt: str) -> Record:
     """The prompt itself: text, where it comes from, and what was made of it."""
     mine = pl.col("prompt_id") == prompt
     public = [name for name in tables.PROMPTS if name != "answer"]  # the truth of held-out prompts stays where it is
-    seen = [(label, artifacts.task(name, mine, public)) for name, label in SETS.items()]
-    seen += [(key, artifacts.table(key, "prompts", mine)) for key in artifacts.loop]
+    seen = [(label, artifacts.table(name, None, mine, public)) for name, label in SETS.items()]
+    related = mine | pl.col("parent_ids").list.contains(prompt)
+    asked = {key: artifacts.table("prompts", key, related) for key in artifacts.loop}
+    seen += [(key, table.filter(mine)) for key, table in asked.items()]
     entries = [(label, row) for label, table in seen for row in table.iter_rows(named=True)]
     about = dict(entries[-1][1]) if entries else dict.fromkeys(tables.PROMPTS) | {"prompt_id": prompt}
     about["answer"] = next((row["answer"] for _, row in entries if row.get("answer") is not None), None)
     about["parent_ids"] = sorted({parent for _, row in entries for parent in row["parent_ids"] or []})
     about["sources"] = [{"where": label, "block": row["source"]} for label, row in entries]
-    about["origins"] = artifacts.task("origins", mine, ["file", "row", "id"]).to_dicts()
-    child = pl.col("parent_ids").list.contains(prompt)
-    children = [artifacts.table(key, "prompts", child, ["prompt_id"])["prompt_id"] for key in artifacts.loop]
-    about["children"] = sorted({name for several in children for name in several})
+    about["origins"] = artifacts.table("origins", None, mine, ["file", "row", "id"]).to_dicts()
+    about["children"] = sorted({name for table in asked.values() for name in table.filter(~mine)["prompt_id"]})
     del about["source"]
     if any(label == SETS["heldout"] for label, _ in entries):
         columns = ["kind", "draw", "response", "answer", "correct", "verdict"]
-        predicted = [(key, artifacts.table(key, "evaluation/predictions", mine, columns)) for key in artifacts.keys]
+        predicted = [(key, artifacts.table("predictions", key, mine, columns)) for key in artifacts.keys]
         about["predictions"] = [{"iteration": key, **row} for key, table in predicted for row in table.to_dicts()]
     return about
 
@@ -216,12 +218,12 @@ def _candidate(artifacts: Artifacts, candidate: str) -> Record:
 def _prompt_of(artifacts: Artifacts, candidate: str) -> str | None:
     """The prompt that a candidate answers; null where only critiques of it are left."""
     for key in artifacts.loop:
-        for name in ("samples", "refinements", "dataset/sft", "dataset/pairs"):
+        for name in ("samples", "refinements", "sft", "pairs"):
             columns = [c for c, kind in NAMED[name].items() if kind == "candidate"]
             where = pl.any_horizontal([pl.col(column) == candidate for column in columns])
-            if (found := artifacts.table(key, name, where, ["prompt_id"])["prompt_id"]).len():
+            if (found := artifacts.table(name, key, where, ["prompt_id"])["prompt_id"]).len():
                 return str(found[0])
-        noted = artifacts.table(key, "dataset/dropped", pl.col("row_id") == candidate, ["prompt_id"])["prompt_id"]
+        noted = artifacts.table("dropped", key, pl.col("row_id") == candidate, ["prompt_id"])["prompt_id"]
         if noted.len():
             return str(noted[0])
     return None
@@ -241,13 +243,13 @@ def rows(artifacts: Artifacts, where: pl.Expr, messages: bool = False) -> list[R
     found: dict[tuple[str, ...], Record] = {}
     for key in artifacts.loop:
         for table in ("sft", "pairs"):
-            schema = SCHEMAS[f"dataset/{table}"]
+            schema = ARTIFACTS[table].schema or pl.Schema()
             columns = [name for name, kind in schema.items() if messages or not kind.is_nested()]
-            for row in artifacts.table(key, f"dataset/{table}", where, columns).iter_rows(named=True):
+            for row in artifacts.table(table, key, where, columns).iter_rows(named=True):
                 part = row.pop("part")
                 same = (table, row["row_id"], *candidates_of(row), str(row["iteration"]))
                 entry = found.setdefault(same, {"table": table, **row, "datasets": []})
-                drawn = artifacts.record(key, "candidate/lineage").get("rows")
+                drawn = artifacts.record("lineage", key).get("rows")
                 uses = (
                     None if drawn is None else any((part if table == "sft" else "pairs") in p for p in drawn.values())
                 )
@@ -257,7 +259,7 @@ def rows(artifacts: Artifacts, where: pl.Expr, messages: bool = False) -> list[R
 
 def _row(artifacts: Artifacts, row: str) -> Record:
     found = rows(artifacts, pl.col("row_id") == row, messages=True)
-    corpus = artifacts.task("corpus", pl.col("row_id") == row).to_dicts()
+    corpus = artifacts.table("corpus", None, pl.col("row_id") == row).to_dicts()
     if corpus and not any(entry["iteration"] is None for entry in found):
         found.append({"table": "sft", **corpus[0], "datasets": []})
     for entry in found:
@@ -295,13 +297,13 @@ def _model(artifacts: Artifacts, digest: str) -> Record:
     own = []
     for key in artifacts.keys:
         if artifacts.digest(key) == digest:
-            figures = artifacts.record(key, "evaluation/metrics")
+            figures = artifacts.record("metrics", key)
             measured = {name: figures.get(name) for name in ("accuracy", "accuracy_low", "accuracy_high")}
             own.append({**artifacts.model(key), "data": _parts(artifacts, key), "heldout": measured})
     wrote: dict[str, dict[str, int]] = {}
     for key in artifacts.loop:
         counts = {
-            name: artifacts.table(key, name, pl.col("model") == digest, ["model"]).height
+            name: artifacts.table(name, key, pl.col("model") == digest, ["model"]).height
             for name in ("samples", "critiques", "refinements", "refinement_critiques")
         }
         if any(counts.values()):
@@ -316,12 +318,11 @@ def _model(artifacts: Artifacts, digest: str) -> Record:
 
 def _parts(artifacts: Artifacts, key: str) -> list[Record]:
     """Rows of an iteration's training data by table, part and iteration that made them; the base's are the corpus."""
-    everything = pl.lit(True)
     if key == BASE:
         unused = artifacts.points(key)  # a pretrained base has learned nothing from the corpus
-        found = {} if unused else {"corpus": artifacts.task("corpus", everything, ["part", "iteration"])}
+        found = {} if unused else {"corpus": artifacts.table("corpus", None, columns=["part", "iteration"])}
     else:
-        found = {t: artifacts.table(key, f"dataset/{t}", everything, ["part", "iteration"]) for t in ("sft", "pairs")}
+        found = {name: artifacts.table(name, key, columns=["part", "iteration"]) for name in ("sft", "pairs")}
     return [
         {"table": name, **row}
         for name, table in found.items()

@@ -25,11 +25,12 @@ from flows.params import schema, sections
 from flows.params.file import parse
 from flows.params.schema import UNREAD
 from tasks.core import digests
+from tasks.core.catalog import ARTIFACTS, BASE
 
 TOKEN_TABLES = {  # stage -> the tables of an iteration that count new tokens in `tokens`
-    "sample": ("samples.parquet",),
-    "critique": ("critiques.parquet",),
-    "refine": ("refinements.parquet", "refinement_critiques.parquet"),
+    "sample": ("samples",),
+    "critique": ("critiques",),
+    "refine": ("refinements", "refinement_critiques"),
 }
 HASH_LIMIT = 512 * 2**20  # bytes; larger outputs are not hashed to recognise a record, the smaller ones decide
 
@@ -86,7 +87,7 @@ class Files:
 
 def iteration_of(stage: str, key: str | None) -> str | None:
     """The iteration that a stage's work counts towards: its key; i00 for what comes before i01; None for report."""
-    return key or ("i00" if stage in ("prepare", "base") else None)
+    return key or (BASE if stage in ("prepare", "base") else None)
 
 
 def evolution_id(params: Mapping[str, Any]) -> str:
@@ -151,7 +152,7 @@ def tokens(root: Path, key: str) -> dict[str, int]:
 
     counted = {}
     for stage, tables in TOKEN_TABLES.items():
-        paths = [root / "data" / key / table for table in tables]
+        paths = [root / ARTIFACTS[table].at(key) for table in tables]
         if all(path.is_file() for path in paths):
             counted[stage] = sum(int(pl.read_parquet(path, columns=["tokens"])["tokens"].sum()) for path in paths)
     return counted

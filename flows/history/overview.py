@@ -19,7 +19,7 @@ from flows.machine import state, terminal
 from flows.params import file
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
 from tasks.blocks.evaluate.metrics import Z95
-from tasks.core.catalog import BASE
+from tasks.core.catalog import ARTIFACTS, BASE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ def columns(benchmarks: Sequence[str]) -> list[str]:
 
 def benchmarks(root: Path) -> list[str]:
     """The figures of standard benchmarks that the table shows, by name."""
-    files = (root / "data" / key / "evaluation" / "metrics.json" for key in lock.keys(file.load(root)))
+    files = (root / ARTIFACTS["metrics"].at(key) for key in lock.keys(file.load(root)))
     return scores(name for path in files for name in state.read_json(path) or {})[:BENCHMARKS]
 
 
@@ -57,8 +57,8 @@ def rows(root: Path) -> list[tuple[str, ...]]:
     shown = benchmarks(root)
     found = []
     for key in lock.keys(params):
-        metrics = state.read_json(root / "data" / key / "evaluation" / "metrics.json") or {}
-        policy = state.read_json(root / "data" / key / "policy.json") or {}
+        metrics = state.read_json(root / ARTIFACTS["metrics"].at(key)) or {}
+        policy = state.read_json(root / ARTIFACTS["policy"].at(key)) or {}
         generated = sum(lock.tokens(root, key).values())
         promoted = "-" if key == BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
         shares = [_percent(metrics.get(name)) for name in SHARES.values()]

@@ -7,6 +7,7 @@ from typing import Any
 from tasks.core.errors import BadInput
 
 FILE = "params.yaml"
+URL = "put an address that stands in brackets into quotation marks, or write the list with a dash a line"
 
 
 def load(root: Path) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def load(root: Path) -> dict[str, Any]:
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
-    """YAML text as a mapping; `name` is the file's, for messages. Raises `BadInput`."""
+    """YAML text as a mapping, read as DVC reads it: what one refuses the other does too. `name` is the file's, for
+    messages. Raises `BadInput`."""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -35,8 +37,9 @@ def parse(text: str, name: str) -> dict[str, Any]:
         what = f"key '{found.group(1)}'" if found else "a key"
         raise BadInput(f"{name}, line {line}: {what} is given twice; keep one of them") from error
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise BadInput(f"{name}, line {line}: is not YAML: {error.problem or error.context}") from error
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        hint = f"; {URL}" if "':'" in str(error.problem) and "://" in text.splitlines()[line - 1] else ""
+        raise BadInput(f"{name}, line {line}: is not YAML: {error.problem or error.context}{hint}") from error
     except YAMLError as error:
         raise BadInput(f"{name} is not YAML: {error}") from error
     if not isinstance(given, dict):

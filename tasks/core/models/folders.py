@@ -60,11 +60,15 @@ def is_part(folder: Path) -> bool:
 
 def base_folder(folder: Path) -> Path:
     """The folder with the whole weights that an adapter or a tokenizer in `folder` belongs to. A relative path starts
-    at the nearest folder above that has it (the repository, for a model below data/), else where this process runs."""
+    at the nearest folder above `folder` that has it (the repository, for a model below data/): where a command is given
+    plays no part. Raises `MissingArtifact` where there is none."""
     pointer = _base(folder)
-    above = [*folder.absolute().parents, Path.cwd()]
-    root = next((parent for parent in above if (parent / pointer.path).is_dir()), above[-1])
-    found = resolve(root, pointer)
+    above = folder.absolute().parents
+    root = next((parent for parent in above if (parent / pointer.path).is_dir()), above[0])
+    try:
+        found = resolve(root, pointer)
+    except MissingArtifact as error:
+        raise MissingArtifact(f"{folder}: its base is in no folder above it: {error}") from error
     if is_part(found):
         raise BadInput(f"{folder}: its base {found} is itself only a part of a model; merge it into a whole one first")
     return found

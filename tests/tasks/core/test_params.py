@@ -416,6 +416,25 @@ def test_files_that_are_no_parameters(tmp_path: Path, text: str, expected: str) 
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [http://127.0.0.1:8000/v1]", 'a: ["http://127.0.0.1:8000/v1"]', "a:\n- http://127.0.0.1:8000/v1", "a: {b: http://x:1}",
+        "a: &b [1]\nc: *b", "a: [1, 2", "%YAML 1.2\n---\na: 0o17\n", "a: yes\nb: 1_000\nc: 1e3\n", "a: 2026-11-26",
+    ],
+)  # fmt: skip
+def test_what_dvc_reads_is_read_and_says_the_same(text: str) -> None:
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
+    try:
+        expected = parse_yaml(text, "params.yaml")
+    except YAMLFileCorruptedError:
+        with pytest.raises(BadInput, match="is not YAML"):
+            parse(text, "params.yaml")
+        return
+    assert parse(text, "params.yaml") == expected
+
+
 def test_a_missing_file_and_other_encodings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="recipe use self_evolution"):
         load(tmp_path)

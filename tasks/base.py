@@ -29,7 +29,7 @@ from tasks import families
 from tasks.blocks.train.job import Job, use_threads
 from tasks.blocks.train.sft import sft
 from tasks.core import digests, tables
-from tasks.core.blocks import Options, validate
+from tasks.core.block import Options, validate
 from tasks.core.catalog import BASE
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, EmptyDataset

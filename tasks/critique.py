@@ -13,7 +13,7 @@ from tasks import families
 from tasks.blocks.critique import BLOCKS, opinions
 from tasks.blocks.critique.judging import judged
 from tasks.blocks.work import JUDGE, Cast, Work
-from tasks.core.blocks import Bound, bind
+from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 
 

@@ -31,7 +31,7 @@ from tasks.blocks.sample import iid
 from tasks.blocks.work import JUDGE, POLICY, Made, Work
 from tasks.core import digests, tables
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Bound, Options, bind, validate
+from tasks.core.block import Bound, Options, bind, validate
 from tasks.core.context import Context
 from tasks.core.engines import server_renders
 from tasks.core.errors import unknown_name

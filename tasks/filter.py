@@ -14,7 +14,7 @@ import polars as pl
 from tasks.blocks.filter import BLOCKS, in_order, reasons
 from tasks.blocks.filter.selection import Selection
 from tasks.core import tables
-from tasks.core.blocks import Bound, bind
+from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 from tasks.core.errors import EmptyDataset
 

@@ -33,7 +33,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks import families
-from tasks.core import blocks, tables
+from tasks.core import block, tables
 from tasks.core.context import Context
 from tasks.core.errors import BadInput
 from tasks.core.family import Family, SeedData
@@ -41,7 +41,7 @@ from tasks.core.family import Family, SeedData
 log = logging.getLogger(__name__)
 
 
-class Options(blocks.Options):
+class Options(block.Options):
     """The `prepare` section: a family by name, and its own options."""
 
     family: str = Field(min_length=1)  # countdown, strings, text, or a module of your own in tasks/families
@@ -59,7 +59,7 @@ class Prepare:
 
 def parse(section: Mapping[str, Any]) -> Prepare:
     """Checks the section and the family's options. Raises `BadInput` or `UnknownName`; reads no file."""
-    given = blocks.validate(Options, dict(section), "prepare")
+    given = block.validate(Options, dict(section), "prepare")
     options = families.with_source(given.family, given.options, given.source)
     return Prepare(options, families.create(given.family, options))
 

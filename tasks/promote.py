@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.core.blocks import Options, validate
+from tasks.core.block import Options, validate
 from tasks.core.context import Context
 from tasks.core.errors import unknown_name
 from tasks.core.models.pointer import Pointer

@@ -11,7 +11,7 @@ from tasks import families
 from tasks.blocks import critique
 from tasks.blocks.refine import BLOCKS
 from tasks.blocks.work import JUDGE, POLICY, Cast, Work, combined
-from tasks.core.blocks import Bound, bind
+from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 from tasks.core.errors import unknown_name
 from tasks.core.models.pointer import Pointer

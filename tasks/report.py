@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.core.blocks import Options, validate
+from tasks.core.block import Options, validate
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact
 

@@ -10,7 +10,7 @@ from typing import Any
 from tasks import families
 from tasks.blocks.sample import BLOCKS
 from tasks.blocks.work import POLICY, Cast, Work, combined
-from tasks.core.blocks import Bound, bind
+from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 
 

@@ -17,7 +17,7 @@ from tasks.blocks.synthesize import BLOCKS
 from tasks.blocks.synthesize.supply import Supply, invented
 from tasks.blocks.work import POLICY, Cast
 from tasks.core import tables
-from tasks.core.blocks import Bound, bind
+from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 from tasks.core.seeds import derive
 

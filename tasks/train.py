@@ -19,7 +19,7 @@ from typing import Any
 from tasks.blocks.train import BLOCKS, in_order
 from tasks.blocks.train.job import VERSION, Job, Trained
 from tasks.core import digests
-from tasks.core.blocks import Bound, bind
+from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 from tasks.core.errors import BadInput
 from tasks.core.models import folders

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tasks.core.engines.base import Completion, Sampling
+from tasks.core.engines.contract import Completion, Sampling
 
 WORDS = ["<eos>", "<pad>", "<unk>", *"abcdefghi"]
 PROMPTS = ["a b c ", "d ", "c c a b i ", "e f g ", "h ", "a b c d e f g h i a b "]

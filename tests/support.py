@@ -16,9 +16,9 @@ from tasks.core import digests, tables
 from tasks.core.asking.local import LocalModel
 from tasks.core.asking.model import Model
 from tasks.core.asking.opener import Opener
-from tasks.core.blocks import Bound, bind
+from tasks.core.block import Bound, bind
 from tasks.core.context import Context
-from tasks.core.engines.base import Completion, Sampling, Statistic, no_reply
+from tasks.core.engines.contract import Completion, Sampling, Statistic, no_reply
 from tasks.core.family import Invented, Messages, Question, Verdict
 from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer

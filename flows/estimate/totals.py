@@ -30,7 +30,7 @@ from flows.params import schema, sections
 from flows.params.schema import Prices
 from tasks.blocks import train
 from tasks.core.asking.demand import Demand
-from tasks.core.blocks import validate
+from tasks.core.block import validate
 from tasks.core.catalog import ARTIFACTS, BASE
 from tasks.core.errors import BadInput
 from tasks.core.family import Messages

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.machine import state, terminal
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.errors import BadInput
 from tasks.core.models import files
 

@@ -30,7 +30,7 @@ from flows.history.lock import Files
 from flows.history.records import Record
 from flows.params import schema, sections
 from flows.params.schema import Prices
-from tasks.core.blocks import validate
+from tasks.core.block import validate
 from tasks.core.catalog import ARTIFACTS
 
 MAKING = ("synthesize", "sample", "critique", "refine", "filter")  # the stages that make an iteration's rows

@@ -1,6 +1,6 @@
 """Whether the sections of params.yaml, each of which is sound by itself, fit one another.
 
-Blocks say what they give and need (`tasks.core.blocks`), so a few rules serve all of them: a critic says what the block
+Blocks say what they give and need (`tasks.core.block`), so a few rules serve all of them: a critic says what the block
 that names it asks for; the family has the skills, the engine tells the numbers, the recipe declares the labels; filter
 makes the rows and pairs that train takes; the corpus has what is replayed. Beside these: a gate that somebody measures,
 adapters of one shape, warm-ups that end, and a pool that is large enough. Every function gives problems, a line each.
@@ -16,7 +16,7 @@ from tasks import evaluate, families, promote
 from tasks.blocks import filter as filters
 from tasks.blocks.critique import BLOCKS as CRITICS
 from tasks.blocks.evaluate import metrics
-from tasks.core.blocks import OPINIONS, SKILLS, Bound
+from tasks.core.block import OPINIONS, SKILLS, Bound
 from tasks.core.catalog import BASE
 from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.engines.options import NO_SCORES

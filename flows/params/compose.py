@@ -12,7 +12,7 @@ from pydantic import Field
 from flows.params import file, problems, sections
 from flows.params.schema import MODELS, OVERRIDDEN, STAGES, UNREAD, WITH_BLOCKS
 from tasks import families
-from tasks.core.blocks import Block, Options, bind, validate
+from tasks.core.block import Block, Options, bind, validate
 from tasks.core.catalog import BASE
 from tasks.core.errors import BadInput, unknown_name
 

@@ -16,7 +16,7 @@ from flows.params.file import FILE
 from flows.params.inputs import attempt, check_files, check_installed
 from flows.params.schema import LOOP, MODELS, STAGES, File, Row, beyond_shape
 from flows.params.sections import number, options
-from tasks.core.blocks import validate
+from tasks.core.block import validate
 from tasks.core.catalog import BASE
 from tasks.core.errors import BadInput, unknown_name
 

@@ -18,7 +18,7 @@ import annotated_types
 from pydantic import BaseModel
 
 from flows.params import compose, schema
-from tasks.core.blocks import Block
+from tasks.core.block import Block
 from tasks.core.training.options import SftOptions, TrainingOptions
 
 KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "anything"}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tasks.core import engines
-from tasks.core.blocks import Options
+from tasks.core.block import Options
 from tasks.core.engines.options import Openai, Vllm, endpoint_problems
 from tasks.core.errors import BadInput
 

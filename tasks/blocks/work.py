@@ -12,7 +12,7 @@ import polars as pl
 
 from tasks.core import tables
 from tasks.core.asking.model import Model
-from tasks.core.blocks import Bound
+from tasks.core.block import Bound
 from tasks.core.family import Family, Messages
 from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer

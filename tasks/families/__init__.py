@@ -10,7 +10,7 @@ and a face, `__init__.py`, with what is asked before any work:
     check_inputs(family, root)   refuses files and sizes that cannot work; prompts of the pool by difficulty
     parts(options)               the parts (skills) of its corpus
     difficulties(options)        those that its evaluated prompts may have
-    LACKS                        skills that it has not (words of `tasks.core.blocks`), and why
+    LACKS                        skills that it has not (words of `tasks.core.block`), and why
     CODE                         files beside `family.py` that decide what is asked and how replies are read
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tasks.core import blocks, digests
+from tasks.core import block, digests
 from tasks.core.catalog import ARTIFACTS
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, missing, unknown_name
@@ -112,7 +112,7 @@ def read(context: Context) -> Family:
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Any:
-    return blocks.validate(_module(name).Options, dict(options), "prepare.options")
+    return block.validate(_module(name).Options, dict(options), "prepare.options")
 
 
 def _templates(name: str) -> Path | None:

@@ -25,7 +25,7 @@ from typing import Any
 from tasks import critique, families, filter, refine, sample
 from tasks.core import tables
 from tasks.core.asking.opener import Opener
-from tasks.core.engines.base import Completion, Sampling
+from tasks.core.engines.contract import Completion, Sampling
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
 from tests.support import ENGINE, context, policy

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flows.params import compose
 from tasks.core.asking.opener import Opener
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.models.pointer import Pointer
 from tests.endpoint import completion
 from tests.support import ENGINE, user

@@ -37,7 +37,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.core import engines
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tests.engines import write_tokenizer
 
 WORDS = ["<eos>", "<pad>", "<unk>", "ask", ":", *map(str, range(1, 86))]

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from flows.params import compose
 from tasks.core import engines
 from tasks.core.engines import uniforms
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.models import tokenizers, weights
 
 TARGET = 0.95  # of the tokens a second of a bare LLM.generate over the same requests

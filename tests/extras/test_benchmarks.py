@@ -11,7 +11,7 @@ import pytest
 from tasks.blocks.evaluate import benchmarks, options
 from tasks.core.asking.local import Asker
 from tasks.core.asking.opener import Opener
-from tasks.core.engines.base import Sampling, Statistic, no_reply
+from tasks.core.engines.contract import Sampling, Statistic, no_reply
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer

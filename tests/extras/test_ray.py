@@ -23,7 +23,7 @@ from flows.run import cluster
 from flows.run import workers as shards
 from tasks.core.asking.opener import Opener
 from tasks.core.asking.shards import run_here
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.errors import StageFailed
 from tasks.core.models.pointer import Pointer
 from tests.e2e.workspace import REPOSITORY, digests, edit, environment, forget, run, workspace

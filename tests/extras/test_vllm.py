@@ -16,7 +16,7 @@ from flows.params import compose
 from tasks.core import engines
 from tasks.core.asking.local import Asker
 from tasks.core.asking.opener import Opener
-from tasks.core.engines.base import Completion
+from tasks.core.engines.contract import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models.pointer import Pointer
 from tests import engines as contract

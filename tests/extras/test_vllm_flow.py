@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tasks.core import engines, tables
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.models import folders, tokenizers
 from tests.e2e.workspace import digests, edit, forget, lock, one_thread, requests_made, run, workspace
 

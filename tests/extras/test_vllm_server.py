@@ -18,7 +18,7 @@ import pytest
 from flows.params import compose
 from tasks.core import engines
 from tasks.core.asking.opener import Opener
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.engines.openai import engine as openai
 from tasks.core.models import tokenizers
 from tasks.core.models.pointer import Pointer

@@ -14,7 +14,7 @@ from tasks import evaluate
 from tasks.blocks.evaluate import benchmarks
 from tasks.core import tables
 from tasks.core.context import Context
-from tasks.core.engines.base import Completion, Sampling, no_reply
+from tasks.core.engines.contract import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
 from tasks.core.family import Messages, Question, Verdict
 from tests.support import ENGINE

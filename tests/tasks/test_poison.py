@@ -20,8 +20,8 @@ from tasks.blocks import critique
 from tasks.blocks.critique import judging
 from tasks.blocks.filter.selection import Selection
 from tasks.core import tables
-from tasks.core.blocks import bind
-from tasks.core.engines.base import Completion
+from tasks.core.block import bind
+from tasks.core.engines.contract import Completion
 from tests.support import Scripted, sampled, scripted_model, text_options, through, user, work
 
 BOUND, LARGEST, NUMBERS, DRAWS = 60, 20, 3, 5

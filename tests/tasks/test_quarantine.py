@@ -9,7 +9,7 @@ import pytest
 from tasks.blocks import critique, sample
 from tasks.blocks.critique import judging
 from tasks.blocks.filter.selection import Selection
-from tasks.core.blocks import bind
+from tasks.core.block import bind
 from tests.endpoint import Answer, Body, Endpoint, completion
 from tests.support import bound, prompts, through, work
 from tests.tasks.core.test_rows import asked_model

@@ -5,7 +5,7 @@ To add one, write a function `(work, options) -> CRITIQUES` and declare it as a 
 """
 
 from tasks.blocks.critique import certainty, checklist, factored, holistic, pairwise, points, truth, vote
-from tasks.core.blocks import Block
+from tasks.core.block import Block
 
 BLOCKS: dict[str, Block] = {
     **factored.BLOCKS,

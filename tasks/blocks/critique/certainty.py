@@ -1,6 +1,6 @@
 """How sure the model itself is of an answer: a statistic of the answer's tokens; nothing is generated.
 
-`tasks.core.engines.base` defines the statistics: mean log-probability, mean self-certainty (Kang and others 2025,
+`tasks.core.engines.contract` defines the statistics: mean log-probability, mean self-certainty (Kang and others 2025,
 Scalable Best-of-N Selection for Large Language Models via Self-Certainty), or minus the mean entropy. Higher is surer;
 the scale is in nats.
 """
@@ -12,8 +12,8 @@ import polars as pl
 from tasks.blocks.critique.judging import DECIMALS, scored, table
 from tasks.blocks.work import JUDGE, Work
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block, Options
-from tasks.core.engines.base import Statistic
+from tasks.core.block import Block, Options
+from tasks.core.engines.contract import Statistic
 from tasks.core.family import Verdict
 
 

@@ -11,8 +11,8 @@ from pydantic import Field
 from tasks.blocks.critique.judging import MALFORMED, table, unread
 from tasks.blocks.work import JUDGE, Work
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block, Options
-from tasks.core.engines.base import Sampling
+from tasks.core.block import Block, Options
+from tasks.core.engines.contract import Sampling
 from tasks.core.family import Verdict
 
 

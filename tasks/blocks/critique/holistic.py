@@ -5,8 +5,8 @@ import polars as pl
 from tasks.blocks.critique.judging import MALFORMED, Drawn, ask, drawn, table, unread
 from tasks.blocks.work import Answer, Work
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block
-from tasks.core.engines.base import Completion
+from tasks.core.block import Block
+from tasks.core.engines.contract import Completion
 from tasks.core.family import Family, Verdict
 
 

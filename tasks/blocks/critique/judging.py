@@ -13,8 +13,8 @@ from pydantic import Field
 from tasks.blocks.work import JUDGE, Work
 from tasks.core import tables
 from tasks.core.asking.demand import Demand
-from tasks.core.blocks import Bound, Options
-from tasks.core.engines.base import Completion, Sampling
+from tasks.core.block import Bound, Options
+from tasks.core.engines.contract import Completion, Sampling
 from tasks.core.errors import BadInput
 from tasks.core.family import Choice, FreeText, Messages, Verdict
 

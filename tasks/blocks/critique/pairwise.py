@@ -33,8 +33,8 @@ from tasks.blocks.critique.judging import (
 from tasks.blocks.critique.opinions import DISAGREE
 from tasks.blocks.work import Answer, Work
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block, Options
-from tasks.core.engines.base import Completion
+from tasks.core.block import Block, Options
+from tasks.core.engines.contract import Completion
 from tasks.core.family import Choice, Messages, Verdict
 
 

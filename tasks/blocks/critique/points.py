@@ -27,8 +27,8 @@ from tasks.blocks.critique.judging import (
 )
 from tasks.blocks.work import Work
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block
-from tasks.core.engines.base import Completion
+from tasks.core.block import Block
+from tasks.core.engines.contract import Completion
 from tasks.core.family import Messages, Verdict
 
 REPLIES = 6  # between which a pointwise judge chooses: 0 to 5 points

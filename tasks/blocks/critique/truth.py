@@ -4,7 +4,7 @@ import polars as pl
 
 from tasks.blocks.critique.judging import NoOptions, table
 from tasks.blocks.work import Work
-from tasks.core.blocks import Block
+from tasks.core.block import Block
 from tasks.core.errors import LabelsForbidden
 from tasks.core.family import Verdict
 

@@ -6,7 +6,7 @@ import polars as pl
 
 from tasks.blocks.critique.judging import NoOptions, table
 from tasks.blocks.work import Work
-from tasks.core.blocks import Block
+from tasks.core.block import Block
 from tasks.core.family import Verdict
 
 

@@ -32,7 +32,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from tasks.blocks.evaluate.options import SCORED, SCORED_KINDS, Benchmark
 from tasks.core.asking.model import Model
-from tasks.core.engines.base import Completion, Sampling
+from tasks.core.engines.contract import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed, unknown_name
 from tasks.core.family import Messages
 from tasks.core.seeds import derive

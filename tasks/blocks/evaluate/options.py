@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tasks.core.blocks import Options
+from tasks.core.block import Options
 from tasks.core.engines import options
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 import polars as pl
 
 from tasks.blocks.filter import limit, mix, pairs, rows, select
-from tasks.core.blocks import Block, Bound
+from tasks.core.block import Block, Bound
 from tasks.core.errors import BadInput
 
 BLOCKS: dict[str, Block] = {**select.BLOCKS, **limit.BLOCKS, **rows.BLOCKS, **pairs.BLOCKS, **mix.BLOCKS}

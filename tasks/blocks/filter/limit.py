@@ -4,7 +4,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.filter.selection import Selection
-from tasks.core.blocks import Block, Options
+from tasks.core.block import Block, Options
 
 
 def deduplicate(state: Selection, options: Options) -> Selection:

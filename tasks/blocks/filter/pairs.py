@@ -12,7 +12,7 @@ from pydantic import Field
 from tasks.blocks.critique.opinions import undecided
 from tasks.blocks.filter.selection import Selection, reply_of, row_id
 from tasks.core import tables
-from tasks.core.blocks import Block, Options
+from tasks.core.block import Block, Options
 
 
 class PairsBestWorst(Options):

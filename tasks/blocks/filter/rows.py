@@ -6,7 +6,7 @@ import polars as pl
 
 from tasks.blocks.filter.selection import Selection, reply_of, row_id
 from tasks.core import tables
-from tasks.core.blocks import Block, Options
+from tasks.core.block import Block, Options
 
 
 def positives(state: Selection, options: Options) -> Selection:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from tasks.blocks.refine import revise
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block, Bound
+from tasks.core.block import Block, Bound
 
 BLOCKS: dict[str, Block] = revise.BLOCKS
 

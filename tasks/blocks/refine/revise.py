@@ -13,8 +13,8 @@ from tasks.blocks.critique.opinions import aggregate
 from tasks.blocks.sample.candidates import Asked, candidates
 from tasks.blocks.work import POLICY, Made, Work, combined
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block, Options
-from tasks.core.engines.base import Sampling
+from tasks.core.block import Block, Options
+from tasks.core.engines.contract import Sampling
 from tasks.core.seeds import derive
 
 

@@ -1,6 +1,6 @@
 """Samplers: prompts in, candidate answers out."""
 
 from tasks.blocks.sample import iid
-from tasks.core.blocks import Block
+from tasks.core.block import Block
 
 BLOCKS: dict[str, Block] = iid.BLOCKS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from tasks.core import tables
-from tasks.core.engines.base import Completion
+from tasks.core.engines.contract import Completion
 from tasks.core.family import Family, Messages
 
 

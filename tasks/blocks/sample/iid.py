@@ -5,8 +5,8 @@ from pydantic import Field
 from tasks.blocks.sample.candidates import Asked, candidates
 from tasks.blocks.work import POLICY, Made, Work
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block, Options
-from tasks.core.engines.base import Sampling
+from tasks.core.block import Block, Options
+from tasks.core.engines.contract import Sampling
 
 
 class Single(Options):

@@ -5,7 +5,7 @@ from pydantic import Field
 
 from tasks.blocks.synthesize.pool import following
 from tasks.blocks.synthesize.supply import Supplied, Supply
-from tasks.core.blocks import Block, Options, Taken
+from tasks.core.block import Block, Options, Taken
 
 
 class DifficultyCurriculum(Options):

@@ -4,7 +4,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.synthesize.supply import Supplied, Supply
-from tasks.core.blocks import Block, Options, Taken
+from tasks.core.block import Block, Options, Taken
 from tasks.core.errors import BadInput
 
 

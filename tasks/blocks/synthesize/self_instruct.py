@@ -12,8 +12,8 @@ from tasks.blocks.synthesize.supply import Supplied, Supply, text_of
 from tasks.blocks.work import POLICY
 from tasks.core import tables
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import Block, Options
-from tasks.core.engines.base import Completion, Sampling
+from tasks.core.block import Block, Options
+from tasks.core.engines.contract import Completion, Sampling
 from tasks.core.errors import StageFailed
 from tasks.core.family import Invented
 

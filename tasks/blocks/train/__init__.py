@@ -2,7 +2,7 @@
 model of the one before."""
 
 from tasks.blocks.train import dpo, sft
-from tasks.core.blocks import Block, Bound
+from tasks.core.block import Block, Bound
 from tasks.core.training.options import DpoOptions, SftOptions, TrainingOptions
 
 BLOCKS: dict[str, Block] = {**sft.BLOCKS, **dpo.BLOCKS}

@@ -19,7 +19,7 @@ from tasks.blocks.train.job import (
     weights_of,
 )
 from tasks.core import digests
-from tasks.core.blocks import Block
+from tasks.core.block import Block
 from tasks.core.errors import EmptyDataset, StageFailed
 from tasks.core.models import folders
 from tasks.core.training import batches

@@ -5,7 +5,7 @@ many rows there are.
 """
 
 from tasks.blocks.train.job import Job, Trained, counts, fit, sft_batches
-from tasks.core.blocks import Block
+from tasks.core.block import Block
 from tasks.core.errors import EmptyDataset, StageFailed
 from tasks.core.training.options import SftOptions
 

@@ -1,6 +1,6 @@
 """How many requests blocks will put, told from params.yaml before anything runs.
 
-A block declares a pure function of its options and of `Counts` that gives `Demand`s (`tasks.core.blocks.Block.asks`):
+A block declares a pure function of its options and of `Counts` that gives `Demand`s (`tasks.core.block.Block.asks`):
 upper bounds, because how many answers are alike, malformed or refused is not known before.
 """
 

@@ -24,7 +24,7 @@ from tasks.core import digests
 from tasks.core.asking.log import FILE, RequestLog
 from tasks.core.asking.model import Base
 from tasks.core.asking.shards import Spent
-from tasks.core.engines.base import Completion, RemoteEngine, Request, Sampling, Statistic, Unusable, no_reply
+from tasks.core.engines.contract import Completion, RemoteEngine, Request, Sampling, Statistic, Unusable, no_reply
 from tasks.core.errors import StageFailed
 from tasks.core.family import Messages
 

@@ -27,7 +27,7 @@ import polars as pl
 from tasks.core import digests
 from tasks.core.asking.model import Base
 from tasks.core.asking.shards import Shard, Spent, cut
-from tasks.core.engines.base import Completion, Engine, Sampling, Statistic
+from tasks.core.engines.contract import Completion, Engine, Sampling, Statistic
 from tasks.core.errors import OutOfMemory
 from tasks.core.family import Messages
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tasks.core.asking.shards import Finished, Job
 from tasks.core.asking.tally import Tally
 from tasks.core.engines import server_renders
-from tasks.core.engines.base import Completion, Engine, Sampling, Statistic
+from tasks.core.engines.contract import Completion, Engine, Sampling, Statistic
 from tasks.core.errors import BadInput
 from tasks.core.family import Messages
 from tasks.core.models.pointer import Pointer
@@ -50,7 +50,7 @@ class Model(Protocol):
         what: str,
         statistic: Statistic = "logprob",
     ) -> list[list[float]]:
-        """The statistic (see `tasks.core.engines.base`) at every token of each response, end of text included. Raises
+        """The statistic (see `tasks.core.engines.contract`) at every token of each response, end of text included. Raises
         `BadInput` for one that the engine cannot give."""
         ...
 

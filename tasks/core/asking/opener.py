@@ -21,7 +21,7 @@ from tasks.core.asking.model import Progress
 from tasks.core.asking.shards import MapShards, run_here
 from tasks.core.asking.tally import Tally
 from tasks.core.engines import ENDPOINTS, server_renders
-from tasks.core.engines.base import Engine, Taking
+from tasks.core.engines.contract import Engine, Taking
 from tasks.core.errors import StageFailed
 from tasks.core.models.pointer import Pointer
 

@@ -1,7 +1,7 @@
 """Which engines there are, and how one is loaded by name.
 
 An engine is a module with `load(folder, precision, threads, batch_size, serving) -> Engine`
-(`tasks.core.engines.base.Engine`). Modules are imported only when their engine is asked for, because each
+(`tasks.core.engines.contract.Engine`). Modules are imported only when their engine is asked for, because each
 pulls in its inference library; `ENGINES` maps the name in params.yaml to the module.
 
 An engine behind an endpoint loads nothing and is asked request by request: its module, in `ENDPOINTS`, has
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engines.base import Engine, RemoteEngine
+from tasks.core.engines.contract import Engine, RemoteEngine
 from tasks.core.errors import BadInput, unknown_name
 
 ENGINES = {"transformers": "tasks.core.engines.transformers.engine", "vllm": "tasks.core.engines.vllm.engine"}

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from tasks.core.blocks import Options
+from tasks.core.block import Options
 
 
 class Vllm(Options):

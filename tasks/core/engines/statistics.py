@@ -1,11 +1,11 @@
-"""What `score` tells of the distribution at every place of a response (`tasks.core.engines.base`), from its logits."""
+"""What `score` tells of the distribution at every place of a response (`tasks.core.engines.contract`), from its logits."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from tasks.core.engines.base import Statistic
+from tasks.core.engines.contract import Statistic
 
 
 def at(logits: Tensor, tokens: Tensor | None, statistic: Statistic) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.core.blocks import Options
+from tasks.core.block import Options
 
 Mixture = dict[str, Annotated[int, Field(ge=0)]]
 

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from tasks.core import blocks
+from tasks.core import block
 
 
-class CorpusSizes(blocks.Options):
+class CorpusSizes(block.Options):
     """Rows of the labelled corpus besides solutions and facts."""
 
     critique: int = Field(ge=0)
@@ -14,7 +14,7 @@ class CorpusSizes(blocks.Options):
     invent: int = Field(ge=0)
 
 
-class Options(blocks.Options):
+class Options(block.Options):
     """`prepare.options` of this family."""
 
     numbers: int = Field(ge=2, le=4)  # how many numbers a puzzle gives

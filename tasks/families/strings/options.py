@@ -4,12 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.core import blocks
+from tasks.core import block
 
 Length = Annotated[int, Field(ge=1, le=200)]
 
 
-class Options(blocks.Options):
+class Options(block.Options):
     """`prepare.options` of this family."""
 
     digits: int = Field(ge=2, le=10)  # how many of 0 to 9 are used

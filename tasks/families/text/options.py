@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.core import blocks
+from tasks.core import block
 
 
-class Split(blocks.Options):
+class Split(block.Options):
     """Which of the source's rows are used; null: all of them."""
 
     file: str | None = Field(min_length=1)  # name or pattern (train-*.parquet) among the files of a folder
@@ -15,7 +15,7 @@ class Split(blocks.Options):
     value: str | None  # what stands in it
 
 
-class NearDuplicates(blocks.Options):
+class NearDuplicates(block.Options):
     """What counts as nearly the same prompt (`tasks.families.text.overlap`)."""
 
     threshold: float = Field(gt=0, le=1)  # Jaccard similarity of the sets of shingles
@@ -23,14 +23,14 @@ class NearDuplicates(blocks.Options):
     permutations: int = Field(ge=16, le=1024)  # of MinHash: more find more pairs, in as much more time
 
 
-class Benchmark(blocks.Options):
+class Benchmark(block.Options):
     """A file of the source's folder with prompts that training must not see."""
 
     file: str = Field(min_length=1)  # name or pattern
     field: str = Field(min_length=1)  # its prompts
 
 
-class Decontaminate(blocks.Options):
+class Decontaminate(block.Options):
     """Which prompts are too much like those that are evaluated (`tasks.families.text.overlap`)."""
 
     ngram: int = Field(ge=2, le=100)  # consecutive words in common that are too much; 13 in GPT-3
@@ -38,7 +38,7 @@ class Decontaminate(blocks.Options):
     benchmarks: dict[str, Benchmark]  # beside the probe and the held-out set
 
 
-class Options(blocks.Options):
+class Options(block.Options):
     """`prepare.options` of this family."""
 
     path: str = Field(min_length=1)  # file or folder; relative to the repository's root, or absolute

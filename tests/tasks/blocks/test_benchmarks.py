@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.blocks.evaluate import benchmarks, options
-from tasks.core.blocks import validate
+from tasks.core.block import validate
 from tasks.core.errors import BadInput
 
 GIVEN = {"tasks": ["a"], "fewshot": None, "limit": None, "chat_template": True, "max_new_tokens": 8}

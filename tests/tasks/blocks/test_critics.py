@@ -5,7 +5,7 @@ from tasks.blocks import critique
 from tasks.blocks.critique import judging
 from tasks.blocks.critique.opinions import aggregate
 from tasks.core import tables
-from tasks.core.blocks import bind
+from tasks.core.block import bind
 from tasks.core.errors import BadInput, LabelsForbidden, UnknownName
 from tests.support import Adding, Unsteady, prompts, sampled, scripted_model, work
 

@@ -11,7 +11,7 @@ from tasks.blocks import critique
 from tasks.blocks.critique import judging, pairwise
 from tasks.blocks.critique.opinions import aggregate, counted, outcomes
 from tasks.core import tables
-from tasks.core.blocks import bind
+from tasks.core.block import bind
 from tasks.core.errors import BadInput
 from tests.support import Adding, sampled, scripted_model, text_options, work
 from tests.support import prompts as additions

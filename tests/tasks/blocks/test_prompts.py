@@ -9,7 +9,7 @@ from tasks.blocks.synthesize import self_instruct
 from tasks.blocks.synthesize.supply import Supply, invented
 from tasks.blocks.work import POLICY
 from tasks.core import tables
-from tasks.core.engines.base import Completion
+from tasks.core.engines.contract import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.family import by_fingerprint
 from tests.support import Adding, Unsteady, bound, prompts, scripted_model, text_options, user

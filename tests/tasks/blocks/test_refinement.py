@@ -4,7 +4,7 @@ import polars as pl
 
 from tasks.blocks import critique, refine, sample
 from tasks.blocks.critique import judging
-from tasks.core.blocks import bind
+from tasks.core.block import bind
 from tests.support import Unsteady, bound, prompts, sampled, scripted_model, work
 
 FACTORED = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}

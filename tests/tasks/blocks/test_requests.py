@@ -5,7 +5,7 @@ import pytest
 from tasks import evaluate
 from tasks.blocks import critique, refine, sample, synthesize, train
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.blocks import asks_nothing, bind
+from tasks.core.block import asks_nothing, bind
 from tasks.core.training.options import DpoOptions, SftOptions
 
 COUNTS = Counts(prompts=10, candidates=40, questions=4)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tasks.blocks.train import job as train_job
 from tasks.core import engines
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.errors import BadInput, EmptyDataset, OutOfMemory, StageFailed
 from tasks.core.models import folders
 from tasks.core.models import weights as models_weights

@@ -13,7 +13,7 @@ from tasks.core.asking import local
 from tasks.core.asking.local import installed
 from tasks.core.asking.opener import Opener
 from tasks.core.asking.tally import Tally
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models.pointer import Pointer
 from tests.support import ENGINE, Scripted, digest_of, scripted_model, user
@@ -266,7 +266,7 @@ def test_versions_are_those_of_the_package_that_is_installed():
 ASKING = """
 import sys, time
 from pathlib import Path
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tests.support import scripted_model, user
 log = open(sys.argv[1] + "/asked", "a")
 made, engine = scripted_model(Path(sys.argv[1]), lambda prompt, draw: f"{prompt} {draw}", **eval(sys.argv[2]))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tasks.blocks.train import dpo, sft
 from tasks.blocks.train.job import Job
 from tasks.core import engines
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.training import options
 from tests import templates, tiny

@@ -11,7 +11,7 @@ import pytest
 
 from flows.params import compose
 from tasks.core import engines
-from tasks.core.engines.base import Completion, Sampling
+from tasks.core.engines.contract import Completion, Sampling
 from tasks.core.errors import BadInput, StageFailed
 from tests.endpoint import Endpoint, completion
 from tests.support import ENGINE

@@ -14,7 +14,7 @@ from flows.params import compose
 from tasks.core.asking.endpoint import EndpointModel
 from tasks.core.asking.log import FILE
 from tasks.core.asking.opener import Opener
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models.pointer import Pointer
 from tests.endpoint import Endpoint, completion
@@ -191,7 +191,7 @@ import sys
 from pathlib import Path
 from tests.support import user
 from tests.tasks.core.test_rows import asked_model
-from tasks.core.engines.base import Sampling
+from tasks.core.engines.contract import Sampling
 model = asked_model(Path(sys.argv[1]), sys.argv[2])
 replies = model.generate([user(f"question {i}") for i in range(200)], Sampling(3, 1.0, 1.0, 8, 0), "x")
 print(hash(tuple(reply.text for several in replies for reply in several)), model.tally.made)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tasks.core.engines.base import Unusable
+from tasks.core.engines.contract import Unusable
 from tasks.core.engines.options import Openai
 from tasks.core.errors import AutodidactError, BadInput, StageFailed
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.core.engines.base import Completion, Request, Sampling, Statistic, Unusable, no_reply, one_of
+from tasks.core.engines.contract import Completion, Request, Sampling, Statistic, Unusable, no_reply, one_of
 from tasks.core.engines.openai.calls import Caller
 from tasks.core.engines.options import Openai
 from tasks.core.errors import BadInput, StageFailed
@@ -39,7 +39,7 @@ def connect(model: str, folder: Path, endpoint: Mapping[str, Any], serving: Mapp
 
 
 class Endpoint:
-    """Servers that have one model. See `tasks.core.engines.base.RemoteEngine` for the contract."""
+    """Servers that have one model. See `tasks.core.engines.contract.RemoteEngine` for the contract."""
 
     def __init__(self, model: str, folder: Path, endpoint: Mapping[str, Any], serving: Openai) -> None:
         self.model, self.folder, self.endpoint, self.serving = model, folder, endpoint, serving
@@ -176,7 +176,7 @@ class Endpoint:
         return scores
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, first_draw: int = 0) -> list[list[Completion]]:
-        """As `tasks.core.engines.base.Engine.generate`; a request without a usable reply gives one that has `failed`."""
+        """As `tasks.core.engines.contract.Engine.generate`; a request without a usable reply gives one that has `failed`."""
         single = replace(sampling, n=1)
         requests = [
             Request(f"{index}/{draw}", prompt, single, draw)
@@ -195,7 +195,7 @@ class Endpoint:
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], statistic: Statistic = "logprob"
     ) -> list[list[float]]:
-        """As `tasks.core.engines.base.Engine.score`. Raises `BadInput` where the server cannot, `StageFailed` where it fails."""
+        """As `tasks.core.engines.contract.Engine.score`. Raises `BadInput` where the server cannot, `StageFailed` where it fails."""
         pairs = enumerate(zip(prompts, responses, strict=True))
         requests = [
             Request(str(index), prompt, Sampling(1, 0.0, 1.0, 1, 0), 0, response, statistic)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.core import memory
 from tasks.core.engines import statistics, uniforms
-from tasks.core.engines.base import Completion, Sampling, Statistic
+from tasks.core.engines.contract import Completion, Sampling, Statistic
 from tasks.core.engines.texts import Texts
 from tasks.core.engines.transformers import cache
 from tasks.core.engines.transformers.choices import Choices
@@ -70,7 +70,7 @@ def load(
 
 
 class TransformersEngine:
-    """A model in memory. See `tasks.core.engines.base.Engine` for the contract."""
+    """A model in memory. See `tasks.core.engines.contract.Engine` for the contract."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, threads: int, batch_size: int

@@ -31,7 +31,7 @@ from safetensors import safe_open
 
 from tasks.core import digests, engines
 from tasks.core.engines import uniforms
-from tasks.core.engines.base import Completion, Sampling, Statistic, one_of
+from tasks.core.engines.contract import Completion, Sampling, Statistic, one_of
 from tasks.core.engines.options import Vllm
 from tasks.core.engines.texts import UNBOUNDED, Texts
 from tasks.core.engines.vllm import process, worker
@@ -74,7 +74,7 @@ class Room(NamedTuple):
 
 
 class VllmEngine:
-    """A model served by vLLM. See `tasks.core.engines.base.Engine` and `Taking` for the contract."""
+    """A model served by vLLM. See `tasks.core.engines.contract.Engine` and `Taking` for the contract."""
 
     def __init__(self, folder: Path, precision: str, threads: int, batch_size: int, serving: Vllm) -> None:
         parts = _parts(folder)

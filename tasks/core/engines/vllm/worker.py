@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tasks.core.engines import statistics
-from tasks.core.engines.base import Statistic
+from tasks.core.engines.contract import Statistic
 
 
 class Telling:

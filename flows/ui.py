@@ -1,4 +1,4 @@
-"""`make ui`: brings MLflow up to date with the artifacts and serves its pages on 127.0.0.1 until Ctrl-C.
+"""Serves MLflow: `python -m flows.ui`, which `make ui` calls, on 127.0.0.1 until Ctrl-C, up to date with the artifacts.
 
 Prints the addresses of the views that answer most questions: all runs as a tree, the evolutions drawn over
 their iterations, and the iterations of the present evolution side by side. With `MLFLOW_TRACKING_URI` set to

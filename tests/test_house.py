@@ -18,8 +18,8 @@ from flows.run.declared import declared, graph
 from tasks import families
 from tasks.core.block import SKILLS, Block, Options
 from tasks.core.catalog import ARTIFACTS, BASE
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = schema.STAGES
 SINGLE = ("prepare", "base", "report")
 HEAVY = ("torch", "vllm", "transformers", "trl", "peft", "datasets", "accelerate", "prefect", "mlflow", "dvc", "ray")

@@ -28,7 +28,8 @@ from tasks.core.asking.opener import Opener
 from tasks.core.engines.contract import Completion, Sampling
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
-from tests.support import ENGINE, context, policy
+from tests.support.models import ENGINE, policy
+from tests.support.work import context
 
 DRAWS, DIGITS, FIXED = 8, 12, 80
 FAMILY = {
@@ -39,7 +40,7 @@ MODEL = {
     "model_type": "qwen3", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
 }  # fmt: skip
-UNREAD: dict[str, Any] = {
+SECTIONS: dict[str, Any] = {
     "sample": {"iid": {"block": "iid_k", "n": DRAWS, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}},
     "critique": {"vote": {}},
     "refine": {},
@@ -109,13 +110,13 @@ def ours(root: Path) -> dict[str, float]:
     spent = {}
 
     def opened(pointer: Pointer) -> Any:
-        asker = opener(pointer)
-        asker._engine = Free()
-        return asker
+        model = opener(pointer)
+        model._engine = Free()
+        return model
 
     for name, module in STAGES.items():
         began = time.perf_counter()
-        module.run(context(root, name, "i01", module.parse(UNREAD[name]), opened))
+        module.run(context(root, name, "i01", module.parse(SECTIONS[name]), opened))
         spent[name] = time.perf_counter() - began
     return spent
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.endpoint [--calls 1000] [--repeats 5]
 
 The server, on loopback and in a process of its own, answers every request at once with the same reply. Timed is what a
-stage does: `Asker.generate` with an empty request log, one request a prompt, every reply parsed, logged and read back;
+stage does: `EndpointModel.generate` with an empty request log, one request a prompt, every reply parsed, logged and read back;
 then the same again, all of it from the log. The target: 1,000 calls in less than 3.4 s.
 """
 
@@ -19,8 +19,9 @@ from flows.params import compose
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.contract import Sampling
 from tasks.core.models.pointer import Pointer
-from tests.endpoint import completion
-from tests.support import ENGINE, user
+from tests.support.endpoint import completion
+from tests.support.models import ENGINE
+from tests.support.tiny import user
 
 TARGET = 3.4  # seconds for 1,000 calls
 
@@ -68,9 +69,9 @@ def seconds(folder: Path, url: str, calls: int) -> tuple[float, float]:
     for _ in range(2):
         opener = Opener(folder, {**ENGINE, "name": "openai", "endpoint": endpoint}, folder / "scratch")
         opener.serving = {"openai": serving}
-        asker = opener(Pointer("m", "d" * 32))
+        model = opener(Pointer("m", "d" * 32))
         began = time.perf_counter()
-        replies = asker.generate([user(f"add {i} 2") for i in range(calls)], Sampling(1, 1.0, 1.0, 32, 0), "calls")
+        replies = model.generate([user(f"add {i} 2") for i in range(calls)], Sampling(1, 1.0, 1.0, 32, 0), "calls")
         taken.append(time.perf_counter() - began)
         assert not any(reply.failed for several in replies for reply in several)
     return taken[0], taken[1]

@@ -38,7 +38,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.core import engines
 from tasks.core.engines.contract import Sampling
-from tests.engines import write_tokenizer
+from tests.support.engines import write_tokenizer
 
 WORDS = ["<eos>", "<pad>", "<unk>", "ask", ":", *map(str, range(1, 86))]
 LONGEST = 60

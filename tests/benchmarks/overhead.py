@@ -14,7 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.e2e.workspace import run, workspace
+from tests.support.workspace import run, workspace
 
 
 def main() -> None:

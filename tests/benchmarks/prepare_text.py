@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.families.text import corpus, overlap
+from tasks.families.text import intake, overlap
 from tasks.families.text.options import Options
 
 VOCABULARY, BENCHMARK = 20_000, 300
@@ -88,7 +88,7 @@ def measure(rows: int) -> str:
         least = floor(folder / "rows.jsonl")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         began = time.perf_counter()
-        made = corpus.select(Options.model_validate(OPTIONS), folder, lambda text: text)
+        made = intake.select(Options.model_validate(OPTIONS), folder, lambda text: text)
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     dropped = Counter(drop.reason for drop in made.dropped)

@@ -29,7 +29,8 @@ from typing import Any
 import polars as pl
 
 from tasks import families
-from tasks.core import digests, labels, tables
+from tasks.core import digests, tables
+from tasks.core.labels import Truth
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("flows", "tasks", "dvc.yaml", "params.yaml", ".dvcignore")
@@ -170,7 +171,7 @@ def trained_precision(folder: Path, key: str) -> tuple[float | None, int]:
     """Share of right answers among the rows that iteration `key` added to its dataset (of pairs, the chosen answers),
     and their number."""
     family = families.load(folder)
-    verify = labels.verifier(family, "evaluate", labels=False)
+    verify = Truth(family, "evaluate", True).verify
     dataset = folder / "data" / key / "dataset"
     prompts = tables.read(folder / "data" / key / "prompts.parquet", tables.PROMPTS)
     answers = tables.read(folder / "data/tasks/labels.parquet", tables.LABELS)

@@ -52,7 +52,7 @@ def main() -> int:
             "candidate_id": None,
             "iteration": None,
         }
-        for i, row in enumerate(family.build(random.Random(0), str(ROOT)).corpus)
+        for i, row in enumerate(families.build(family, random.Random(0), ROOT).corpus)
     ]
     settings = {**params["base"]["sft"], "steps": given.steps, "threads": given.threads, "warmup_steps": 10}
     options = SftOptions(**{**settings, "checkpoint_steps": 1_000_000})
@@ -73,13 +73,12 @@ def main() -> int:
         batches = sft_batches(job, options, options.mixture, 1.0, "mixture", False)
         ours, plain = 0.0, 0.0
         for _ in range(given.rounds):
-            job.curves.clear()
-            sft.sft(job, options)
-            ours = max(ours, job.figures["sft_tokens_per_second"])
+            trained = sft.sft(job, options)
+            ours = max(ours, trained.figures["sft_tokens_per_second"])
             speed, losses = plain_loop(folder / "initial", batches, options)
             plain = max(plain, speed)
-            last = np.mean(losses[-(len(losses) - int(job.curves[-2]["step"])) :])
-            assert abs(last - job.curves[-1]["loss"]) < 0.05, (last, job.curves[-1]["loss"])
+            last = np.mean(losses[-(len(losses) - int(trained.curve[-2]["step"])) :])
+            assert abs(last - trained.curve[-1]["loss"]) < 0.05, (last, trained.curve[-1]["loss"])
     ratio = ours / plain
     print(f"rows a step {batches.plan.shape[1]}, tokens a step {batches.step_tokens().mean():.0f}")
     print(f"sft block {ours:,.0f} tokens/s; plain loop {plain:,.0f} tokens/s; ratio {ratio:.2f} (at least 0.80)")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.e2e.workspace import configure, run, workspace
+from tests.support.workspace import configure, run, workspace
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from flows.history import account
 from flows.params import file
 from flows.run import graph
-from tests.e2e.workspace import assert_told, edit, requests_made, run
+from tests.support.workspace import assert_told, edit, requests_made, run
 
 LOOP = ("i01", "i02", "i03")
 

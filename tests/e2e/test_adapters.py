@@ -11,9 +11,9 @@ from tasks.core import engines
 from tasks.core.errors import BadInput
 from tasks.core.models import folders
 from tasks.core.models.pointer import Pointer
-from tests import tiny
-from tests.e2e.inprocess import perform, use
 from tests.e2e.test_text import STAGES
+from tests.support import tiny
+from tests.support.inprocess import perform, use
 
 
 @pytest.fixture(scope="module")

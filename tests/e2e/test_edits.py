@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.workspace import IGNORED, REPOSITORY, digests, edit, kept_server, ran, requests_made, run, workspace
+from tests.support.workspace import IGNORED, ROOT, digests, edit, kept_server, ran, requests_made, run, workspace
 
 POOL, DRAWS, EVALUATED, ROWS_A_SHARD = 70, 4, 10, 16
 LOOP = {f"{stage}@i01" for stage in ("synthesize", "sample", "critique", "refine", "filter", "train")}
@@ -185,7 +185,7 @@ def test_an_edit_reruns_what_used_it_and_pays_for_what_is_new(repository: Path, 
         for file, text in kept.items():
             (repository / file).write_text(text)
         shutil.rmtree(repository / "tasks")
-        shutil.copytree(REPOSITORY / "tasks", repository / "tasks", ignore=IGNORED)
+        shutil.copytree(ROOT / "tasks", repository / "tasks", ignore=IGNORED)
         run(repository, "dvc", "checkout")
     assert digests(repository) == before
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.e2e.workspace import digests, edit, environment, kept_server, ran, requests_made, run
-from tests.endpoint import Answer, Body, Endpoint, completion
+from tests.support.endpoint import Answer, Body, Endpoint, completion
+from tests.support.workspace import digests, edit, environment, kept_server, ran, requests_made, run
 
 KEY = "sk-THE-SECRET-of-this-test"
 AT_ONCE = 4

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tasks.core import tables
-from tests.e2e.workspace import environment, run
+from tests.support.workspace import environment, run
 
 OPTIONS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "--bf16", "False", "--report_to", "none",
            "--gradient_checkpointing", "False", "--save_strategy", "no", "--learning_rate", "0.001"]  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.workspace import digests, edit, environment, kept_server, ran, run
+from tests.support.workspace import digests, edit, environment, kept_server, ran, run
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import psutil
 
 from flows.machine import state
 from flows.machine.processes import alive
-from tests.e2e.workspace import digests, environment, kept_server, lock, run, workspace
+from tests.support.workspace import digests, environment, kept_server, lock, run, workspace
 
 # In the order of the graph: every stage once, two of them again with another signal.
 TARGETS = [

@@ -11,7 +11,7 @@ import pytest
 from tasks.core import tables
 from tasks.core.errors import LabelsForbidden
 from tasks.families.countdown.family import Countdown
-from tests.e2e.inprocess import perform, use
+from tests.support.inprocess import perform, use
 
 LOOP = ("synthesize", "sample", "critique", "refine", "filter", "train")
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tasks.core import tables
-from tests.e2e.workspace import assert_told, digests, edit, lock, one_thread, ran, requests_made, run, workspace
+from tests.support.workspace import assert_told, digests, edit, lock, one_thread, ran, requests_made, run, workspace
 
 KEYS = ("i01", "i02")
 

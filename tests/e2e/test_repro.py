@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tasks.core import tables
-from tests.e2e.workspace import digests, edit, lock, ran, run, use, workspace
+from tests.support.workspace import digests, edit, lock, ran, run, use, workspace
 
 STAGES = 28  # prepare, base, three iterations of eight, evaluate@i00, report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.workspace import digests, ran, requests_made, run
+from tests.support.workspace import digests, ran, requests_made, run
 
 
 @pytest.fixture(scope="module")

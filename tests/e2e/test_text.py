@@ -1,16 +1,16 @@
 """One iteration on word problems from a user's file, with a model built and trained here."""
 
 import json
-from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
 
 from tasks.core import tables
-from tests.e2e.inprocess import perform, use
+from tests.support.inprocess import perform, use
+from tests.support.paths import SHARED
 
-GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k/train.jsonl"
+GSM8K = SHARED / "gsm8k/train.jsonl"
 STAGES = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
 BASE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from tasks.blocks.evaluate import benchmarks, options
-from tasks.core.asking.local import Asker
+from tasks.core.asking.local import LocalModel
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.contract import Sampling, Statistic, no_reply
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
-from tests.support import ENGINE, Scripted
+from tests.support.models import ENGINE, Scripted
+from tests.support.paths import ROOT
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install -c constraints.txt -e '.[lm-eval]'")
 
-ROOT = Path(__file__).parents[2]
 FACTS = [json.loads(line) for line in (ROOT / "tasks/templates/benchmarks/facts.jsonl").read_text().splitlines()]
 PLAIN = {"tasks": ["facts", "facts_choice"], "fewshot": None, "limit": None, "chat_template": True, "max_new_tokens": 8}
 ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -54,16 +54,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ask(root: Path, engine: Any, model: Path | None = None, digest: str = "d" * 32) -> Asker:
+def ask(root: Path, engine: Any, model: Path | None = None, digest: str = "d" * 32) -> LocalModel:
     opener = Opener(root, ENGINE, root / "scratch")
-    made = Asker(Pointer("model", digest), model or root, ENGINE, root / "scratch", opener)
+    made = LocalModel(Pointer("model", digest), model or root, ENGINE, root / "scratch", opener)
     made._engine = engine
     if model is None:
         made.render = lambda asked: [a if isinstance(a, str) else "\n".join(m["content"] for m in a) for a in asked]  # type: ignore[method-assign]
     return made
 
 
-def measure(root: Path, model: Asker, **changes: Any) -> dict[str, float | None]:
+def measure(root: Path, model: LocalModel, **changes: Any) -> dict[str, float | None]:
     chosen = {"own": options.Benchmark(**{**PLAIN, **changes})}
     return benchmarks.measure(benchmarks.load(chosen, root, "tasks/templates/benchmarks"), model, 1)
 

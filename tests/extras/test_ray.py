@@ -26,8 +26,8 @@ from tasks.core.asking.shards import run_here
 from tasks.core.engines.contract import Sampling
 from tasks.core.errors import StageFailed
 from tasks.core.models.pointer import Pointer
-from tests.e2e.workspace import REPOSITORY, digests, edit, environment, forget, run, workspace
-from tests.extras.slow import Slow, Watched, noted
+from tests.support.slow import Slow, Watched, noted
+from tests.support.workspace import ROOT, digests, edit, environment, forget, run, workspace
 
 # Ray is not imported here: it reads a cluster's token from the environment when it is.
 pytestmark = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def existing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
 def place(tmp_path: Path) -> Path:
     """A folder that has this project's modules, as a repository has."""
     for name in ("tasks", "tests"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
+        (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
@@ -123,7 +123,7 @@ def test_a_shard_that_is_not_where_this_process_looks(on_ray: Callable[..., list
 
 
 def test_a_cluster_without_room(existing: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    cluster.connect(REPOSITORY, existing, 1)
+    cluster.connect(ROOT, existing, 1)
     with pytest.raises(StageFailed, match="no machine of the Ray cluster has 1 CPUs and 1 GPUs, as a worker needs"):
         cluster._room({**RAY, "gpus": 1.0}, 1)
     cluster._room(existing, 3)
@@ -178,11 +178,11 @@ def test_each_worker_loads_the_model_once(
 
     for name, map_shards in (("here", run_here), ("there", watched)):
         opener = Opener(trained, engine, tmp_path / name, map_shards)
-        asker = opener(Pointer(record["path"], record["digest"]))
-        replies = asker.generate(questions, Sampling(2, 1.0, 1.0, 8, 1), "x")
-        scores = asker.score(questions, ["1"] * len(questions), "y")
+        model = opener(Pointer(record["path"], record["digest"]))
+        replies = model.generate(questions, Sampling(2, 1.0, 1.0, 8, 1), "x")
+        scores = model.score(questions, ["1"] * len(questions), "y")
         files = {p.name: p.read_bytes() for p in (tmp_path / name).rglob("*.*") if p.is_file()}
-        figures = asker.take_usage().figures()
+        figures = model.take_tally().figures()
         seen.append((replies, scores, files, {k: v for k, v in figures.items() if "second" not in k}))
     assert seen[0] == seen[1]
     workers = {pid for pid, _ in noted(place)}

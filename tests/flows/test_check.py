@@ -14,9 +14,8 @@ from flows.run import ready
 from tasks.core import engines
 from tasks.core.errors import BadInput
 from tasks.core.models import tokenizers
-from tests.support import model_files
-
-ROOT = Path(__file__).parents[2]
+from tests.support.models import model_files
+from tests.support.paths import ROOT
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from flows.history import lock, overview, records
 from flows.params import compose
 from flows.params.schema import Prices
 from tasks.core import digests, tables
-from tests.support import write_yaml
+from tests.support.work import write_yaml
 
 PRICES = {
     "currency": "EUR",

@@ -13,12 +13,11 @@ import yaml
 
 from flows.sharing import incoming
 from tasks.core.errors import BadInput
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "flows.fetch", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from flows import recipe
 from flows.params import compose, file, problems, sections, write
 from tasks.core.errors import BadInput
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SEVEN = {
     "lmsi", "oracle", "scpo", "self_evolution", "self_improving_transformers", "self_rewarding", "unfiltered",
 }  # fmt: skip

@@ -11,7 +11,7 @@ from rich.console import Console
 from flows import summary
 from flows.history import overview, records
 from tasks.core import digests
-from tests.support import write_yaml
+from tests.support.work import write_yaml
 
 PARAMS = {
     "recipe": "self_evolution",

@@ -17,8 +17,9 @@ from tasks.core.context import Context
 from tasks.core.engines.contract import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
 from tasks.core.family import Messages, Question, Verdict
-from tests.support import ENGINE
-from tests.tiny import user
+from tests.support.models import ENGINE
+from tests.support.paths import ROOT
+from tests.support.tiny import user
 
 SECTION: dict[str, Any] = {
     "samples": 4,
@@ -282,7 +283,7 @@ def test_bad_sections_are_refused(changes: dict[str, Any], message: str) -> None
 
 
 def test_only_evaluate_depends_on_the_held_out_set_and_nothing_in_the_loop_on_its_results() -> None:
-    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     reads = {name: stage.get("do", stage)["deps"] for name, stage in stages.items()}
     secret = {"data/tasks", "data/tasks/", "data/tasks/heldout.parquet"}
     assert [name for name, deps in reads.items() if secret & set(deps)] == ["evaluate"]

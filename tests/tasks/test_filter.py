@@ -6,7 +6,7 @@ import pytest
 from tasks import filter as stage
 from tasks.core import tables
 from tasks.core.errors import BadInput, EmptyDataset
-from tests.support import context, prompts, sampled
+from tests.support.work import context, prompts, sampled
 
 SECTION = {"accepted": {"critic": "c"}, "deduplicate": {}, "positives": {}}
 

@@ -12,7 +12,7 @@ from tasks.core.catalog import ARTIFACTS
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, MissingArtifact, UnknownName
 from tasks.families.text.family import Text
-from tests.support import text_options
+from tests.support.work import text_options
 
 COUNTDOWN = {
     "numbers": 3,

@@ -7,7 +7,8 @@ import pytest
 
 from tasks import families, prepare, synthesize
 from tasks.core import tables
-from tests.support import context, policy, scripted_model, text_options
+from tests.support.models import policy, scripted_model
+from tests.support.work import context, text_options
 
 OPTIONS = {key: value for key, value in text_options(heldout=4, probe=3, labelled=2).items() if key != "path"}
 

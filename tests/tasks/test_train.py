@@ -14,7 +14,7 @@ from tasks.core.errors import BadInput, EmptyDataset, MissingArtifact, OutOfMemo
 from tasks.core.models import folders, tokenizers
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import trainers
-from tests import tiny
+from tests.support import tiny
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tasks.core import tables
 from tasks.core.errors import MissingArtifact, TableMismatch
-from tests.support import prompts
+from tests.support.work import prompts
 
 
 def test_bytes_do_not_depend_on_order_or_chunks(tmp_path):

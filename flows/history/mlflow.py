@@ -27,6 +27,7 @@ import sqlite3
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -211,12 +212,11 @@ def sync(root: Path, full: bool = False) -> SyncResult:
             run = project(root, params, tree, name)
             settled = not any(r.status == "RUNNING" for r in tree.runs)
             state.write_json(marker, {"seen": seen if settled else None, "run": run, "experiment": tree.experiment})
-    except (OSError, sqlite3.Error) as error:  # filelock's Timeout is an OSError
-        raise TrackingFailed(_advice(uri, error)) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
+        home = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError | sqlite3.Error) and home not in ("mlflow", "sqlalchemy", "alembic"):
             raise
-        raise TrackingFailed(_advice(uri, error)) from error
+        raise TrackingFailed(_advice(uri, error)) from error  # an OSError may be filelock's Timeout
     children = sorted(
         (r for r in tree.runs if r.tags.get(PARENT) == run and "stage" not in r.tags), key=lambda r: r.name
     )
@@ -266,21 +266,16 @@ def _probe(uri: str) -> None:
     path = _database(uri)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=5.0, isolation_level=None)
-        try:
+        with closing(sqlite3.connect(path, timeout=5.0, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
-        finally:
-            connection.close()
 
 
 def _knock(uri: str) -> None:
     """Asks whether a tracking server is there, because MLflow itself keeps trying for minutes. Raises `OSError`."""
     if uri.startswith(("http://", "https://")):
-        try:
+        with suppress(urllib.error.HTTPError):  # somebody answers, and MLflow knows better how to ask
             urllib.request.urlopen(f"{shown(uri).rstrip('/')}/health", timeout=PATIENCE).close()
-        except urllib.error.HTTPError:
-            return  # somebody answers, and MLflow knows better how to ask
 
 
 def shown(uri: str) -> str:
@@ -293,14 +288,10 @@ def _has_run(uri: str, run: Any) -> bool:
     path = _database(uri)
     if run is None or path is None or not path.is_file():
         return False
-    connection = sqlite3.connect(path, timeout=5.0)
-    try:
-        query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+    query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(path, timeout=5.0)) as connection:
         return connection.execute(query, (run,)).fetchone() is not None
-    except sqlite3.OperationalError:  # no such table: the database is a new one
-        return False
-    finally:
-        connection.close()
+    return False  # no such table: the database is a new one
 
 
 def _fingerprint(root: Path, uri: str) -> str:

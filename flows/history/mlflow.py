@@ -1,22 +1,22 @@
 """MLflow as a projection of what is on disk: `sync` creates in MLflow what the files say and MLflow lacks.
 
-Nothing is logged while a stage runs; DVC, a crash or a deleted database can therefore never make MLflow
-disagree with the artifacts for longer than until the next `sync`. The tree, in the experiment `autodidact`:
+Nothing is logged while a stage runs. DVC, a crash or a deleted database can therefore never make MLflow disagree with
+the artifacts for longer than until the next `sync`. `flows.history.runs` says what is wanted, and `apply` makes MLflow
+equal to it. The tree, in the experiment `autodidact`:
 
     self_evolution-s0-1a2b3c        one evolution: params.yaml without its iterations; every held-out figure
       i00, i01, ...                 one iteration, with the iteration's number as the step on both levels
-        sample@i02, ...             one execution of a stage, that is one entry of dvc.lock
+        sample@i02, ...             one execution of a stage, that is one entry of dvc.lock or one record
 
-Runs are found by their tags (`level`, `evolution`, `iteration`, `stage`, `dvc.md5`), so calling twice
-creates nothing. A changed entry of dvc.lock makes a new stage run and the old one stays. When a result that
-was already drawn changes (same params.yaml, other code or other overrides in a row), the evolution run keeps
-its curve under the name "... (superseded)" and a new one takes over. Figures, seconds and training curves
-come from the records; without a record the run says `duration: unknown`. Weights stay in DVC: models are
-logged as entities without files. `git.commit` is the record's, else the commit at the time of the projection.
+Runs are found by their tags (`level`, `evolution`, `iteration`, `dvc.md5`, `record`), so calling twice creates nothing.
+A changed entry of dvc.lock makes a new stage run and the old one stays. When a result that was already drawn changes
+(same params.yaml, other code or other overrides in a row), the evolution run keeps its curve under the name
+"... (superseded)" and a new one takes over. Without a record the run says `duration: unknown`. Weights stay in DVC:
+models are logged as entities without files. `git.commit` is the record's, else the commit at the time of the projection.
 
 Database: `.autodidact/mlflow/mlflow.db` of the main repository, or what `MLFLOW_TRACKING_URI` names: a server
-(`http://...`, with MLflow's own variables for credentials) or another database. This is the only
-module that imports mlflow, and it does so late. `python -m flows.track` projects everything.
+(`http://...`, with MLflow's own variables for credentials) or another database. This is the only module that imports
+mlflow, and it does so late. `python -m flows.track` projects everything.
 """
 
 import json
@@ -26,7 +26,7 @@ import re
 import sqlite3
 import time
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,10 +35,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from flows.history import lock, records
-from flows.history.runs import PARENT, project
+from flows.history import lock, records, runs
+from flows.history.runs import Point, Wanted
 from flows.machine import state
-from flows.params import file
+from flows.params import file, sections
 from tasks.core import digests
 from tasks.core.errors import AutodidactError, first_line
 
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 
 EXPERIMENT = "autodidact"
-BATCH = 100  # parameters a request; MLflow takes 100, and 1000 values of all kinds
+PARENT = "mlflow.parentRunId"
+SOURCE = {"mlflow.source.name": "flows.track", "mlflow.user": "autodidact"}
 LOCK_SECONDS = 20.0  # how long to wait for another sync
 PATIENCE = 10.0  # seconds in which a tracking server has to answer
 
@@ -73,103 +74,93 @@ class SyncResult:
 
 @dataclass
 class Run:
-    """A run as far as the projection needs it."""
+    """A run as it is in MLflow."""
 
     id: str
-    name: str
     status: str
     start: int
     end: int | None
     tags: dict[str, str]
-    metrics: dict[str, float]
+    params: dict[str, str]
+    metrics: dict[str, float]  # the last value of each
 
 
 @dataclass
 class Tree:
-    """The runs of one evolution, and the one client that writes them."""
+    """The runs of one evolution that are there, and the one client that writes them."""
 
     client: "MlflowClient"
     experiment: str
     tags: dict[str, str]  # of every run: evolution, recipe, git.commit
-    runs: list[Run] = field(default_factory=list)
-    models: dict[str, str] = field(default_factory=dict)  # DVC md5 -> MLflow's model id
-    paths: dict[str, str] = field(default_factory=dict)  # model folder -> MLflow's id of what is in it now
+    runs: list[Run]
+    models: dict[str, str]  # DVC md5 -> MLflow's model id
+    now: int  # milliseconds; grows by one a run, so that runs of unknown time keep their order
     created: int = 0
     touched: set[str] = field(default_factory=set)
-    now: int = 0  # milliseconds; grows by one a run, so that runs of unknown time keep their order
 
     def find(self, tags: Mapping[str, str]) -> Run | None:
-        """The newest run that has all these tags."""
-        matching = (r for r in self.runs if all(r.tags.get(k) == v for k, v in tags.items()))
+        """The newest run that has all these tags; None without tags."""
+        matching = (run for run in self.runs if tags and tags.items() <= run.tags.items())
         return max(matching, key=lambda run: run.start, default=None)
 
-    def open(self, name: str, tags: Mapping[str, str], parent: Run | None, start: int | None = None) -> Run:
-        """Creates a run. `start`: milliseconds since 1970, None where unknown."""
+    def drawn(self, run: Run, points: Iterable[Point]) -> dict[tuple[str, int], float]:
+        """The last values of these metrics, by name and step."""
+        names = run.metrics.keys() & {name for name, _, _ in points}
+        history = [point for name in names for point in self.client.get_metric_history(run.id, name)]
+        return {(point.key, point.step): point.value for point in sorted(history, key=lambda point: point.timestamp)}
+
+    def open(self, wanted: Wanted, parent: Run | None) -> Run:
+        """Creates the run, with its tags alone."""
         self.now += 1
-        nested = {PARENT: parent.id} if parent else {}
-        everything = {**self.tags, **tags, **nested, "mlflow.source.name": "flows.track", "mlflow.user": "autodidact"}
-        made = self.client.create_run(self.experiment, start or self.now, everything, name)
+        tags = {**self.tags, **wanted.tags, **wanted.key, **wanted.alias, **_below(parent)}
+        run = _read(self.client.create_run(self.experiment, wanted.start or self.now, tags, wanted.name))
         self.created += 1
-        self.runs.append(_read(made))
-        self.touched.add(made.info.run_id)
-        return self.runs[-1]
-
-    def log(
-        self,
-        run: Run,
-        params: Mapping[str, str] | None = None,
-        metrics: Sequence[tuple[str, float, int]] = (),
-        tags: Mapping[str, str] | None = None,
-        at: int | None = None,
-    ) -> None:
-        """Writes parameters, metrics (name, value, step) and those tags that differ."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        changed = {k: v for k, v in (tags or {}).items() if run.tags.get(k) != v}
-        points = [Metric(name, float(value), at or self.now, step) for name, value, step in metrics]
-        values = [Param(name, value) for name, value in (params or {}).items()]
-        marks = [RunTag(name, value) for name, value in changed.items()]
-        if not (points or values or marks):
-            return
-        while len(values) > BATCH or len(points) > 8 * BATCH:  # tags go last: they say that the rest is there
-            self.client.log_batch(run.id, points[: 8 * BATCH], values[:BATCH])
-            points, values = points[8 * BATCH :], values[BATCH:]
-        self.client.log_batch(run.id, points, values, marks)
-        run.tags.update(changed)
-        run.metrics.update({name: float(value) for name, value, _ in metrics})
         self.touched.add(run.id)
+        self.runs.append(run)
+        return run
 
-    def log_inputs(self, run: Run, context: str, tables: Mapping[str, str], models: Iterable[str]) -> None:
-        """Tables by name and DVC md5, and models by their folder; a model that is not known here is left out."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+    def log(self, run: Run, points: Iterable[Point], tags: Mapping[str, str], at: int | None = None) -> None:
+        """Writes the points, at a time or now, and those tags that differ."""
+        from mlflow.entities import Metric, RunTag
 
-        where = [InputTag("mlflow.data.context", context)]
-        datasets = [DatasetInput(Dataset(n, md5, "dvc", json.dumps({"uri": n})), where) for n, md5 in tables.items()]
-        known = [LoggedModelInput(self.paths[path]) for path in dict.fromkeys(models) if path in self.paths]
-        if datasets or known:
-            self.client.log_inputs(run.id, datasets or None, known or None)
+        metrics = [Metric(name, value, at or self.now, step) for name, value, step in points]
+        changed = {k: v for k, v in tags.items() if run.tags.get(k) != v}
+        if metrics or changed:
+            self.client.log_batch(run.id, metrics)
+            self.client.log_batch(run.id, tags=[RunTag(k, v) for k, v in changed.items()])
+            run.metrics.update({metric.key: metric.value for metric in metrics})
+            run.tags.update(changed)
+            self.touched.add(run.id)
 
-    def log_model(self, run: Run, name: str, path: str, md5: str) -> None:
-        """An entity for a model folder, without its files; found again by its DVC md5."""
-        from mlflow.entities import LoggedModelOutput
+    def log_params(self, run: Run, params: Mapping[str, str]) -> None:
+        """Writes the parameters that the run lacks; MLflow lets none change."""
+        from mlflow.entities import Param
 
-        if md5 not in self.models:
-            tags = {"evolution": self.tags["evolution"], "dvc.md5": md5, "dvc.path": path}
-            made = self.client.create_logged_model(self.experiment, name, run.id, tags, model_type="policy")
-            self.client.finalize_logged_model(made.model_id, "READY")
-            self.models[md5] = made.model_id
-        self.paths[path] = self.models[md5]
-        self.client.log_outputs(run.id, [LoggedModelOutput(self.models[md5], 0)])
+        lacking = {k: v for k, v in params.items() if k not in run.params}
+        self.client.log_batch(run.id, params=[Param(k, v) for k, v in lacking.items()])
+        run.params.update(lacking)
 
-    def running(self) -> list[Run]:
-        """Every open run of the experiment, whatever its evolution."""
-        found = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'", max_results=5000)
-        return [_read(run) for run in found]
+    def link(self, run: Run, wanted: Wanted) -> None:
+        """Tables read, models read, models made. A model is an entity without its files, found again by its DVC md5; one
+        that was read and is not known here is left out."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput
 
-    def rename(self, run: Run, name: str) -> None:
-        """Another name for a run."""
-        self.client.update_run(run.id, name=name)
-        self.touched.add(run.id)
+        where = [InputTag("mlflow.data.context", wanted.tags.get("stage", ""))]
+        tables = [Dataset(name, md5, "dvc", json.dumps({"uri": name})) for name, md5 in wanted.tables.items()]
+        known = [LoggedModelInput(self.models[md5]) for md5 in dict.fromkeys(wanted.used) if md5 in self.models]
+        if tables or known:
+            self.client.log_inputs(run.id, [DatasetInput(table, where) for table in tables] or None, known or None)
+        outputs = self.client.get_run(run.id).outputs if wanted.made else None
+        linked = {model.model_id for model in outputs.model_outputs} if outputs else set()
+        for path, md5 in wanted.made.items():
+            if md5 not in self.models:
+                name, tags = f"{wanted.tags['iteration']}-candidate", {"dvc.md5": md5, "dvc.path": path}
+                tags["evolution"] = self.tags["evolution"]
+                made = self.client.create_logged_model(self.experiment, name, run.id, tags, model_type="policy")
+                self.models[md5] = made.model_id
+            if self.models[md5] not in linked:  # MLflow refuses the same link twice
+                self.client.finalize_logged_model(self.models[md5], "READY")
+                self.client.log_outputs(run.id, [LoggedModelOutput(self.models[md5], 0)])
 
     def close(self, run: Run, status: str, end: int | None) -> None:
         """Sets status and end; `end` None leaves the duration open, because nobody knows it."""
@@ -181,6 +172,83 @@ class Tree:
             self.client.set_terminated(run.id, status, end)
         run.status, run.end = status, end
         self.touched.add(run.id)
+
+
+def apply(wanted: Wanted, there: Tree) -> Run | None:
+    """Makes MLflow equal to what is wanted; returns the evolution's run, if there is one. Another call changes nothing,
+    and what a call that was cut short left is completed."""
+    _close_foreign(wanted, there)
+    return _apply(wanted, there, None)
+
+
+def _apply(wanted: Wanted, there: Tree, parent: Run | None) -> Run | None:
+    """One run and those below it. A complete run keeps its record, and a record that has a run is given no other."""
+    run, opened = there.find(wanted.key), there.find(wanted.alias)
+    if run is None and opened and not wanted.key.keys() & opened.tags.keys():
+        run = opened
+    if run is None and not wanted.create:
+        return None
+    complete = run and wanted.status and run.status != "RUNNING" and wanted.key.items() <= run.tags.items()
+    late = run and wanted.alias and not opened and not wanted.alias.keys() & run.tags.keys()
+    if run is None or late or not complete:
+        run = _write(run, wanted, there, parent)
+    own = wanted.alias.items() <= run.tags.items()  # otherwise the run's figures are those of another record
+    changed = {name: value for name, value in wanted.figures.items() if own and run.metrics.get(name) != value}
+    figures = [(name, value, wanted.step) for name, value in changed.items()]
+    there.log(run, figures, _below(parent))
+    for child in wanted.below:
+        _apply(child, there, run)
+    if wanted.status is None:
+        _settle(run, there)
+    return run
+
+
+def _write(run: Run | None, wanted: Wanted, there: Tree, parent: Run | None) -> Run:
+    """Creates the run, or adds what it lacks. Status and the tags that find it go last: they say that the rest is
+    there."""
+    points = [*wanted.results, *wanted.points]
+    drawn = there.drawn(run, points) if run else {}
+    if run and any(drawn.get((name, step), value) != value for name, value, step in wanted.results):
+        there.client.update_run(run.id, name=f"{wanted.name} (superseded)")
+        there.log(run, [], {"superseded": "true"})
+        run, drawn = None, {}
+    run = run or there.open(wanted, parent)
+    there.link(run, wanted)
+    there.log_params(run, wanted.params)
+    lacking = [(name, value, step) for name, value, step in points if drawn.get((name, step)) != value]
+    there.log(run, lacking, wanted.tags, wanted.start if wanted.status else None)
+    if wanted.status:
+        there.close(run, wanted.status, None if wanted.seconds is None else run.start + round(wanted.seconds * 1000))
+    there.log(run, [], {**wanted.key, **wanted.alias})
+    return run
+
+
+def _below(parent: Run | None) -> dict[str, str]:
+    return {PARENT: parent.id} if parent else {}
+
+
+def _settle(parent: Run, there: Tree) -> None:
+    """A parent runs as long as a stage below it does, and ends with the last one if all their ends are known."""
+    ids = {parent.id, *(run.id for run in there.runs if run.tags.get(PARENT) == parent.id)}
+    below = [run for run in there.runs if run.tags.get(PARENT) in ids and run.tags["level"] == "stage"]
+    ends = [run.end for run in below]
+    if any(run.status == "RUNNING" for run in below):
+        there.close(parent, "RUNNING", None)
+    else:
+        there.close(parent, "FINISHED", max(end for end in ends if end) if ends and all(ends) else None)
+
+
+def _close_foreign(wanted: Wanted, there: Tree) -> None:
+    """Ends the runs that an earlier evolution left open: its process is gone, and params.yaml has moved on."""
+    found = there.client.search_runs([there.experiment], "attributes.status = 'RUNNING'", max_results=5000)
+    foreign = [run for run in map(_read, found) if run.tags.get("evolution") != there.tags["evolution"]]
+    stages = [stage for run in (wanted, *wanted.below) for stage in run.below]
+    status = {stage.key["record"]: stage.status for stage in stages if "record" in stage.key}
+    fate = {r.id: status.get(r.tags.get("record", "")) or "KILLED" for r in foreign if r.tags.get("level") == "stage"}
+    alive = {run.tags.get("evolution") for run in foreign if fate.get(run.id) == "RUNNING"}
+    for run in foreign:
+        if run.tags.get("evolution") not in alive:
+            there.close(run, fate.get(run.id, "FINISHED"), None)
 
 
 def tracking_uri(root: Path) -> str:
@@ -209,7 +277,8 @@ def sync(root: Path, full: bool = False) -> SyncResult:
             _probe(uri)
             _knock(uri)
             tree = _connect(root, uri, {"evolution": evolution, "recipe": str(params.get("recipe"))})
-            run = project(root, params, tree, name)
+            shows = apply(runs.wanted(root, params, name), tree)
+            run = shows.id if shows else None
             settled = not any(r.status == "RUNNING" for r in tree.runs)
             state.write_json(marker, {"seen": seen if settled else None, "run": run, "experiment": tree.experiment})
     except Exception as error:
@@ -217,10 +286,8 @@ def sync(root: Path, full: bool = False) -> SyncResult:
         if not isinstance(error, OSError | sqlite3.Error) and home not in ("mlflow", "sqlalchemy", "alembic"):
             raise
         raise TrackingFailed(_advice(uri, error)) from error  # an OSError may be filelock's Timeout
-    children = sorted(
-        (r for r in tree.runs if r.tags.get(PARENT) == run and "stage" not in r.tags), key=lambda r: r.name
-    )
-    ids = tuple(child.id for child in children)
+    iterations = [r for r in tree.runs if r.tags.get(PARENT) == run and r.tags["level"] == "iteration"]
+    ids = tuple(r.id for r in sorted(iterations, key=lambda r: sections.number(r.tags["iteration"])))
     return SyncResult(uri, name, tree.created, len(tree.touched) - tree.created, tree.experiment, run, ids)
 
 
@@ -242,18 +309,17 @@ def _connect(root: Path, uri: str, tags: dict[str, str]) -> Tree:
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(number)
     query = f"tags.evolution = '{tags['evolution']}'"
-    tree = Tree(client, number, {**tags, "git.commit": records.commit(root)}, now=round(time.time() * 1000))
-    tree.runs = [_read(run) for run in client.search_runs([number], query, max_results=50_000)]
-    models = client.search_logged_models([number], filter_string=query, max_results=500) if tree.runs else []
-    for model in models:
-        tree.models[model.tags["dvc.md5"]] = tree.paths[model.tags["dvc.path"]] = model.model_id
-    return tree
+    there = [_read(run) for run in client.search_runs([number], query, max_results=50_000)]
+    made = client.search_logged_models([number], filter_string=query, max_results=500) if there else []
+    models = {model.tags["dvc.md5"]: model.model_id for model in made}
+    everywhere = {**tags, "git.commit": records.commit(root), **SOURCE}
+    return Tree(client, number, everywhere, there, models, now=round(time.time() * 1000))
 
 
 def _read(run: "MlflowRun") -> Run:
     info, data = run.info, run.data
-    start = int(info.start_time)
-    return Run(info.run_id, info.run_name or "", info.status, start, info.end_time, dict(data.tags), dict(data.metrics))
+    tags, params, metrics = dict(data.tags), dict(data.params), dict(data.metrics)
+    return Run(info.run_id, info.status, int(info.start_time), info.end_time, tags, params, metrics)
 
 
 def _database(uri: str) -> Path | None:

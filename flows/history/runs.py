@@ -24,7 +24,8 @@ from flows.history.lock import Execution, Files
 from flows.history.records import Record
 from flows.machine import processes, state
 from flows.params import sections
-from flows.params.schema import SECTIONS
+from flows.params.schema import LOOP, UNREAD
+from tasks.core.catalog import ARTIFACTS, BASE
 
 Point = tuple[str, float, int]  # a metric's name, its value, its step
 
@@ -75,7 +76,7 @@ def wanted(root: Path, params: Mapping[str, Any], name: str) -> Wanted:
     stages += [_recorded(facts, record) for record in reversed(known)]
     keys = sorted({run.tags["iteration"] for run in stages if "iteration" in run.tags}, key=sections.number)
     iterations = [_iteration(facts, key, [run for run in stages if run.tags.get("iteration") == key]) for key in keys]
-    values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations", *SECTIONS)}
+    values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations", *UNREAD)}
     evolution = Wanted(
         name,
         {"level": "evolution", "superseded": "false"},
@@ -90,17 +91,17 @@ def wanted(root: Path, params: Mapping[str, Any], name: str) -> Wanted:
 
 def _iteration(facts: _Facts, key: str, below: Sequence[Wanted]) -> tuple[Wanted, dict[str, float], dict[str, float]]:
     """An iteration's run, and what the evolution shows of it: held-out figures, and figures that may change."""
-    heldout = _numbers(_artifact(facts, f"data/{key}/evaluation/metrics.json"))
-    probe = _artifact(facts, f"data/{key}/evaluation/probe.json")
-    policy = _artifact(facts, f"data/{key}/policy.json")
+    heldout = _numbers(_artifact(facts, "metrics", key))
+    probe = _artifact(facts, "probe_metrics", key)
+    policy = _artifact(facts, "policy", key)
     gate: dict[str, Any] = {k: policy[k] for k in ("candidate_score", "previous_score") if k in policy}
     groups = {"probe": probe.get("metrics") or {}, "guard": probe.get("guards") or {}, "gate": gate}
     named = {f"{group}/{name}": value for group, part in groups.items() for name, value in _numbers(part).items()}
     listed = key in facts.params["iterations"]  # i00 never is, and a row may have been removed
-    spent = _spent(facts, key) if listed or key == sections.BASE else {}
+    spent = _spent(facts, key) if listed or key == BASE else {}
     curve = {"promoted": float(bool(policy["promoted"]))} if "promoted" in policy else {}
     entries = [run for run in below if "dvc.md5" in run.key]
-    if {run.tags["stage"] for run in entries} >= set(sections.LOOP if listed else ("prepare", "base", "evaluate")):
+    if {run.tags["stage"] for run in entries} >= set(LOOP if listed else ("prepare", "base", "evaluate")):
         curve |= _totals(entries) | spent
     tags = sections.row(facts.params, key) if listed else {}
     tags |= {k: str(policy[k]) for k in ("promoted", "reason", "gate_metric", "alarms") if k in policy}
@@ -144,7 +145,7 @@ def _entry(facts: _Facts, execution: Execution, record: Record | None, tokens: M
     models = {}
     for role in ("initial", "reference") if stage == "train" and key else ():
         source = sections.row(facts.params, key or "")[role]
-        models[role] = _policy(state.read_json(facts.root / "data" / source / "policy.json") or {}, source)
+        models[role] = _policy(state.read_json(facts.root / ARTIFACTS["policy"].at(source)) or {}, source)
     duration = {"duration": "recorded" if record else "unknown"}
     tables = [path for path in deps if path.startswith("data/") and path.endswith((".parquet", "/dataset"))]
     folders = [path for path in deps if path.endswith("/candidate")] + [t.partition(" ")[0] for t in models.values()]
@@ -200,8 +201,9 @@ def _status(record: Record) -> str:
     return "FINISHED" if status == "finished" else "KILLED" if "was killed" in str(record.get("error")) else "FAILED"
 
 
-def _artifact(facts: _Facts, path: str) -> dict[str, Any]:
+def _artifact(facts: _Facts, name: str, key: str) -> dict[str, Any]:
     """A JSON artifact; empty unless a current entry of dvc.lock made the very file that is there."""
+    path = ARTIFACTS[name].at(key)
     place = facts.root / path
     made = path in facts.outs and place.is_file() and facts.files.md5(path) == facts.outs[path]
     return state.read_json(place) or {} if made else {}

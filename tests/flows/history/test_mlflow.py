@@ -1,6 +1,7 @@
 """MLflow as a projection: a repository made by hand (every stage's outputs, dvc.lock, records), then the tree in
 MLflow is compared with it, before and after it changes."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from flows.history import mlflow, records
+from flows.history import runs as history_runs
 from flows.history.lock import evolution_id
 from flows.machine import processes, state
 from flows.params import file, schema, sections
@@ -217,6 +219,27 @@ def inputs(root: Path, run: Any) -> list[str]:
     return [m.model_id for m in found.model_inputs]
 
 
+def everything(root: Path) -> list[tuple[Any, ...]]:
+    """What MLflow has of every run, but for ids and moments."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=mlflow.tracking_uri(root))
+    found = {run.info.run_id: client.get_run(run.info.run_id) for run in runs(root)}
+    names = {run_id: run.info.run_name for run_id, run in found.items()}
+    described = []
+    for run in found.values():
+        tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.parentRunId"}
+        parent = names.get(run.data.tags.get("mlflow.parentRunId", ""))
+        seconds = run.info.end_time and run.info.end_time - run.info.start_time
+        points = {name: history_of(root, run, name) for name in run.data.metrics}
+        tables = sorted((i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs)
+        models = [client.get_logged_model(m.model_id) for m in (*run.inputs.model_inputs, *run.outputs.model_outputs)]
+        linked = sorted((model.name, model.tags["dvc.md5"], str(model.status)) for model in models)
+        times = (run.info.status, seconds if "record" in tags else seconds is None)
+        described.append((run.info.run_name, parent, times, tags, run.data.params, points, tables, linked))
+    return sorted(described, key=str)
+
+
 def stage_count(root: Path) -> int:
     return len(declared.names(declared.graph(root), file.load(root)))
 
@@ -270,6 +293,76 @@ def test_calling_twice_creates_nothing_and_appending_an_iteration_stays_in_the_e
     assert len(runs(repository, level="evolution")) == 1
 
 
+def test_what_is_wanted_follows_from_the_files_alone(finished: Path, tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    shutil.copytree(finished, root)
+    given = file.load(root)
+    fits = record(root, "sample@i01")
+    other = record(root, "sample@i02", outputs={"data/i02/samples.parquet": "of another execution"})
+    fails = record(root, "train@i03", status="failed", error="no rows\nmore", seconds=None)
+    evolution = history_runs.wanted(root, given, "name")
+    assert (evolution.name, evolution.create, evolution.start) == ("name", True, round(fits["started"] * 1000))
+    assert [point for point in evolution.results if point[0] == "accuracy"] == [
+        ("accuracy", value, step) for step, value in enumerate(ACCURACY.values())
+    ]
+    assert sorted(step for name, _, step in evolution.points if name == "needed/made") == [0, 1, 2, 3]
+    assert [run.name for run in evolution.below] == [*ACCURACY, "report"]
+    entries = {run.name: run for part in evolution.below for run in part.below if "dvc.md5" in run.key}
+    assert len(entries) + 1 == stage_count(root)
+    assert {run.status for run in entries.values()} == {"FINISHED"}
+    assert entries["sample@i01"].alias == {"record": fits["id"]}
+    assert (entries["sample@i01"].seconds, entries["sample@i02"].seconds) == (SECONDS, None)
+    assert entries["sample@i01"].figures["paid/executions"] == 1
+    found = {run.key["record"]: run for part in evolution.below for run in part.below if "record" in run.key}
+    assert {name: (run.create, run.status) for name, run in found.items()} == {
+        fits["id"]: (False, "FINISHED"),
+        other["id"]: (False, "FINISHED"),
+        fails["id"]: (True, "FAILED"),
+    }
+    (root / "dvc.lock").unlink()
+    assert [run.name for run in history_runs.wanted(root, given, "name").below if run.create] == ["i03"]
+    for path in records.records_dir(root).iterdir():
+        path.unlink()
+    assert not history_runs.wanted(root, given, "name").create
+
+
+def test_syncs_that_are_cut_short_end_in_the_same_tree(
+    recorded: Path, tracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sync writes 11 times and is killed then, until one has no more to write."""
+    from mlflow import MlflowClient
+
+    connectless(monkeypatch)
+    root = tmp_path / "repository"
+    shutil.copytree(recorded, root, ignore=shutil.ignore_patterns("mlflow"))
+    empty_database(tracked, root)
+    left = 0
+
+    def limited(name: str) -> None:
+        write = getattr(MlflowClient, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= any((*args[2:], *kwargs.values()))  # without anything to write, nothing is asked
+            if left < 0:
+                raise KeyboardInterrupt
+            return write(*args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, name, call)
+
+    for name in ("create_run", "log_batch", "log_inputs", "log_outputs", "create_logged_model", "update_run"):
+        limited(name)
+    for name in ("finalize_logged_model", "set_terminated"):
+        limited(name)
+    syncs = 0
+    while syncs == 0 or left < 0:
+        left, syncs = 11, syncs + 1
+        with contextlib.suppress(KeyboardInterrupt):
+            mlflow.sync(root)
+    assert syncs > 10
+    assert everything(root) == everything(recorded)
+
+
 def test_without_a_change_nothing_is_imported_and_nothing_asked(repository: Path, monkeypatch: Any) -> None:
     first = mlflow.sync(repository)
 
@@ -320,6 +413,10 @@ def test_what_was_used_is_on_every_level_adds_up_and_follows_the_prices(reposito
     assert evolution.data.metrics["total/paid/cost"] == 4.5
     assert runs(repository, level="iteration", iteration="i01")[0].data.metrics["paid/cost"] == 1.5
     assert mlflow.sync(repository, full=True).updated == 0
+    edit(repository, prices__engine_hours=1800.0)
+    mlflow.sync(repository)
+    assert runs(repository, level="evolution")[0].data.metrics["total/paid/cost"] == 2.25
+    assert runs(repository, record="sample@i01-0")[0].data.metrics["paid/cost"] == 0.75
 
 
 def test_the_curve_of_what_was_used_has_one_point_for_each_iteration_that_is_whole(repository: Path) -> None:
@@ -348,6 +445,38 @@ def test_a_changed_entry_makes_a_new_run_and_the_old_one_stays(repository: Path)
     assert len(runs(repository, stage="critique", iteration="i01")) == 1
 
 
+def test_a_changed_entry_with_the_same_outputs_shares_its_record(repository: Path) -> None:
+    record(repository, "sample@i01")
+    mlflow.sync(repository)
+    (repository / "tasks" / "sample.py").write_text("# other code")
+    write_lock(repository)
+    mlflow.sync(repository)
+    both = runs(repository, stage="sample", iteration="i01")
+    assert len({run.data.tags["dvc.md5"] for run in both}) == 2
+    assert {run.data.tags["record"] for run in both} == {"sample@i01-0"}
+    assert [run.data.metrics["paid/executions"] for run in both] == [1, 1]
+
+
+def test_a_stage_that_runs_again_to_the_same_bytes_leaves_the_run_of_its_entry_alone(repository: Path) -> None:
+    record(repository, "sample@i01")
+    mlflow.sync(repository)
+    record(repository, "sample@i01", id="again", status="running", pid=os.getpid(), seconds=None, outputs={})
+    assert mlflow.sync(repository).created == 1
+    record(repository, "sample@i01", id="again", seconds=9.0)
+    assert mlflow.sync(repository).created == 0
+    found = {run.data.tags["record"]: run for run in runs(repository, stage="sample", iteration="i01")}
+    assert {name: run.data.metrics["seconds"] for name, run in found.items()} == {"sample@i01-0": SECONDS, "again": 9}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert "dvc.md5" not in found["again"].data.tags
+
+
+def test_a_failure_of_an_iteration_whose_row_is_gone_stops_nothing(repository: Path) -> None:
+    record(repository, "sample@i03", key="i04", id="lone", status="failed", error="no rows")
+    mlflow.sync(repository)
+    (run,) = runs(repository, record="lone")
+    assert (run.info.run_name, run.info.status) == ("sample@i04", "FAILED")
+
+
 def test_a_changed_result_leaves_the_old_curve_and_draws_a_new_one(repository: Path) -> None:
     path = repository / "data/i03/evaluation/metrics.json"
     path.write_text(path.read_text().replace("0.75", "0.875"))
@@ -359,6 +488,8 @@ def test_a_changed_result_leaves_the_old_curve_and_draws_a_new_one(repository: P
     assert old.info.run_name == f"{result.name} (superseded)"
     assert history_of(repository, old, "accuracy")[-1] == (3, 0.75)
     assert history_of(repository, new, "accuracy") == [(0, 0.25), (1, 0.5), (2, 0.625), (3, 0.875)]
+    tokens = [(step, value) for step, value in history_of(repository, new, "generated_tokens") if step]
+    assert tokens == [(1, 48), (2, 48), (3, 48)]
     iterations = runs(repository, level="iteration")
     assert [run.data.metrics["accuracy"] for run in iterations] == [0.25, 0.5, 0.625, 0.875]
     assert {run.data.tags["mlflow.parentRunId"] for run in iterations} == {new.info.run_id}

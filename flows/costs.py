@@ -28,7 +28,7 @@ def as_json(found: Account) -> dict[str, Any]:
     def both(iteration: str | None) -> dict[str, Any]:
         return {which: found.figures(found.sum(which, iteration)) for which in ("paid", "needed")}
 
-    keys = list(dict.fromkeys(line.iteration for line in found.lines if line.iteration))
+    iterations = list(dict.fromkeys(line.iteration for line in found.lines if line.iteration))
     return {
         "currency": found.prices.currency if found.priced else None,
         "stages": [
@@ -36,7 +36,10 @@ def as_json(found: Account) -> dict[str, Any]:
             | {which: found.figures(getattr(line, which)) for which in ("paid", "needed")}
             for line in found.lines
         ],
-        "iterations": {key: {**both(key), "rows": found.rows.get(key, 0), **found.per_row(key)} for key in keys},
+        "iterations": {
+            iteration: {**both(iteration), "rows": found.rows.get(iteration, 0), **found.per_row(iteration)}
+            for iteration in iterations
+        },
         "run": {**both(None), "rows": sum(found.rows.values()), **found.per_row()},
     }
 
@@ -45,15 +48,17 @@ def table(found: Account) -> "Table":
     """A line for each stage that was run, a sum for each iteration and for the run."""
     columns = [*COLUMNS, *([f"cost\n{found.prices.currency}"] if found.priced else []), ""]
     made = terminal.empty(columns, left=("iteration", "stage", ""))
-    keys = list(dict.fromkeys(line.iteration for line in found.lines))
-    for key in keys:
-        mine = [line for line in found.lines if line.iteration == key and line.state != "missing"]
+    iterations = list(dict.fromkeys(line.iteration for line in found.lines))
+    for iteration in iterations:
+        mine = [line for line in found.lines if line.iteration == iteration and line.state != "missing"]
         for line in mine:
             note = "" if line.state == "paid" else line.state
-            made.add_row(key or "", line.stage, *_cells(found, line.paid, line.state in ("restored", "unknown")), note)
-        if key and mine:
+            made.add_row(
+                iteration or "", line.stage, *_cells(found, line.paid, line.state in ("restored", "unknown")), note
+            )
+        if iteration and mine:
             total = sum((line.paid for line in mine), Spent())
-            made.add_row(key, "sum", *_cells(found, total), _row_note(found, key), end_section=True)
+            made.add_row(iteration, "sum", *_cells(found, total), _row_note(found, iteration), end_section=True)
     made.add_row("run", "paid", *_cells(found, found.sum("paid")), _row_note(found))
     made.add_row("run", "needed", *_cells(found, found.sum("needed")), "")
     return made
@@ -74,12 +79,12 @@ def _cells(found: Account, spent: Spent, blank: bool = False) -> list[str]:
     return [*cells, f"{least}{spent.cost(found.prices):,.4f}"] if found.priced else cells
 
 
-def _row_note(found: Account, key: str | None = None) -> str:
+def _row_note(found: Account, iteration: str | None = None) -> str:
     """What an accepted row took."""
-    each = found.per_row(key)
+    each = found.per_row(iteration)
     if not each:
         return ""
-    number = found.rows[key] if key else sum(found.rows.values())
+    number = found.rows[iteration] if iteration else sum(found.rows.values())
     cost = f", {each['row_cost']:.3g} {found.prices.currency}" if "row_cost" in each else ""
     return f"{number:,} rows, {each['row_tokens']:,.0f} tokens{cost} each"
 

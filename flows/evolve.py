@@ -43,11 +43,11 @@ def evolve(root: Path, targets: Sequence[str], force: bool, begin: Callable[[], 
         if what != graph.UNCHANGED:
             print(f"{name}  {what}", flush=True)
 
-    def run(stage: str, key: str | None) -> None:
+    def run(stage: str, iteration: str | None) -> None:
         if not ran:
             begin()
         ran.append(stage)
-        runner.execute(stage, key)
+        runner.execute(stage, iteration)
 
     with contextlib.closing(runner):
         done = graph.reproduce(root, targets, force, run, say)

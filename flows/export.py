@@ -28,10 +28,14 @@ def command(
     state.quiet(root)
     if len(places) > 2:
         raise BadInput(f"given {' '.join(places)}; at most an iteration and a new folder are expected")
-    key, target = (places[0] if len(places) == 2 else None), Path(places[-1]).expanduser()
+    iteration, target = (places[0] if len(places) == 2 else None), Path(places[-1]).expanduser()
     token = token_for(push_to) if push_to else ""
-    policy = export(root, target, key, base, merge, datasets)
-    older = "" if policy.key == policy.made else f" (what {policy.key} goes on with: its own candidate was refused)"
+    policy = export(root, target, iteration, base, merge, datasets)
+    older = (
+        ""
+        if policy.iteration == policy.made
+        else f" (what {policy.iteration} goes on with: its own candidate was refused)"
+    )
     print(f"{target}: {policy.made}'s model, digest {policy.pointer.digest}{older}")
     print("\n".join(listing(target)))
     for url in push(target, push_to, token, public) if push_to else []:

@@ -58,11 +58,13 @@ def run(context: Context) -> None:
     context.log(iterations=len(rows))
 
 
-def read(folder: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+def read(folder: Path, iterations: Sequence[str]) -> list[dict[str, Any]]:
     """The evaluations of the iterations in params.yaml; a file that an earlier recipe left for another is passed over;
     `iteration` is text, every figure a number or None."""
     rows = []
-    for path in (folder / f"{key}.json" for key in sorted(keys) if (folder / f"{key}.json").is_file()):
+    for path in (
+        folder / f"{iteration}.json" for iteration in sorted(iterations) if (folder / f"{iteration}.json").is_file()
+    ):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

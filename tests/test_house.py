@@ -173,7 +173,7 @@ def test_a_file_of_flows_is_a_command(path: Path) -> None:
     text = path.read_text()
     assert 'if __name__ == "__main__":' in text
     assert f"python -m flows.{path.stem}" in text.split('"""')[1], "its docstring says how it is called"
-    assert len(text.splitlines()) <= 110
+    assert len(text.splitlines()) <= 115
 
 
 def test_every_family_has_the_same_files() -> None:

@@ -77,21 +77,21 @@ def demands(params: Mapping[str, Any], evaluated: Iterable[int], questions: int)
     and probe prompts; `questions`: as in `tasks.core.asking.demand.Counts`."""
     found: dict[Stage, list[Demand]] = {}
     sets = list(evaluated)
-    for key in sections.stage_keys(params, "evaluate"):
-        options = sections.options(params, "evaluate", key)
-        found["evaluate", key] = [demand for n in sets for demand in evaluate.asks(options, n, questions)]
-    for key in sections.iterations(params):
+    for iteration in sections.stage_keys(params, "evaluate"):
+        options = sections.options(params, "evaluate", iteration)
+        found["evaluate", iteration] = [demand for n in sets for demand in evaluate.asks(options, n, questions)]
+    for iteration in sections.iterations(params):
         chosen, sampled, judges, refiners = (
-            sections.options(params, stage, key) for stage in ("synthesize", "sample", "critique", "refine")
+            sections.options(params, stage, iteration) for stage in ("synthesize", "sample", "critique", "refine")
         )
         number = sum(bound.options.n for bound in chosen)
         counts = Counts(number, 0, questions)
-        found["synthesize", key] = [demand for block in chosen for demand in block.asks(counts)]
+        found["synthesize", iteration] = [demand for block in chosen for demand in block.asks(counts)]
         answers = [demand for block in sampled for demand in block.asks(counts)]
-        found["sample", key] = answers
+        found["sample", iteration] = answers
         counts = Counts(number, sum(demand.requests for demand in answers), questions)
-        found["critique", key] = [demand for critic in judges for demand in critic.asks(counts)]
-        found["refine", key] = [demand for block in refiners for demand in refine.asks(block, judges, counts)]
+        found["critique", iteration] = [demand for critic in judges for demand in critic.asks(counts)]
+        found["refine", iteration] = [demand for block in refiners for demand in refine.asks(block, judges, counts)]
     return found
 
 

@@ -24,7 +24,7 @@ def as_json(made: Estimate) -> dict[str, Any]:
         {**asdict(need), "cost_at_most": need.cost(made.prices), "cost_expected": need.cost(made.prices, False)}
         for need in made.wanted
     ]
-    current = [name_of((need.stage, need.key)) for need in made.needs if not need.runs]
+    current = [name_of((need.stage, need.iteration)) for need in made.needs if not need.runs]
     return {
         "stages": stages,
         "up_to_date": current,
@@ -42,14 +42,14 @@ def table(made: Estimate) -> "Table":
     ]  # fmt: skip
     columns += [f"cost at\nmost, {made.prices.currency}"] if priced else []
     shown = terminal.empty(columns, left=("iteration", "stage"))
-    keys = list(dict.fromkeys(need.iteration for need in made.wanted))
-    for key in keys:
-        mine = [need for need in made.wanted if need.iteration == key]
+    iterations = list(dict.fromkeys(need.counts_for for need in made.wanted))
+    for iteration in iterations:
+        mine = [need for need in made.wanted if need.counts_for == iteration]
         for need in mine:
             if need.requests or need.training_rows or (need.model_bytes or 0) + need.table_bytes > 0:
-                shown.add_row(key or "", need.stage, *_cells([need], made.prices, priced))
-        if key:
-            shown.add_row(key, "sum", *_cells(mine, made.prices, priced), end_section=True)
+                shown.add_row(iteration or "", need.stage, *_cells([need], made.prices, priced))
+        if iteration:
+            shown.add_row(iteration, "sum", *_cells(mine, made.prices, priced), end_section=True)
     shown.add_row("run", "", *_cells(made.wanted, made.prices, priced))
     return shown
 
@@ -98,7 +98,7 @@ def human(number: float) -> str:
 def remarks(made: Estimate) -> list[str]:
     """What the table does not say."""
     found = made.measured
-    idle = [name_of((need.stage, need.key)) for need in made.needs if not need.runs]
+    idle = [name_of((need.stage, need.iteration)) for need in made.needs if not need.runs]
     lines = []
     if idle and not made.everything:
         lines.append(f"up to date, not counted (--all counts them): {', '.join(idle)}")

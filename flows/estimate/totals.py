@@ -50,7 +50,7 @@ class Need:
     or trainer: least and most, None unknown."""
 
     stage: str
-    key: str | None
+    iteration: str | None
     runs: bool
     requests: int = 0
     prompt_tokens: float = 0
@@ -67,8 +67,8 @@ class Need:
     reply_bytes: float = 0
 
     @property
-    def iteration(self) -> str | None:
-        return lock.iteration_of(self.stage, self.key)
+    def counts_for(self) -> str | None:
+        return lock.counts_for(self.stage, self.iteration)
 
     def cost(self, prices: Prices, upper: bool = True) -> float | None:
         """Cost of the upper bound, or of what is expected; None where a priced duration is unknown."""
@@ -142,7 +142,7 @@ def estimate(
         _add_training(need, trained.get(stage, []), measured)
         need.table_bytes = _table_bytes(params, stage, given, asked, measured)
         needs.append(need)
-    needs.sort(key=lambda need: sections.number(need.iteration) if need.iteration else float("inf"))
+    needs.sort(key=lambda need: sections.number(need.counts_for) if need.counts_for else float("inf"))
     return Estimate(needs, measured, validate(Prices, params["prices"], "prices"), everything, seconds)
 
 
@@ -151,10 +151,10 @@ def name_of(stage: Stage) -> str:
     return f"{stage[0]}@{stage[1]}" if stage[1] else stage[0]
 
 
-def _trainings(params: Mapping[str, Any], stage: str, key: str | None) -> list[TrainingOptions]:
+def _trainings(params: Mapping[str, Any], stage: str, iteration: str | None) -> list[TrainingOptions]:
     if stage == "base":
-        return [] if params["base"]["pretrained"] else [sections.options(params, stage, key).sft]
-    return [bound.options for bound in sections.options(params, stage, key)]
+        return [] if params["base"]["pretrained"] else [sections.options(params, stage, iteration).sft]
+    return [bound.options for bound in sections.options(params, stage, iteration)]
 
 
 def _mixture(options: TrainingOptions) -> dict[str, int]:
@@ -328,7 +328,7 @@ def _table_bytes(
     params: Mapping[str, Any], stage: Stage, given: Task, asked: Mapping[Stage, list[Demand]], measured: Measured
 ) -> float:
     """Bytes of the Parquet tables that a stage writes, at most."""
-    name, key = stage
+    name, iteration = stage
     reply = measured.replies.get("own", 0.0)
 
     def table(rows: float, tokens: float) -> float:
@@ -341,14 +341,14 @@ def _table_bytes(
             len(given.pool) + given.heldout + given.probe, prompt
         )
     if name == "synthesize":
-        number = sum(bound.options.n for bound in sections.options(params, name, key))
+        number = sum(bound.options.n for bound in sections.options(params, name, iteration))
         return table(number, measured.prompts.get("answer", 0.0))
     if name == "evaluate":
-        options = sections.options(params, name, key)
+        options = sections.options(params, name, iteration)
         return table(given.heldout * (2 + options.samples), reply)
-    candidates = sum(d.requests for d in asked.get(("sample", key), []))
-    refined = sum(d.requests for d in asked.get(("refine", key), []) if d.kind == "refine")
-    judges = len(sections.options(params, "critique", key)) if key and name in ("critique", "refine") else 0
+    candidates = sum(d.requests for d in asked.get(("sample", iteration), []))
+    refined = sum(d.requests for d in asked.get(("refine", iteration), []) if d.kind == "refine")
+    judges = len(sections.options(params, "critique", iteration)) if iteration and name in ("critique", "refine") else 0
     if name == "sample":
         return table(candidates, reply)
     if name == "critique":

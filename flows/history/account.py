@@ -108,9 +108,9 @@ class Account:
     def per_row(self, iteration: str | None = None) -> dict[str, float]:
         """Tokens (prompt and completion) and cost that were paid for each new row; empty without rows, or where a
         part of it is unknown or was paid elsewhere."""
-        keys = [iteration] if iteration else list(self.rows)
-        number = sum(self.rows.get(key, 0) for key in keys)
-        made = [line for line in self.lines if line.iteration in keys and line.stage in MAKING]
+        iterations = [iteration] if iteration else list(self.rows)
+        number = sum(self.rows.get(iteration, 0) for iteration in iterations)
+        made = [line for line in self.lines if line.iteration in iterations and line.stage in MAKING]
         if not number or any(line.state != "paid" or line.needed.unknown for line in made):
             return {}
         paid = sum((line.paid for line in made), Spent())
@@ -132,14 +132,14 @@ def account(root: Path, params: Mapping[str, Any], files: Files | None = None) -
     """The accounts of the repository at `root`. Raises `BadInput` for prices that are none."""
     files = files or Files(root)
     prices: Prices = validate(Prices, params["prices"], "prices")
-    current = {(e.stage, e.key): e for e in lock.executions(root, params, files)}
+    current = {(e.stage, e.iteration): e for e in lock.executions(root, params, files)}
     known = records.records(root)  # after dvc.lock, whose newest stage has one then
     ours = lock.evolution_id(params)
     lines = []
     for stage in schema.STAGES:
-        for key in sections.stage_keys(params, stage):
-            name = (stage, key)
-            mine = [r for r in known if (r["stage"], r.get("key")) == name and r.get("status") != "running"]
+        for iteration in sections.stage_keys(params, stage):
+            name = (stage, iteration)
+            mine = [r for r in known if (r["stage"], r["iteration"]) == name and r.get("status") != "running"]
             paid = [r for r in mine if (r.get("tags") or {}).get("evolution") == ours]
             execution = current.get(name)
             last = lock.record_of(execution, mine, files) if execution else None
@@ -148,9 +148,13 @@ def account(root: Path, params: Mapping[str, Any], files: Files | None = None) -
             state = "paid" if paid else "restored" if last else "unknown" if execution else "missing"
             if state == "unknown":
                 spent = Spent(unknown=1)
-            lines.append(Line(lock.iteration_of(stage, key), stage, state, spent, needed))
+            lines.append(Line(lock.counts_for(stage, iteration), stage, state, spent, needed))
     lines.sort(key=lambda line: sections.number(line.iteration) if line.iteration else float("inf"))
-    return Account(lines, {key: count for key in lock.keys(params) if (count := rows_of(root, key))}, prices)
+    return Account(
+        lines,
+        {iteration: count for iteration in lock.iterations(params) if (count := rows_of(root, iteration))},
+        prices,
+    )
 
 
 def of_record(record: Record) -> Spent:
@@ -190,15 +194,15 @@ def needed_of(record: Record) -> Spent:
     return Spent(**(spent | tokens))
 
 
-def rows_of(root: Path, key: str) -> int:
+def rows_of(root: Path, iteration: str) -> int:
     """Rows and pairs of an iteration's dataset that are the iteration's own; 0 where there is no dataset."""
     import polars as pl
 
-    folder = root / ARTIFACTS["dataset"].at(key)
+    folder = root / ARTIFACTS["dataset"].at(iteration)
     number = 0
     for name, own in (("sft", pl.col("part") == "own"), ("pairs", pl.lit(True))):
         path = folder / f"{name}.parquet"
         if path.is_file():
-            wanted = (pl.col("iteration") == key) & own
+            wanted = (pl.col("iteration") == iteration) & own
             number += int(pl.scan_parquet(path).filter(wanted).select(pl.len()).collect().item())
     return number

@@ -34,7 +34,7 @@ class Artifacts:
     _records: dict[str, Record] = field(default_factory=dict)
 
     @cached_property
-    def keys(self) -> list[str]:
+    def iterations(self) -> list[str]:
         """The iterations that have a folder, in order."""
         found = [
             path.name for path in (self.root / "data").glob("i*") if path.is_dir() and sections.KEY.fullmatch(path.name)
@@ -44,7 +44,7 @@ class Artifacts:
     @property
     def loop(self) -> list[str]:
         """The iterations after the base."""
-        return [key for key in self.keys if key != BASE]
+        return [iteration for iteration in self.iterations if iteration != BASE]
 
     def table(
         self, name: str, iteration: str | None, where: pl.Expr | None = None, columns: Sequence[str] = ()
@@ -84,15 +84,15 @@ class Artifacts:
             self.missing.append(path)
 
     # --- models ------------------------------------------------------------------------------------
-    def model(self, key: str) -> Record:
+    def model(self, iteration: str) -> Record:
         """The model that an iteration made, and what became of it; null where no artifact says so."""
-        lineage = {} if key == BASE else self.record("lineage", key)
-        policy = self.record("policy", key)
-        judged = {} if key == BASE else self.record("critics", key)
+        lineage = {} if iteration == BASE else self.record("lineage", iteration)
+        policy = self.record("policy", iteration)
+        judged = {} if iteration == BASE else self.record("critics", iteration)
         return {
-            "iteration": key,
-            "path": ARTIFACTS["candidate"].at(key),
-            "digest": self.digest(key),
+            "iteration": iteration,
+            "path": ARTIFACTS["candidate"].at(iteration),
+            "digest": self.digest(iteration),
             "initial": lineage.get("initial"),
             "reference": lineage.get("reference"),
             "judge": judged.get("judge"),
@@ -103,21 +103,21 @@ class Artifacts:
             "reason": policy.get("reason"),
         }
 
-    def digest(self, key: str, limit: float = HASH_LIMIT) -> str | None:
+    def digest(self, iteration: str, limit: float = HASH_LIMIT) -> str | None:
         """Digest of an iteration's candidate: of its files up to `limit` bytes, else as an artifact recorded it."""
-        path = ARTIFACTS["candidate"].at(key)
+        path = ARTIFACTS["candidate"].at(iteration)
         if self._digests.get(path) is None:
             folder = self.root / path
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             recorded = [digest for digest, place in self.pointers if place == path]
             self._digests[path] = recorded[-1] if recorded else None
-            if size and (size <= limit or self.points(key)):
+            if size and (size <= limit or self.points(iteration)):
                 self._digests[path] = folders.digest(folder)
         return self._digests[path]
 
-    def points(self, key: str) -> bool:
+    def points(self, iteration: str) -> bool:
         """Whether an iteration's candidate only points at a model that was there before."""
-        folder = self.root / ARTIFACTS["candidate"].at(key)
+        folder = self.root / ARTIFACTS["candidate"].at(iteration)
         return (folder / folders.POINTER).is_file() or (
             folders.is_part(folder) and not (folder / folders.ADAPTER).is_file()
         )
@@ -129,12 +129,12 @@ class Artifacts:
 
     def named(self) -> Iterator[tuple[str, str, Mapping[str, str]]]:
         """(iteration, role, pointer): initial, reference, judge, and policy for what the next iteration starts from."""
-        for key in self.keys:
-            roles = {"policy": self.record("policy", key)}
-            if key != BASE:
-                lineage = self.record("lineage", key)
+        for iteration in self.iterations:
+            roles = {"policy": self.record("policy", iteration)}
+            if iteration != BASE:
+                lineage = self.record("lineage", iteration)
                 roles |= {role: lineage.get(role) or {} for role in ("initial", "reference")}
-                roles["judge"] = self.record("critics", key).get("judge") or {}
+                roles["judge"] = self.record("critics", iteration).get("judge") or {}
             for role, pointer in roles.items():
                 if "digest" in pointer and "path" in pointer:
-                    yield key, role, pointer
+                    yield iteration, role, pointer

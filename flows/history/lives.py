@@ -37,7 +37,7 @@ def life(root: Path, given: str) -> Record:
     """The record of whatever the id belongs to; `kind` is prompt, candidate, row or model. Raises `BadInput` for an
     id that is too short, unknown or ambiguous, `MissingArtifact` where there are no artifacts."""
     artifacts = Artifacts(root)
-    if not (root / "data" / "tasks").is_dir() and not artifacts.keys:
+    if not (root / "data" / "tasks").is_dir() and not artifacts.iterations:
         raise MissingArtifact(f"{root / 'data'} holds no artifacts; `dvc repro` makes them, `dvc pull` fetches them")
     kind, full = find(artifacts, given)
     record = {"prompt": _prompt, "candidate": _candidate, "row": _row, "model": _model}[kind](artifacts, full)
@@ -54,7 +54,7 @@ def find(artifacts: Artifacts, given: str) -> tuple[str, str]:
         raise BadInput(f"'{given}' is no id: at least {SHORTEST} of an id's hexadecimal digits are needed")
     found = set(_matches(artifacts, start))
     if not found:  # a model too large to be read without need
-        digests = [artifacts.digest(key, float("inf")) for key in artifacts.keys]
+        digests = [artifacts.digest(iteration, float("inf")) for iteration in artifacts.iterations]
         found = {("model", digest) for digest in digests if digest and digest.startswith(start)}
     exact = {(kind, full) for kind, full in found if full == start}
     found = exact or found
@@ -70,19 +70,21 @@ def find(artifacts: Artifacts, given: str) -> tuple[str, str]:
 def _matches(artifacts: Artifacts, start: str) -> Iterator[tuple[str, str]]:
     """Kind and full id of everything whose id begins so. Each table is read once."""
 
-    def ids(name: str, key: str | None, columns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    def ids(name: str, iteration: str | None, columns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         begins = pl.any_horizontal(pl.col(list(columns)).str.starts_with(start))
-        table = artifacts.table(name, key, begins, list(columns))
+        table = artifacts.table(name, iteration, begins, list(columns))
         for column, kind in columns.items():
             yield from ((kind, full) for full in table[column].drop_nulls().unique() if full.startswith(start))
 
     for name in SETS:
         yield from ids(name, None, {"prompt_id": "prompt"})
     yield from ids("corpus", None, {"row_id": "row"})
-    for key in artifacts.loop:
+    for iteration in artifacts.loop:
         for name, columns in NAMED.items():
-            yield from ids(name, key, columns)
-    digests = [digest for digest, _ in artifacts.pointers] + [artifacts.digest(key) for key in artifacts.keys]
+            yield from ids(name, iteration, columns)
+    digests = [digest for digest, _ in artifacts.pointers] + [
+        artifacts.digest(iteration) for iteration in artifacts.iterations
+    ]
     yield from (("model", digest) for digest in digests if digest and digest.startswith(start))
 
 
@@ -97,24 +99,24 @@ class Thread:
     candidates: dict[str, dict[str, Record]]
     rows: list[Record]
 
-    def tree(self, key: str, candidate: str) -> Record:
+    def tree(self, iteration: str, candidate: str) -> Record:
         """A candidate with its refinements, and theirs."""
-        others = self.candidates[key]
+        others = self.candidates[iteration]
         after = [name for name, other in others.items() if other["parent_id"] == candidate and name != candidate]
-        return {**others[candidate], "refinements": [self.tree(key, name) for name in after]}
+        return {**others[candidate], "refinements": [self.tree(iteration, name) for name in after]}
 
-    def roots(self, key: str) -> list[Record]:
+    def roots(self, iteration: str) -> list[Record]:
         """The samples of an iteration as trees, and refinements whose parent is not there."""
-        others = self.candidates[key]
-        return [self.tree(key, name) for name, other in others.items() if other["parent_id"] not in others]
+        others = self.candidates[iteration]
+        return [self.tree(iteration, name) for name, other in others.items() if other["parent_id"] not in others]
 
-    def ancestors(self, key: str, candidate: str) -> list[Record]:
+    def ancestors(self, iteration: str, candidate: str) -> list[Record]:
         """What a refinement was made from, first the sample."""
         found: list[Record] = []
-        above = self.candidates[key].get(self.candidates[key][candidate]["parent_id"])
+        above = self.candidates[iteration].get(self.candidates[iteration][candidate]["parent_id"])
         while above is not None and above not in found:
             found.insert(0, above)
-            above = self.candidates[key].get(above["parent_id"])
+            above = self.candidates[iteration].get(above["parent_id"])
         return found
 
 
@@ -123,29 +125,29 @@ def thread(artifacts: Artifacts, prompt: str | None, also: Iterable[str] = ()) -
     mine = pl.col("prompt_id") == prompt if prompt else pl.lit(False)
     made = rows(artifacts, mine)
     found: dict[str, dict[str, Record]] = {}
-    for key in artifacts.loop:
+    for iteration in artifacts.loop:
         known: dict[str, Record] = {}
         for name in ("samples", "refinements"):
-            chosen = artifacts.table(name, key, mine, ABOUT).sort("turn", "source", "draw", "candidate_id")
+            chosen = artifacts.table(name, iteration, mine, ABOUT).sort("turn", "source", "draw", "candidate_id")
             known |= {row["candidate_id"]: row for row in chosen.iter_rows(named=True)}
-        dropped = artifacts.table("dropped", key, mine)
+        dropped = artifacts.table("dropped", iteration, mine)
         named = [row for row in dropped["row_id"] if row != prompt]  # candidates, should their table not be there
-        named += [name for row in made if row["iteration"] == key for name in candidates_of(row)]
+        named += [name for row in made if row["iteration"] == iteration for name in candidates_of(row)]
         asked = [*known, *named, *also]
         opinions = pl.col("candidate_id").is_in(asked) | pl.col("other_id").is_in(asked)
         critiques = pl.concat(
-            [artifacts.table(name, key, opinions).sort("critic", "draw") for name in ("critiques", "refinement_critiques")]
+            [artifacts.table(name, iteration, opinions).sort("critic", "draw") for name in ("critiques", "refinement_critiques")]
         )  # fmt: skip
         critiques = pl.concat([critiques, _seen_from_the_other(critiques)])
         for candidate in [*named, *critiques["candidate_id"].unique(maintain_order=True)]:
             known.setdefault(candidate, dict.fromkeys(ABOUT) | {"candidate_id": candidate, "prompt_id": prompt})
-        filtered = all(artifacts.there(name, key) for name in ("sft", "pairs", "dropped"))
+        filtered = all(artifacts.there(name, iteration) for name in ("sft", "pairs", "dropped"))
         for candidate, about in known.items():
             about["critiques"] = critiques.filter(pl.col("candidate_id") == candidate).drop("candidate_id").to_dicts()
-            kept = [row["row_id"] for row in made if row["iteration"] == key and candidate in candidates_of(row)]
+            kept = [row["row_id"] for row in made if row["iteration"] == iteration and candidate in candidates_of(row)]
             about["fate"] = _fate(dropped, candidate, prompt, kept, filtered)
         if known:
-            found[key] = known
+            found[iteration] = known
     return Thread(_about_prompt(artifacts, prompt) if prompt else {}, found, made)
 
 
@@ -174,8 +176,8 @@ def _about_prompt(artifacts: Artifacts, prompt: str) -> Record:
     public = [name for name in tables.PROMPTS if name != "answer"]  # the truth of held-out prompts stays where it is
     seen = [(label, artifacts.table(name, None, mine, public)) for name, label in SETS.items()]
     related = mine | pl.col("parent_ids").list.contains(prompt)
-    asked = {key: artifacts.table("prompts", key, related) for key in artifacts.loop}
-    seen += [(key, table.filter(mine)) for key, table in asked.items()]
+    asked = {iteration: artifacts.table("prompts", iteration, related) for iteration in artifacts.loop}
+    seen += [(iteration, table.filter(mine)) for iteration, table in asked.items()]
     entries = [(label, row) for label, table in seen for row in table.iter_rows(named=True)]
     about = dict(entries[-1][1]) if entries else dict.fromkeys(tables.PROMPTS) | {"prompt_id": prompt}
     about["answer"] = next((row["answer"] for _, row in entries if row.get("answer") is not None), None)
@@ -186,14 +188,18 @@ def _about_prompt(artifacts: Artifacts, prompt: str) -> Record:
     del about["source"]
     if any(label == SETS["heldout"] for label, _ in entries):
         columns = ["kind", "draw", "response", "answer", "correct", "verdict"]
-        predicted = [(key, artifacts.table("predictions", key, mine, columns)) for key in artifacts.keys]
-        about["predictions"] = [{"iteration": key, **row} for key, table in predicted for row in table.to_dicts()]
+        predicted = [
+            (iteration, artifacts.table("predictions", iteration, mine, columns)) for iteration in artifacts.iterations
+        ]
+        about["predictions"] = [
+            {"iteration": iteration, **row} for iteration, table in predicted for row in table.to_dicts()
+        ]
     return about
 
 
 def _prompt(artifacts: Artifacts, prompt: str) -> Record:
     found = thread(artifacts, prompt)
-    trees = {key: found.roots(key) for key in found.candidates}
+    trees = {iteration: found.roots(iteration) for iteration in found.candidates}
     return {
         "prompt": found.prompt,
         "ancestors": {},
@@ -208,8 +214,14 @@ def _candidate(artifacts: Artifacts, candidate: str) -> Record:
     mine = [row for row in found.rows if candidate in candidates_of(row)]
     return {
         "prompt": found.prompt,
-        "ancestors": {key: found.ancestors(key, candidate) for key, c in found.candidates.items() if candidate in c},
-        "candidates": {key: [found.tree(key, candidate)] for key, c in found.candidates.items() if candidate in c},
+        "ancestors": {
+            iteration: found.ancestors(iteration, candidate)
+            for iteration, c in found.candidates.items()
+            if candidate in c
+        },
+        "candidates": {
+            iteration: [found.tree(iteration, candidate)] for iteration, c in found.candidates.items() if candidate in c
+        },
         "rows": mine,
         "models": _trained(artifacts, mine),
     }
@@ -217,13 +229,13 @@ def _candidate(artifacts: Artifacts, candidate: str) -> Record:
 
 def _prompt_of(artifacts: Artifacts, candidate: str) -> str | None:
     """The prompt that a candidate answers; null where only critiques of it are left."""
-    for key in artifacts.loop:
+    for iteration in artifacts.loop:
         for name in ("samples", "refinements", "sft", "pairs"):
             columns = [c for c, kind in NAMED[name].items() if kind == "candidate"]
             where = pl.any_horizontal([pl.col(column) == candidate for column in columns])
-            if (found := artifacts.table(name, key, where, ["prompt_id"])["prompt_id"]).len():
+            if (found := artifacts.table(name, iteration, where, ["prompt_id"])["prompt_id"]).len():
                 return str(found[0])
-        noted = artifacts.table("dropped", key, pl.col("row_id") == candidate, ["prompt_id"])["prompt_id"]
+        noted = artifacts.table("dropped", iteration, pl.col("row_id") == candidate, ["prompt_id"])["prompt_id"]
         if noted.len():
             return str(noted[0])
     return None
@@ -241,19 +253,19 @@ def rows(artifacts: Artifacts, where: pl.Expr, messages: bool = False) -> list[R
     """Dataset rows, once each, with `table` (sft or pairs) and `datasets`: the iterations whose dataset has the row,
     as which part, and whether that iteration's training drew from it (null: nobody can say)."""
     found: dict[tuple[str, ...], Record] = {}
-    for key in artifacts.loop:
+    for iteration in artifacts.loop:
         for table in ("sft", "pairs"):
             schema = ARTIFACTS[table].schema or pl.Schema()
             columns = [name for name, kind in schema.items() if messages or not kind.is_nested()]
-            for row in artifacts.table(table, key, where, columns).iter_rows(named=True):
+            for row in artifacts.table(table, iteration, where, columns).iter_rows(named=True):
                 part = row.pop("part")
                 same = (table, row["row_id"], *candidates_of(row), str(row["iteration"]))
                 entry = found.setdefault(same, {"table": table, **row, "datasets": []})
-                drawn = artifacts.record("lineage", key).get("rows")
+                drawn = artifacts.record("lineage", iteration).get("rows")
                 uses = (
                     None if drawn is None else any((part if table == "sft" else "pairs") in p for p in drawn.values())
                 )
-                entry["datasets"].append({"iteration": key, "part": part, "drawn": uses})
+                entry["datasets"].append({"iteration": iteration, "part": part, "drawn": uses})
     return list(found.values())
 
 
@@ -275,9 +287,9 @@ def _row(artifacts: Artifacts, row: str) -> Record:
         "prompt": thread_.prompt,
         "ancestors": {},
         "candidates": {
-            key: [thread_.tree(key, name) for name in known if name in parents]
-            for key, known in thread_.candidates.items()
-            if parents & known.keys() and key in {entry["iteration"] for entry in found}
+            iteration: [thread_.tree(iteration, name) for name in known if name in parents]
+            for iteration, known in thread_.candidates.items()
+            if parents & known.keys() and iteration in {entry["iteration"] for entry in found}
         },
         "models": _trained(artifacts, found),
     }
@@ -288,41 +300,43 @@ def _row(artifacts: Artifacts, row: str) -> Record:
 
 def _trained(artifacts: Artifacts, made: Iterable[Record]) -> list[Record]:
     """The models whose training data had one of the rows."""
-    keys = {place["iteration"] for row in made for place in row["datasets"]}
-    return [artifacts.model(key) for key in artifacts.keys if key in keys]
+    iterations = {place["iteration"] for row in made for place in row["datasets"]}
+    return [artifacts.model(iteration) for iteration in artifacts.iterations if iteration in iterations]
 
 
 def _model(artifacts: Artifacts, digest: str) -> Record:
     """The iterations whose candidate it is, with data and held-out accuracy, and what it was used for."""
     own = []
-    for key in artifacts.keys:
-        if artifacts.digest(key) == digest:
-            figures = artifacts.record("metrics", key)
+    for iteration in artifacts.iterations:
+        if artifacts.digest(iteration) == digest:
+            figures = artifacts.record("metrics", iteration)
             measured = {name: figures.get(name) for name in ("accuracy", "accuracy_low", "accuracy_high")}
-            own.append({**artifacts.model(key), "data": _parts(artifacts, key), "heldout": measured})
+            own.append({**artifacts.model(iteration), "data": _parts(artifacts, iteration), "heldout": measured})
     wrote: dict[str, dict[str, int]] = {}
-    for key in artifacts.loop:
+    for iteration in artifacts.loop:
         counts = {
-            name: artifacts.table(name, key, pl.col("model") == digest, ["model"]).height
+            name: artifacts.table(name, iteration, pl.col("model") == digest, ["model"]).height
             for name in ("samples", "critiques", "refinements", "refinement_critiques")
         }
         if any(counts.values()):
-            wrote[key] = counts
+            wrote[iteration] = counts
     return {
         "paths": sorted({path for known, path in artifacts.pointers if known == digest} | {m["path"] for m in own}),
         "models": own,
-        "used": [{"iteration": key, "role": role} for key, role, p in artifacts.named() if p["digest"] == digest],
+        "used": [
+            {"iteration": iteration, "role": role} for iteration, role, p in artifacts.named() if p["digest"] == digest
+        ],
         "wrote": wrote,
     }
 
 
-def _parts(artifacts: Artifacts, key: str) -> list[Record]:
+def _parts(artifacts: Artifacts, iteration: str) -> list[Record]:
     """Rows of an iteration's training data by table, part and iteration that made them; the base's are the corpus."""
-    if key == BASE:
-        unused = artifacts.points(key)  # a pretrained base has learned nothing from the corpus
+    if iteration == BASE:
+        unused = artifacts.points(iteration)  # a pretrained base has learned nothing from the corpus
         found = {} if unused else {"corpus": artifacts.table("corpus", None, columns=["part", "iteration"])}
     else:
-        found = {name: artifacts.table(name, key, columns=["part", "iteration"]) for name in ("sft", "pairs")}
+        found = {name: artifacts.table(name, iteration, columns=["part", "iteration"]) for name in ("sft", "pairs")}
     return [
         {"table": name, **row}
         for name, table in found.items()

@@ -40,7 +40,7 @@ class Execution:
     """One current entry of dvc.lock. `md5` identifies the whole entry: command, inputs, values and outputs."""
 
     stage: str
-    key: str | None
+    iteration: str | None
     md5: str
     params: Mapping[str, str]  # flat, the row's overrides applied: {"sample.iid.temperature": "1.3"}
     deps: Mapping[str, str]  # path -> DVC md5
@@ -48,11 +48,11 @@ class Execution:
 
     @property
     def name(self) -> str:
-        return f"{self.stage}@{self.key}" if self.key else self.stage
+        return f"{self.stage}@{self.iteration}" if self.iteration else self.stage
 
     @property
-    def iteration(self) -> str | None:
-        return iteration_of(self.stage, self.key)
+    def counts_for(self) -> str | None:
+        return counts_for(self.stage, self.iteration)
 
 
 @dataclass
@@ -85,9 +85,9 @@ class Files:
         return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
 
 
-def iteration_of(stage: str, key: str | None) -> str | None:
-    """The iteration that a stage's work counts towards: its key; i00 for what comes before i01; None for report."""
-    return key or (BASE if stage in ("prepare", "base") else None)
+def counts_for(stage: str, iteration: str | None) -> str | None:
+    """The iteration that a stage's work counts for: its own; i00 for what comes before i01; None for report."""
+    return iteration or (BASE if stage in ("prepare", "base") else None)
 
 
 def evolution_id(params: Mapping[str, Any]) -> str:
@@ -104,9 +104,9 @@ def flatten(value: Any, prefix: str) -> dict[str, str]:
     return {prefix: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)}
 
 
-def keys(params: Mapping[str, Any]) -> list[str]:
+def iterations(params: Mapping[str, Any]) -> list[str]:
     """The iterations that are evaluated, i00 first."""
-    return sorted((str(key) for key in params.get("evaluations") or {}), key=sections.number)
+    return sorted((str(iteration) for iteration in params.get("evaluations") or {}), key=sections.number)
 
 
 def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Execution]:
@@ -129,30 +129,32 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
 
 def made_with(record: Record, params: Mapping[str, Any]) -> bool:
     """Whether the record belongs to the evolution of params.yaml: by its tag, without one by recipe and section."""
-    stage, key, tags = str(record["stage"]), record.get("key"), record.get("tags") or {}
+    stage, iteration, tags = str(record["stage"]), record["iteration"], record.get("tags") or {}
     if "evolution" in tags:
         return bool(tags["evolution"] == evolution_id(params))
-    if stage not in schema.STAGES or key not in sections.stage_keys(params, stage):
+    if stage not in schema.STAGES or iteration not in sections.stage_keys(params, stage):
         return False
-    return tags.get("recipe") == params.get("recipe") and record.get("params") == sections.section(params, stage, key)
+    return tags.get("recipe") == params.get("recipe") and record.get("params") == sections.section(
+        params, stage, iteration
+    )
 
 
 def record_of(execution: Execution, known: Iterable[Record], files: Files) -> Record | None:
     """The newest finished record whose outputs are the files that are there; `known` newest first."""
     for record in known:
-        same = (record["stage"], record.get("key")) == (execution.stage, execution.key)
+        same = (record["stage"], record["iteration"]) == (execution.stage, execution.iteration)
         if same and record.get("status") == "finished" and _made(record, execution, files):
             return record
     return None
 
 
-def tokens(root: Path, key: str) -> dict[str, int]:
+def tokens(root: Path, iteration: str) -> dict[str, int]:
     """New tokens that an iteration's artifacts count, by stage; stages whose tables are missing are left out."""
     import polars as pl
 
     counted = {}
     for stage, tables in TOKEN_TABLES.items():
-        paths = [root / ARTIFACTS[table].at(key) for table in tables]
+        paths = [root / ARTIFACTS[table].at(iteration) for table in tables]
         if all(path.is_file() for path in paths):
             counted[stage] = sum(int(pl.read_parquet(path, columns=["tokens"])["tokens"].sum()) for path in paths)
     return counted
@@ -164,7 +166,7 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _execution(name: str, entry: Mapping[str, Any]) -> Execution:
-    stage, _, key = name.partition("@")
+    stage, _, iteration = name.partition("@")
     given = _values(entry)
     overrides = [given.pop(k) for k in sorted(given) if k.startswith(("iterations.", "evaluations."))]
     for override in overrides:
@@ -172,7 +174,7 @@ def _execution(name: str, entry: Mapping[str, Any]) -> Execution:
     canonical = json.dumps(entry, sort_keys=True, default=str).encode()
     return Execution(
         stage,
-        key or None,
+        iteration or None,
         hashlib.md5(canonical, usedforsecurity=False).hexdigest(),
         flatten(given, ""),
         {d["path"]: str(d.get("md5", "")) for d in entry.get("deps") or []},
@@ -224,4 +226,4 @@ def _order(execution: Execution) -> tuple[float, float, str]:
     """Iteration by iteration, report last; within one by the data flow."""
     known = execution.stage in schema.STAGES
     place = schema.STAGES.index(execution.stage) if known else len(schema.STAGES)
-    return sections.number(execution.iteration) if execution.iteration else float("inf"), place, execution.name
+    return sections.number(execution.counts_for) if execution.counts_for else float("inf"), place, execution.name

@@ -112,7 +112,7 @@ class Tree:
     def open(self, wanted: Wanted, parent: Run | None) -> Run:
         """Creates the run, with its tags alone."""
         self.now += 1
-        tags = {**self.tags, **wanted.tags, **wanted.key, **wanted.alias, **_below(parent)}
+        tags = {**self.tags, **wanted.tags, **wanted.identity, **wanted.alias, **_below(parent)}
         run = _read(self.client.create_run(self.experiment, wanted.start or self.now, tags, wanted.name))
         self.created += 1
         self.touched.add(run.id)
@@ -183,12 +183,12 @@ def apply(wanted: Wanted, there: Tree) -> Run | None:
 
 def _apply(wanted: Wanted, there: Tree, parent: Run | None) -> Run | None:
     """One run and those below it. A complete run keeps its record, and a record that has a run is given no other."""
-    run, opened = there.find(wanted.key), there.find(wanted.alias)
-    if run is None and opened and not wanted.key.keys() & opened.tags.keys():
+    run, opened = there.find(wanted.identity), there.find(wanted.alias)
+    if run is None and opened and not wanted.identity.keys() & opened.tags.keys():
         run = opened
     if run is None and not wanted.create:
         return None
-    complete = run and wanted.status and run.status != "RUNNING" and wanted.key.items() <= run.tags.items()
+    complete = run and wanted.status and run.status != "RUNNING" and wanted.identity.items() <= run.tags.items()
     late = run and wanted.alias and not opened and not wanted.alias.keys() & run.tags.keys()
     if run is None or late or not complete:
         run = _write(run, wanted, there, parent)
@@ -219,7 +219,7 @@ def _write(run: Run | None, wanted: Wanted, there: Tree, parent: Run | None) -> 
     there.log(run, lacking, wanted.tags, wanted.start if wanted.status else None)
     if wanted.status:
         there.close(run, wanted.status, None if wanted.seconds is None else run.start + round(wanted.seconds * 1000))
-    there.log(run, [], {**wanted.key, **wanted.alias})
+    there.log(run, [], {**wanted.identity, **wanted.alias})
     return run
 
 
@@ -243,7 +243,7 @@ def _close_foreign(wanted: Wanted, there: Tree) -> None:
     found = there.client.search_runs([there.experiment], "attributes.status = 'RUNNING'", max_results=5000)
     foreign = [run for run in map(_read, found) if run.tags.get("evolution") != there.tags["evolution"]]
     stages = [stage for run in (wanted, *wanted.below) for stage in run.below]
-    status = {stage.key["record"]: stage.status for stage in stages if "record" in stage.key}
+    status = {stage.identity["record"]: stage.status for stage in stages if "record" in stage.identity}
     fate = {r.id: status.get(r.tags.get("record", "")) or "KILLED" for r in foreign if r.tags.get("level") == "stage"}
     alive = {run.tags.get("evolution") for run in foreign if fate.get(run.id) == "RUNNING"}
     for run in foreign:

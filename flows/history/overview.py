@@ -46,7 +46,7 @@ def columns(benchmarks: Sequence[str]) -> list[str]:
 
 def benchmarks(root: Path) -> list[str]:
     """The figures of standard benchmarks that the table shows, by name."""
-    files = (root / ARTIFACTS["metrics"].at(key) for key in lock.keys(file.load(root)))
+    files = (root / ARTIFACTS["metrics"].at(iteration) for iteration in lock.iterations(file.load(root)))
     return scores(name for path in files for name in state.read_json(path) or {})[:BENCHMARKS]
 
 
@@ -56,15 +56,15 @@ def rows(root: Path) -> list[tuple[str, ...]]:
     seconds = _seconds(root, params)
     shown = benchmarks(root)
     found = []
-    for key in lock.keys(params):
-        metrics = state.read_json(root / ARTIFACTS["metrics"].at(key)) or {}
-        policy = state.read_json(root / ARTIFACTS["policy"].at(key)) or {}
-        generated = sum(lock.tokens(root, key).values())
-        promoted = "-" if key == BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
+    for iteration in lock.iterations(params):
+        metrics = state.read_json(root / ARTIFACTS["metrics"].at(iteration)) or {}
+        policy = state.read_json(root / ARTIFACTS["policy"].at(iteration)) or {}
+        generated = sum(lock.tokens(root, iteration).values())
+        promoted = "-" if iteration == BASE or "promoted" not in policy else "yes" if policy["promoted"] else "no"
         shares = [_percent(metrics.get(name)) for name in SHARES.values()]
         shares += [_benchmark(metrics, name) for name in shown]
         tokens = f"{generated:,}" if generated else "-"
-        found.append((key, _accuracy(metrics), *shares, tokens, seconds.get(key, UNKNOWN), promoted))
+        found.append((iteration, _accuracy(metrics), *shares, tokens, seconds.get(iteration, UNKNOWN), promoted))
     return found
 
 
@@ -74,7 +74,7 @@ def paid(root: Path) -> tuple[str, list[str]] | None:
     account = history_account.account(root, params) if "prices" in params else None
     if account is None or not account.priced:
         return None
-    spent = [account.sum("paid", key) for key in lock.keys(params)]
+    spent = [account.sum("paid", iteration) for iteration in lock.iterations(params)]
     told = [f"{'>= ' if one.unknown else ''}{one.cost(account.prices):,.2f}" for one in spent]
     return f"paid,\n{account.prices.currency}", [
         UNKNOWN if one.unknown and not one.executions else text for one, text in zip(spent, told, strict=True)
@@ -99,10 +99,10 @@ def _seconds(root: Path, params: Mapping[str, Any]) -> dict[str, str]:
     known = records.records(root)
     spent: dict[str, list[float | None]] = {}
     for execution in lock.executions(root, params, files):
-        if execution.iteration:
+        if execution.counts_for:
             record = lock.record_of(execution, known, files)
-            spent.setdefault(execution.iteration, []).append(float(record.get("seconds") or 0.0) if record else None)
-    return {key: _sum(parts) for key, parts in spent.items()}
+            spent.setdefault(execution.counts_for, []).append(float(record.get("seconds") or 0.0) if record else None)
+    return {iteration: _sum(parts) for iteration, parts in spent.items()}
 
 
 def _sum(parts: Iterable[float | None]) -> str:

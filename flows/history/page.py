@@ -120,11 +120,13 @@ def _prompt(made: Page, prompt: Record, named: bool) -> None:
 
 def _candidates(made: Page, record: Record) -> None:
     several = record["kind"] != "prompt"
-    for key, trees in record["candidates"].items():
+    for iteration, trees in record["candidates"].items():
         made.add(
-            0, f"{'candidate' if several else 'samples'} of {key}" + ("" if several else f": {len(trees)}"), "bold"
+            0,
+            f"{'candidate' if several else 'samples'} of {iteration}" + ("" if several else f": {len(trees)}"),
+            "bold",
         )
-        above = record["ancestors"].get(key, [])
+        above = record["ancestors"].get(iteration, [])
         for depth, ancestor in enumerate(above):
             _candidate(made, {**ancestor, "refinements": []}, 1 + depth)
         for tree in made.some(1, trees, "samples"):
@@ -231,6 +233,6 @@ def _model(made: Page, record: Record) -> None:
     made.add(0, "used", "bold")
     for entry in record["used"]:
         made.add(1, f"{'policy after' if entry['role'] == 'policy' else entry['role'] + ' of'} {entry['iteration']}")
-    for key, counts in record["wrote"].items():
+    for iteration, counts in record["wrote"].items():
         told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
-        made.add(1, f"wrote in {key}: {told}")
+        made.add(1, f"wrote in {iteration}: {told}")

@@ -1,7 +1,7 @@
 """Records: one JSON file for one execution of one stage, in the state folder; they may be deleted, and say no more then.
 
 A record says what ran, on which inputs, for how long, with which figures; `flows.history.mlflow` fills MLflow from
-records. Keys: id, stage, key, status (running, finished, failed), pid, started (seconds since 1970), seconds (whole
+records. Fields: id, stage, iteration, status (running, finished, failed), pid, started (seconds since 1970), seconds (whole
 execution), work_seconds (the stage itself), params, figures, curves, tags, inputs and outputs (path -> digest), error
 (message, or null).
 """
@@ -22,6 +22,7 @@ Record = Mapping[str, Any]
 def records(root: Path) -> list[Record]:
     """All records, newest first."""
     found = [state.read_json(path) or {} for path in records_dir(root).glob("*.json")]
+    found = [{"iteration": record.get("key"), **record} for record in found]  # as earlier versions called it
     return sorted((r for r in found if r.get("id") and r.get("stage")), key=started, reverse=True)
 
 

@@ -35,8 +35,8 @@ class Wanted:
     """A run as it should be, and the runs below it."""
 
     name: str
-    key: Mapping[str, str]  # tags that find it within its evolution
-    alias: Mapping[str, str] = field(default_factory=dict)  # tags that find it where it was opened without its key
+    identity: Mapping[str, str]  # tags that find it within its evolution
+    alias: Mapping[str, str] = field(default_factory=dict)  # tags that find it where it was opened without these
     create: bool = True  # False: wanted only where it is there
     status: str | None = None  # None: runs while a run below it does, and is never complete
     start: int | None = None  # milliseconds since 1970; None where unknown
@@ -71,11 +71,11 @@ def wanted(root: Path, params: Mapping[str, Any], name: str) -> Wanted:
     known = records.records(root)  # after dvc.lock, whose newest stage has one then
     outs = {path: md5 for e in found for path, md5 in e.outs.items()}
     facts = _Facts(root, params, files, outs, account.account(root, params, files))
-    tokens = {key: lock.tokens(root, key) for key in {e.key for e in found} if key}
-    stages = [_entry(facts, e, lock.record_of(e, known, files), tokens.get(e.key or "", {})) for e in found]
+    tokens = {name: lock.tokens(root, name) for name in {e.iteration for e in found} if name}
+    stages = [_entry(facts, e, lock.record_of(e, known, files), tokens.get(e.iteration or "", {})) for e in found]
     stages += [_recorded(facts, record) for record in reversed(known)]
-    keys = sorted({run.tags["iteration"] for run in stages if "iteration" in run.tags}, key=sections.number)
-    iterations = [_iteration(facts, key, [run for run in stages if run.tags.get("iteration") == key]) for key in keys]
+    names = sorted({run.tags["iteration"] for run in stages if "iteration" in run.tags}, key=sections.number)
+    iterations = [_iteration(facts, n, [run for run in stages if run.tags.get("iteration") == n]) for n in names]
     values = {k: v for k, v in params.items() if k not in ("iterations", "evaluations", *UNREAD)}
     evolution = Wanted(
         name,
@@ -89,25 +89,33 @@ def wanted(root: Path, params: Mapping[str, Any], name: str) -> Wanted:
     return _parent(evolution, [*(run for run, _, _ in iterations), *others])
 
 
-def _iteration(facts: _Facts, key: str, below: Sequence[Wanted]) -> tuple[Wanted, dict[str, float], dict[str, float]]:
+def _iteration(
+    facts: _Facts, iteration: str, below: Sequence[Wanted]
+) -> tuple[Wanted, dict[str, float], dict[str, float]]:
     """An iteration's run, and what the evolution shows of it: held-out figures, and figures that may change."""
-    heldout = _numbers(_artifact(facts, "metrics", key))
-    probe = _artifact(facts, "probe_metrics", key)
-    policy = _artifact(facts, "policy", key)
+    heldout = _numbers(_artifact(facts, "metrics", iteration))
+    probe = _artifact(facts, "probe_metrics", iteration)
+    policy = _artifact(facts, "policy", iteration)
     gate: dict[str, Any] = {k: policy[k] for k in ("candidate_score", "previous_score") if k in policy}
     groups = {"probe": probe.get("metrics") or {}, "guard": probe.get("guards") or {}, "gate": gate}
     named = {f"{group}/{name}": value for group, part in groups.items() for name, value in _numbers(part).items()}
-    listed = key in facts.params["iterations"]  # i00 never is, and a row may have been removed
-    spent = _spent(facts, key) if listed or key == BASE else {}
+    listed = iteration in facts.params["iterations"]  # i00 never is, and a row may have been removed
+    spent = _spent(facts, iteration) if listed or iteration == BASE else {}
     curve = {"promoted": float(bool(policy["promoted"]))} if "promoted" in policy else {}
-    entries = [run for run in below if "dvc.md5" in run.key]
+    entries = [run for run in below if "dvc.md5" in run.identity]
     if {run.tags["stage"] for run in entries} >= set(LOOP if listed else ("prepare", "base", "evaluate")):
         curve |= _totals(entries) | spent
-    tags = sections.row(facts.params, key) if listed else {}
+    tags = sections.row(facts.params, iteration) if listed else {}
     tags |= {k: str(policy[k]) for k in ("promoted", "reason", "gate_metric", "alarms") if k in policy}
     tags |= {"policy": _policy(policy, "")} if "path" in policy else {}
     figures = {**heldout, **named, **curve, **spent}
-    run = Wanted(key, {"level": "iteration", "iteration": key}, tags=tags, figures=figures, step=sections.number(key))
+    run = Wanted(
+        iteration,
+        {"level": "iteration", "iteration": iteration},
+        tags=tags,
+        figures=figures,
+        step=sections.number(iteration),
+    )
     return _parent(run, below), heldout, curve
 
 
@@ -129,32 +137,32 @@ def _parent(run: Wanted, below: Sequence[Wanted]) -> Wanted:
     return replace(run, create=bool(current), start=start, figures=run.figures if current else {}, below=below)
 
 
-def _spent(facts: _Facts, key: str | None) -> dict[str, float]:
+def _spent(facts: _Facts, iteration: str | None) -> dict[str, float]:
     """What an iteration or, without one, the evolution used (`flows.costs`), and the share of a new row."""
-    found = {f"row/{name.removeprefix('row_')}": value for name, value in facts.account.per_row(key).items()}
+    found = {f"row/{name.removeprefix('row_')}": value for name, value in facts.account.per_row(iteration).items()}
     for which in ("paid", "needed"):
-        figures = facts.account.figures(facts.account.sum(which, key))
+        figures = facts.account.figures(facts.account.sum(which, iteration))
         found |= {f"{which}/{name}": value for name, value in figures.items()}
     return found
 
 
 def _entry(facts: _Facts, execution: Execution, record: Record | None, tokens: Mapping[str, int]) -> Wanted:
     """The run of an entry of dvc.lock: its record's, if it has one, and the entry's own part."""
-    stage, key, deps = execution.stage, execution.key, execution.deps
+    stage, iteration, deps = execution.stage, execution.iteration, execution.deps
     run = _recorded(facts, record) if record else Wanted(execution.name, {}, status="FINISHED")
     models = {}
-    for role in ("initial", "reference") if stage == "train" and key else ():
-        source = sections.row(facts.params, key or "")[role]
+    for role in ("initial", "reference") if stage == "train" and iteration else ():
+        source = sections.row(facts.params, iteration or "")[role]
         models[role] = _policy(state.read_json(facts.root / ARTIFACTS["policy"].at(source)) or {}, source)
     duration = {"duration": "recorded" if record else "unknown"}
     tables = [path for path in deps if path.startswith("data/") and path.endswith((".parquet", "/dataset"))]
     folders = [path for path in deps if path.endswith("/candidate")] + [t.partition(" ")[0] for t in models.values()]
     return replace(
         run,
-        key={"dvc.md5": execution.md5},
-        alias=run.key,
+        identity={"dvc.md5": execution.md5},
+        alias=run.identity,
         create=True,
-        tags={**run.tags, **_stage_tags(stage, key), **models, **duration},
+        tags={**run.tags, **_stage_tags(stage, iteration), **models, **duration},
         params=execution.params,
         points=[*run.points, *([("new_tokens", float(tokens[stage]), 0)] if stage in tokens else [])],
         tables={path.removeprefix("data/").removesuffix(".parquet"): deps[path] for path in tables},
@@ -165,7 +173,7 @@ def _entry(facts: _Facts, execution: Execution, record: Record | None, tokens: M
 
 def _recorded(facts: _Facts, record: Record) -> Wanted:
     """The run of a record: figures and durations at step 0, training curves at their own steps, and what it paid."""
-    stage, key, seconds = str(record["stage"]), record.get("key"), record.get("seconds")
+    stage, iteration, seconds = str(record["stage"]), record["iteration"], record.get("seconds")
     status = record.get("status")
     tags = {k: str(v) for k, v in (record.get("tags") or {}).items() if k not in ("recipe", "evolution", "level")}
     tags |= {"error": str(record["error"]).splitlines()[0][:500]} if record.get("error") else {}
@@ -176,21 +184,21 @@ def _recorded(facts: _Facts, record: Record) -> Wanted:
         points += [(f"curve/{k}", v, int(point.get("step", 0))) for k, v in _numbers(point).items() if k != "step"]
     paid = facts.account.figures(account.of_record(record)) if status != "running" else {}
     return Wanted(
-        f"{stage}@{key}" if key else stage,
+        f"{stage}@{iteration}" if iteration else stage,
         {"record": str(record["id"])},
         create=status != "finished" and lock.made_with(record, facts.params),
         status=_status(record),
         start=round(records.started(record) * 1000),
         seconds=None if seconds is None else float(seconds),
-        tags={**tags, **_stage_tags(stage, key)},
+        tags={**tags, **_stage_tags(stage, iteration)},
         figures={f"paid/{name}": value for name, value in paid.items()},
         points=points,
     )
 
 
-def _stage_tags(stage: str, key: str | None) -> dict[str, str]:
-    iteration = lock.iteration_of(stage, key)
-    return {"level": "stage", "stage": stage, **({"iteration": iteration} if iteration else {})}
+def _stage_tags(stage: str, iteration: str | None) -> dict[str, str]:
+    where = lock.counts_for(stage, iteration)
+    return {"level": "stage", "stage": stage, **({"iteration": where} if where else {})}
 
 
 def _status(record: Record) -> str:
@@ -201,9 +209,9 @@ def _status(record: Record) -> str:
     return "FINISHED" if status == "finished" else "KILLED" if "was killed" in str(record.get("error")) else "FAILED"
 
 
-def _artifact(facts: _Facts, name: str, key: str) -> dict[str, Any]:
+def _artifact(facts: _Facts, name: str, iteration: str) -> dict[str, Any]:
     """A JSON artifact; empty unless a current entry of dvc.lock made the very file that is there."""
-    path = ARTIFACTS[name].at(key)
+    path = ARTIFACTS[name].at(iteration)
     place = facts.root / path
     made = path in facts.outs and place.is_file() and facts.files.md5(path) == facts.outs[path]
     return state.read_json(place) or {} if made else {}

@@ -27,14 +27,14 @@ Params = Mapping[str, Any]
 ROWS, CORPUS_ROWS, PAIRS = "rows of ", "corpus rows of ", "pairs"
 
 
-def sections(params: Params, keys: Sequence[str]) -> Iterator[str]:
+def sections(params: Params, iterations: Sequence[str]) -> Iterator[str]:
     """All problems between the sections, of all iterations."""
     yield from _base(params)
     yield from _evaluation(params, BASE)
-    for key in keys:
-        iteration = _Iteration(params, key)
+    for name in iterations:
+        iteration = _Iteration(params, name)
         yield from iteration.abilities()
-        yield from _evaluation(params, key)
+        yield from _evaluation(params, name)
         yield from iteration.opinions()
         yield from iteration.rows()
         yield from iteration.adapters()
@@ -46,10 +46,10 @@ class _Iteration:
     """The blocks of an iteration's sections."""
 
     params: Params
-    key: str
+    iteration: str
 
     def blocks(self, stage: str) -> list[Bound]:
-        found: list[Bound] = own.options(self.params, stage, self.key)
+        found: list[Bound] = own.options(self.params, stage, self.iteration)
         return found
 
     @cached_property
@@ -105,7 +105,7 @@ class _Iteration:
 
     def adapters(self) -> Iterator[str]:
         """An adapter that is kept is trained on by the next block and the next iteration, so they must have its shape."""
-        initial = self.params["iterations"][self.key]["initial"]
+        initial = self.params["iterations"][self.iteration]["initial"]
         shape = None
         for block in [] if initial == BASE else _Iteration(self.params, initial).blocks("train"):
             shape = _shape(block.options.lora) if _keeps(block.options.lora) else None
@@ -120,10 +120,10 @@ class _Iteration:
 
     def gate(self) -> Iterator[str]:
         """Whether the iteration and the one before it measure what promotion compares."""
-        metric, prepare = own.options(self.params, "promote", self.key).metric, self.params["prepare"]
+        metric, prepare = own.options(self.params, "promote", self.iteration).metric, self.params["prepare"]
         given = families.with_source(prepare["family"], prepare["options"], prepare["source"])
         levels = families.difficulties(prepare["family"], given)
-        for measured in (self.params["iterations"][self.key]["previous"], self.key):
+        for measured in (self.params["iterations"][self.iteration]["previous"], self.iteration):
             evaluation: evaluate.Evaluation = own.options(self.params, "evaluate", measured)
             critic = next((critic for critic in evaluation.critics if critic.name == evaluation.own), None)
             verdicts = critic is not None and "verdicts" in critic.gives
@@ -180,9 +180,9 @@ def _statistic(block: Bound) -> str:
     return f"statistic: {getattr(block.options, 'statistic', block.kind)}"
 
 
-def _evaluation(params: Params, key: str) -> Iterator[str]:
+def _evaluation(params: Params, iteration: str) -> Iterator[str]:
     """What critics, refiners and benchmarks of an evaluation need."""
-    evaluation: evaluate.Evaluation = own.options(params, "evaluate", key)
+    evaluation: evaluate.Evaluation = own.options(params, "evaluate", iteration)
     for critic in evaluation.critics:
         place = f"evaluate.critics.{critic.name}"
         yield from _abilities(place, critic, params)
@@ -256,14 +256,14 @@ def _shape(lora: LoraOptions | None) -> dict[str, Any] | None:
     return None if lora is None else {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(lora.targets)}
 
 
-def supply(params: Params, keys: Sequence[str], pool: Mapping[int, int]) -> Iterator[str]:
+def supply(params: Params, iterations: Sequence[str], pool: Mapping[int, int]) -> Iterator[str]:
     """Whether the pool, prompts by difficulty, has as many as every iteration asks for."""
     hardest: dict[str, int | None] = {BASE: 0}  # of an iteration's prompts, None where it cannot be known
     told: set[str] = set()
-    for key in keys:
-        previous = params["iterations"][key]["previous"]
+    for iteration in iterations:
+        previous = params["iterations"][iteration]["previous"]
         levels: list[int | None] = []
-        blocks: list[Bound] = own.options(params, "synthesize", key)
+        blocks: list[Bound] = own.options(params, "synthesize", iteration)
         for block in blocks:
             taken = block.block.takes and block.block.takes(block.options, previous == BASE, hardest.get(previous))
             levels.append(taken.difficulty if taken else None)
@@ -276,8 +276,8 @@ def supply(params: Params, keys: Sequence[str], pool: Mapping[int, int]) -> Iter
                 kind = "" if level is None else f" of difficulty {level}"
                 longer = "" if level is None else f", and difficulties {min(pool)} to {max(pool)}"
                 yield (
-                    f"synthesize.{block.name}: {key} asks for {taken.number} prompts{kind}, but the pool has {there}{longer}; "
+                    f"synthesize.{block.name}: {iteration} asks for {taken.number} prompts{kind}, but the pool has {there}{longer}; "
                     "lower n, let there be fewer iterations, or make a larger pool in prepare.options"
                 )
         known = [level for level in levels if level is not None]
-        hardest[key] = max(known) if known and len(known) == len(levels) else None
+        hardest[iteration] = max(known) if known and len(known) == len(levels) else None

@@ -34,7 +34,7 @@ def check_installed(params: Mapping[str, Any]) -> None:
         engines.check_installed(name)
 
 
-def check_files(problems: list[str], params: Mapping[str, Any], root: Path, keys: Sequence[str]) -> None:
+def check_files(problems: list[str], params: Mapping[str, Any], root: Path, iterations: Sequence[str]) -> None:
     """The user's files and pretrained model, where the sections that name them are sound, and what the pool holds."""
     prepare = params.get("prepare")
     if isinstance(prepare, Mapping) and not any(problem.startswith("prepare") for problem in problems):
@@ -48,21 +48,21 @@ def check_files(problems: list[str], params: Mapping[str, Any], root: Path, keys
             given = families.with_source(family, prepare["options"], source)
             pool = attempt(problems, families.check_inputs, family, given, root)
             if not problems and pool is not None:
-                problems.extend(between.supply(params, keys, pool))
+                problems.extend(between.supply(params, iterations, pool))
     evaluate = params.get("evaluate")
     if isinstance(evaluate, Mapping) and not any("evaluat" in problem for problem in problems):
         sound = "engine" in params and not any(problem.startswith("engine") for problem in problems)
         chat = sound and server_renders(params["engine"])
-        problems.extend(_benchmark_problems(params, root, [BASE, *keys], chat))
+        problems.extend(_benchmark_problems(params, root, [BASE, *iterations], chat))
     base = params.get("base")
     folder = None
     pretrained = base.get("pretrained") if isinstance(base, Mapping) else False
     if isinstance(base, Mapping) and (pretrained is None or (isinstance(pretrained, str) and pretrained.strip())):
         folder = attempt(problems, _check_model, root, params)
     if not problems:
-        problems.extend(trainable.machine(params, keys, root))
-        problems.extend(trainable.targets(params, keys, folder))
-        problems.extend(trainable.continued(params, keys, folder))
+        problems.extend(trainable.machine(params, iterations, root))
+        problems.extend(trainable.targets(params, iterations, folder))
+        problems.extend(trainable.continued(params, iterations, folder))
 
 
 def _of_hub(source: str) -> str:
@@ -75,7 +75,7 @@ def _of_hub(source: str) -> str:
     )
 
 
-def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[str], chat: bool) -> Iterator[str]:
+def _benchmark_problems(params: Mapping[str, Any], root: Path, iterations: Sequence[str], chat: bool) -> Iterator[str]:
     """The folder that evaluate depends on is there, the same for all iterations, lm-eval is where it is wanted, and no task
     wants scores of a server that takes messages (`chat`)."""
     files = params["evaluate"]["benchmark_files"]
@@ -84,11 +84,11 @@ def _benchmark_problems(params: Mapping[str, Any], root: Path, keys: Sequence[st
             f"evaluate.benchmark_files: given {files!r}, but {root / files} is no folder; name the one with your tasks for "
             "lm-eval (a recipe writes tasks/templates/benchmarks), benchmarks or not: stage evaluate depends on it"
         )
-    sections = {key: section(params, "evaluate", key) for key in keys}
-    for key, own in sections.items():
+    sections = {iteration: section(params, "evaluate", iteration) for iteration in iterations}
+    for iteration, own in sections.items():
         if own["benchmark_files"] != files:
             yield (
-                f"evaluations.{key}.benchmark_files: given "
+                f"evaluations.{iteration}.benchmark_files: given "
                 f"{own['benchmark_files']!r}; it is one folder for all iterations, set in evaluate"
             )
     if any(own["benchmarks"] for own in sections.values()) and importlib.util.find_spec("lm_eval") is None:

@@ -41,15 +41,15 @@ def problems_of(params: Mapping[str, Any], root: Path | None, recipes: Sequence[
     problems.extend(_shape(params))
     if recipes is not None and isinstance(name := params.get("recipe"), str) and name not in recipes:
         problems.append(str(unknown_name("recipe", name, recipes, "recipe")))
-    keys = _check_tables(problems, params)
+    iterations = _check_tables(problems, params)
     for stage in STAGES:
         if isinstance(params.get(stage), Mapping):
-            _check_stage(problems, params, stage, keys)
+            _check_stage(problems, params, stage, iterations)
     if not problems:
-        problems.extend(between.sections(params, keys))
+        problems.extend(between.sections(params, iterations))
     if root is not None:
         attempt(problems, check_installed, params)
-        check_files(problems, params, root, keys)
+        check_files(problems, params, root, iterations)
     below = "" if root is None else f"{root}/"  # paths in it are written as from there
     return list(dict.fromkeys(line.replace(below, "") for problem in problems for line in problem.splitlines()))
 
@@ -93,40 +93,44 @@ def _check_tables(problems: list[str], params: Mapping[str, Any]) -> list[str]:
     if not isinstance(table, Mapping):
         return []
     sound = []
-    for key, entry in table.items():
-        found = list(_row(key, entry, table))
+    for iteration, entry in table.items():
+        found = list(_row(iteration, entry, table))
         problems.extend(found)
         if not found and isinstance(entry, Mapping) and set(entry) == set(Row.model_fields):
-            sound.append(key)
+            sound.append(iteration)
     if isinstance(evaluations, Mapping):
         what = f"a row for {BASE} and for every iteration, `{{}}` where nothing of evaluate is overridden"
         wanted = [BASE, *table]
-        problems.extend(f"evaluations.{key}: is missing; there is {what}" for key in wanted if key not in evaluations)
         problems.extend(
-            f"evaluations.{key}: there is no such iteration; remove the row, or add one to iterations"
-            for key in evaluations
-            if key not in wanted
+            f"evaluations.{iteration}: is missing; there is {what}"
+            for iteration in wanted
+            if iteration not in evaluations
+        )
+        problems.extend(
+            f"evaluations.{iteration}: there is no such iteration; remove the row, or add one to iterations"
+            for iteration in evaluations
+            if iteration not in wanted
         )
     return sorted(sound, key=number)
 
 
-def _row(key: str, entry: Any, table: Mapping[str, Any]) -> Iterator[str]:
+def _row(iteration: str, entry: Any, table: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a row of `iterations` although its shape is right."""
-    where = f"iterations.{key}"
-    if key == BASE:
+    where = f"iterations.{iteration}"
+    if iteration == BASE:
         yield f"{where}: {BASE} is the base model's; iterations start at i01"
-    elif number(key) < 0:
+    elif number(iteration) < 0:
         yield f"{where}: is no iteration's key; write i and two to four digits, like i01"
     elif isinstance(entry, Mapping):
         if "evaluate" in entry:
-            yield f"{where}.evaluate: overrides of evaluate stand in evaluations.{key}"
-        earlier = [BASE, *sorted((k for k in table if 0 < number(k) < number(key)), key=number)]
+            yield f"{where}.evaluate: overrides of evaluate stand in evaluations.{iteration}"
+        earlier = [BASE, *sorted((k for k in table if 0 < number(k) < number(iteration)), key=number)]
         for name in MODELS:
             if isinstance(entry.get(name), str) and entry[name] not in earlier:
                 yield str(unknown_name("earlier iteration", entry[name], earlier, f"{where}.{name}"))
 
 
-def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, keys: list[str]) -> None:
+def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, iterations: list[str]) -> None:
     """Parses the section as it stands, then once more for every row that overrides it."""
     own: list[str] = []
     attempt(own, options, params, stage, None)
@@ -136,11 +140,11 @@ def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, key
     known = {line for problem in own for line in problem.splitlines()}
     name = "evaluations" if stage == "evaluate" else "iterations"
     table = params.get(name)
-    for key in [*([BASE] if stage == "evaluate" else []), *keys]:
-        entry = table.get(key) if isinstance(table, Mapping) else None
+    for iteration in [*([BASE] if stage == "evaluate" else []), *iterations]:
+        entry = table.get(iteration) if isinstance(table, Mapping) else None
         override = entry.get(stage) if isinstance(entry, Mapping) and stage != "evaluate" else entry
         if isinstance(override, Mapping) and override:
             found: list[str] = []
-            attempt(found, options, params, stage, key)
+            attempt(found, options, params, stage, iteration)
             lines = (line for problem in found for line in problem.splitlines() if line not in known)
-            problems.extend(f"{name}.{key}: {line}" for line in lines)
+            problems.extend(f"{name}.{iteration}: {line}" for line in lines)

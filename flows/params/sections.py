@@ -25,12 +25,12 @@ def merged(own: Any, override: Any) -> Any:
 
 def iterations(params: Mapping[str, Any]) -> list[str]:
     """The iterations' keys in the order of their numbers, whatever their order in the file."""
-    return sorted((str(key) for key in params["iterations"]), key=number)
+    return sorted((str(iteration) for iteration in params["iterations"]), key=number)
 
 
-def number(key: str) -> int:
+def number(iteration: str) -> int:
     """2 for "i02"; -1 for what is no iteration's key."""
-    return int(key[1:]) if KEY.fullmatch(key) else -1
+    return int(iteration[1:]) if KEY.fullmatch(iteration) else -1
 
 
 def stage_keys(params: Mapping[str, Any], stage: str) -> list[str | None]:
@@ -42,36 +42,36 @@ def stage_keys(params: Mapping[str, Any], stage: str) -> list[str | None]:
     return [*([BASE] if stage == "evaluate" else []), *iterations(params)]
 
 
-def row(params: Mapping[str, Any], key: str) -> dict[str, str]:
+def row(params: Mapping[str, Any], iteration: str) -> dict[str, str]:
     """Which earlier iterations' models this one starts from, is compared with and is judged by."""
-    if key == BASE:
+    if iteration == BASE:
         return dict.fromkeys(MODELS, BASE)
-    if key not in params["iterations"]:
-        raise unknown_name("iteration", key, params["iterations"], "iterations")
-    return {name: params["iterations"][key][name] for name in MODELS}
+    if iteration not in params["iterations"]:
+        raise unknown_name("iteration", iteration, params["iterations"], "iterations")
+    return {name: params["iterations"][iteration][name] for name in MODELS}
 
 
-def section(params: Mapping[str, Any], stage: str, key: str | None) -> dict[str, Any]:
+def section(params: Mapping[str, Any], stage: str, iteration: str | None) -> dict[str, Any]:
     """The stage's section with the override of iteration `key` merged in; blocks that are null left out."""
     if stage not in STAGES:
         raise unknown_name("stage", stage, STAGES)
     own = params[stage]
-    if key is not None and stage in LOOP:
+    if iteration is not None and stage in LOOP:
         table = "evaluations" if stage == "evaluate" else "iterations"
-        if key not in params[table]:
-            raise unknown_name("iteration", key, params[table], table)
-        row = params[table][key]
+        if iteration not in params[table]:
+            raise unknown_name("iteration", iteration, params[table], table)
+        row = params[table][iteration]
         own = merged(own, row if stage == "evaluate" else row[stage])
     if stage in WITH_BLOCKS:
         own = {name: entry for name, entry in own.items() if entry is not None}
     return dict(own)
 
 
-def options(params: Mapping[str, Any], stage: str, key: str | None) -> Any:
+def options(params: Mapping[str, Any], stage: str, iteration: str | None) -> Any:
     """The stage's validated options, as its module's `parse` returns them. Raises `BadInput`."""
-    return importlib.import_module(f"tasks.{stage}").parse(section(params, stage, key))
+    return importlib.import_module(f"tasks.{stage}").parse(section(params, stage, iteration))
 
 
-def seed(params: Mapping[str, Any], stage: str, key: str | None) -> int:
+def seed(params: Mapping[str, Any], stage: str, iteration: str | None) -> int:
     """A seed of 31 bits for this stage and iteration: the same on every machine, different between stages."""
-    return derive(params["seed"], stage, key)
+    return derive(params["seed"], stage, iteration)

@@ -29,17 +29,17 @@ except Exception as error:
 """
 
 
-def _trainings(params: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def _trainings(params: Mapping[str, Any], iterations: Sequence[str]) -> dict[str, Any]:
     """The options of every training, by their place in params.yaml."""
     entries = {} if params["base"]["pretrained"] else {"base.sft": params["base"]["sft"]}
-    for key in keys:
-        entries |= {f"train.{name}": entry for name, entry in section(params, "train", key).items()}
+    for iteration in iterations:
+        entries |= {f"train.{name}": entry for name, entry in section(params, "train", iteration).items()}
     return entries
 
 
-def machine(params: Mapping[str, Any], keys: Sequence[str], root: Path) -> Iterator[str]:
+def machine(params: Mapping[str, Any], iterations: Sequence[str], root: Path) -> Iterator[str]:
     """What training asks of this machine and is not there: bitsandbytes, a file for accelerate."""
-    for place, entry in _trainings(params, keys).items():
+    for place, entry in _trainings(params, iterations).items():
         if (file := entry["accelerate"]) is not None:
             yield from (f"{place}.accelerate: {problem}" for problem in _launching(root, file))
         if entry["lora"] and entry["lora"]["load_in_4bit"] and (why := lacking("bitsandbytes")):
@@ -61,19 +61,19 @@ def _launching(root: Path, file: str) -> Iterator[str]:
         yield f"{file}: distributed_type is DEEPSPEED, and {why}"
 
 
-def continued(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None) -> Iterator[str]:
+def continued(params: Mapping[str, Any], iterations: Sequence[str], folder: Path | None) -> Iterator[str]:
     """What keeps training from going on with the adapter in `folder`, if there is one."""
-    if folder is None or not any(entry["lora"] for entry in _trainings(params, keys).values()):
+    if folder is None or not any(entry["lora"] for entry in _trainings(params, iterations).values()):
         return
     if (adapter := folders.parts(folder).adapter) is not None:
         yield from (f"base.pretrained: {problem}" for problem in beyond_options(adapter))
 
 
-def targets(params: Mapping[str, Any], keys: Sequence[str], folder: Path | None) -> Iterator[str]:
+def targets(params: Mapping[str, Any], iterations: Sequence[str], folder: Path | None) -> Iterator[str]:
     """Targets of LoRA that are no layer of the model: of the one in `folder`, or of the one that is made here."""
     wanted = {
         (place, target): None
-        for place, entry in _trainings(params, keys).items()
+        for place, entry in _trainings(params, iterations).items()
         for target in (entry["lora"] or {}).get("targets", ())
     }
     if not wanted or (folder is None and params["base"]["pretrained"]):

@@ -44,28 +44,32 @@ def graph(root: Path) -> Stages:
 
 def names(stages: Stages, params: Mapping[str, Any]) -> list[str]:
     """Every stage with its iteration, as DVC calls them: prepare, base, sample@i01, ..."""
-    return [f"{stage}@{key}" if key else stage for stage, entry in stages.items() for key in _keys(entry, params)]
+    return [
+        f"{stage}@{iteration}" if iteration else stage
+        for stage, entry in stages.items()
+        for iteration in _keys(entry, params)
+    ]
 
 
-def declared(stages: Stages, params: Mapping[str, Any], stage: str, key: str | None) -> Declared:
+def declared(stages: Stages, params: Mapping[str, Any], stage: str, iteration: str | None) -> Declared:
     """What dvc.yaml declares for `stage` of iteration `key`. Raises `UnknownName` or `BadInput`."""
     if stage not in stages:
         raise unknown_name("stage", stage, stages, "dvc.yaml")
     entry = stages[stage]
-    keys = list(_keys(entry, params))
-    if key is None and None not in keys:
-        raise BadInput(f"{stage}: which iteration? Give one of {', '.join(str(k) for k in keys)}")
-    if key is not None and None in keys:
-        raise BadInput(f"{stage}: takes no iteration, but was given '{key}'")
-    if key not in keys:
-        raise unknown_name("iteration", str(key), [str(k) for k in keys], stage)
+    iterations = list(_keys(entry, params))
+    if iteration is None and None not in iterations:
+        raise BadInput(f"{stage}: which iteration? Give one of {', '.join(str(k) for k in iterations)}")
+    if iteration is not None and None in iterations:
+        raise BadInput(f"{stage}: takes no iteration, but was given '{iteration}'")
+    if iteration not in iterations:
+        raise unknown_name("iteration", str(iteration), [str(k) for k in iterations], stage)
     scope: dict[str, Any] = dict(params)
-    if key is not None:
+    if iteration is not None:
         items = _items(entry, params)
-        scope |= {"key": key, "item": items[key] if isinstance(items, Mapping) else key}
+        scope |= {"key": iteration, "item": items[iteration] if isinstance(items, Mapping) else iteration}
     body = entry.get("do", entry)
     outs = [path for kind in ("outs", "metrics", "plots") for path in _paths(body.get(kind, []))]
-    where = f"{stage}@{key}" if key else stage
+    where = f"{stage}@{iteration}" if iteration else stage
     return Declared(
         deps=tuple(_fill(path, scope, where) for path in _paths(body.get("deps", []))),
         params={name: lookup(params, name, where) for name in (_fill(p, scope, where) for p in body.get("params", []))},
@@ -96,7 +100,7 @@ def _keys(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str |
     if "foreach" not in entry:
         yield None
     else:
-        yield from (str(key) for key in _items(entry, params))
+        yield from (str(iteration) for iteration in _items(entry, params))
 
 
 def _paths(entries: Any) -> Iterator[str]:

@@ -100,11 +100,11 @@ def _reproduce(stage: Any, upstream: Any, force: bool, options: dict[str, Any], 
     command = COMMAND.fullmatch(stage.cmd or "") if isinstance(stage.cmd, str) else None
     if command is None or stage.frozen:
         return _reproduce_stage(stage, upstream=upstream, force=force, **options)
-    name, key = command.groups()
+    name, iteration = command.groups()
 
     @unlocked_repo
     def work(stage: Any) -> None:
-        run(name, key)
+        run(name, iteration)
 
     @rwlocked(read=["deps"], write=["outs"])
     def locked(stage: Any) -> Any:

@@ -33,8 +33,8 @@ def check(root: Path) -> str:
     problems.extend(_disk(root))
     if problems:
         raise BadInput("\n".join(problems))
-    keys = sections.iterations(params)
-    loop = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
+    iterations = sections.iterations(params)
+    loop = iterations[0] if len(iterations) == 1 else f"{iterations[0]} to {iterations[-1]}"
     labels = "labels in the loop" if params["labels"] else "no labels in the loop"
     return f"ok: {stages} stages, {params['recipe']} on {params['prepare']['family']}, {loop}, {labels}"
 

@@ -61,15 +61,15 @@ class Runner:
         self.progress = Progress()
         self._opener: Opener | None = None
 
-    def execute(self, stage: str, key: str | None, since: float | None = None) -> None:
+    def execute(self, stage: str, iteration: str | None, since: float | None = None) -> None:
         """One stage, as a Prefect flow. Needs a Prefect server (`flows.run.background.server`), or Prefect starts its own.
 
         `since`: when the execution began (seconds since 1970), if the time before this call belongs to it too.
         Raises `BadInput` before any work, `StageFailed` (with the traceback in a log file) afterwards."""
         began = time.time() if since is None else since
-        described = self.declared(stage, key)
-        part = self.project.part(self.params, stage, key)
-        context = self._context(stage, key, part)
+        described = self.declared(stage, iteration)
+        part = self.project.part(self.params, stage, iteration)
+        context = self._context(stage, iteration, part)
         inputs = outputs.digest(self.root, described.deps)
         self.progress.name = context.name
         record = self._record(context, part.section, inputs, began)
@@ -129,15 +129,15 @@ class Runner:
             found = whole()
         return found, sum(work) if work else None
 
-    def declared(self, stage: str, key: str | None) -> Declared:
+    def declared(self, stage: str, iteration: str | None) -> Declared:
         """What dvc.yaml declares for the stage. Raises `UnknownName` for a stage or an iteration that is not there."""
-        return declared.declared(self.graph, self.params, stage, key)
+        return declared.declared(self.graph, self.params, stage, iteration)
 
-    def _context(self, stage: str, key: str | None, part: Part) -> Context:
-        name = f"{stage}@{key}" if key else stage
+    def _context(self, stage: str, iteration: str | None, part: Part) -> Context:
+        name = f"{stage}@{iteration}" if iteration else stage
         return Context(
             stage=stage,
-            iteration=key,
+            iteration=iteration,
             row=part.row,
             iterations=tuple(self.params.get("evaluations", {})),
             options=part.options,
@@ -174,7 +174,7 @@ class Runner:
         return {
             "id": f"{context.stage}@{context.iteration or ''}-{uuid.uuid4().hex[:12]}",
             "stage": context.stage,
-            "key": context.iteration,
+            "iteration": context.iteration,
             "status": "running",
             "pid": os.getpid(),
             "process_started": _process_start(),
@@ -240,7 +240,7 @@ def silence() -> None:
 def command(
     root: Path,
     stage: str,
-    key: str | None = None,
+    iteration: str | None = None,
     pid: int | None = None,
     keeper: Sequence[str] | None = None,
     project: Project | None = None,
@@ -254,14 +254,14 @@ def command(
         state.quiet(root)
         given = dict(os.environ)
         runner = Runner(root, stage in READ_FILES, project)
-        runner.declared(stage, key)
+        runner.declared(stage, iteration)
         url = server.ensure(root, pid, keeper)
-        words = [stage, *([key] if key else [])]
+        words = [stage, *([iteration] if iteration else [])]
         if keeper and (code := fork.ask(root, words, server.warm_process(root), given)) is not None:
             return code
         server.wait(root, url)
         with contextlib.closing(runner):
-            runner.execute(stage, key, since=_process_start(pid))
+            runner.execute(stage, iteration, since=_process_start(pid))
     except AutodidactError as error:
         print(error, file=sys.stderr)
         if isinstance(error, BadInput) and "DVC_STAGE" in os.environ:

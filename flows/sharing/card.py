@@ -35,20 +35,20 @@ SHOWN = {  # figure -> what the table of metrics calls it; where it has values
 }
 
 
-def model_card(root: Path, params: Mapping[str, Any], key: str, commit: str, adapter_of: str | None) -> str:
+def model_card(root: Path, params: Mapping[str, Any], iteration: str, commit: str, adapter_of: str | None) -> str:
     """The text of README.md for the model of iteration `key`. `adapter_of`: the base's name, for an adapter."""
     from huggingface_hub import ModelCard
 
     artifacts = Artifacts(root)
-    keys = [k for k in artifacts.keys if sections.number(k) <= sections.number(key)]
+    iterations = [k for k in artifacts.iterations if sections.number(k) <= sections.number(iteration)]
     given = compose.read(params["recipe"]) if params["recipe"] in compose.names() else None
     pretrained = params["base"]["pretrained"]
-    policies = {k: artifacts.record("policy", k) for k in keys}
+    policies = {k: artifacts.record("policy", k) for k in iterations}
     card = ModelCard.from_template(
-        _header(artifacts, params, key, adapter_of),
+        _header(artifacts, params, iteration, adapter_of),
         template_path=str(TEMPLATE),
         recipe=params["recipe"],
-        iteration=key,
+        iteration=iteration,
         about=f"{given.title} ({given.paper})" if given else "a recipe of the user's own",
         summary=given.summary.strip() if given else "",
         family=params["prepare"]["family"],
@@ -60,17 +60,17 @@ def model_card(root: Path, params: Mapping[str, Any], key: str, commit: str, ada
         commit=commit,
         parameters=lock.evolution_id(params)[:12],
         seed=params["seed"],
-        data=_data(artifacts, keys),
-        metrics=_metrics(artifacts, keys),
+        data=_data(artifacts, iterations),
+        metrics=_metrics(artifacts, iterations),
         critics=", ".join(sorted(params["critique"])),
-        precision=artifacts.record("metrics", key).get("critique_precision"),
+        precision=artifacts.record("metrics", iteration).get("critique_precision"),
     )
     return str(card.content)
 
 
-def dataset_card(root: Path, params: Mapping[str, Any], key: str, text: str) -> str:
+def dataset_card(root: Path, params: Mapping[str, Any], iteration: str, text: str) -> str:
     """The text of README.md for the dataset of iteration `key`: `text`, the artifact's own, and what is counted."""
-    return f"{text}\nRecipe {params['recipe']}, iteration {key}.\n\n{_data(Artifacts(root), [key])}"
+    return f"{text}\nRecipe {params['recipe']}, iteration {iteration}.\n\n{_data(Artifacts(root), [iteration])}"
 
 
 def public(path: str) -> str:
@@ -85,11 +85,11 @@ def base_name(params: Mapping[str, Any]) -> str | None:
     return given if isinstance(given, str) and hub.NAME.fullmatch(given) and not Path(given).is_dir() else None
 
 
-def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_of: str | None) -> "ModelCardData":
+def _header(artifacts: Artifacts, params: Mapping[str, Any], iteration: str, adapter_of: str | None) -> "ModelCardData":
     """What the hub reads of the card."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    figures = artifacts.record("metrics", key)
+    figures = artifacts.record("metrics", iteration)
     results = [
         EvalResult(
             task_type="text-generation",
@@ -107,38 +107,38 @@ def _header(artifacts: Artifacts, params: Mapping[str, Any], key: str, adapter_o
         library_name="peft" if adapter_of else "transformers",
         pipeline_tag="text-generation",
         tags=["autodidact", "self-improvement", str(params["recipe"])],
-        model_name=f"{params['recipe']}-{key}",
+        model_name=f"{params['recipe']}-{iteration}",
         eval_results=results or None,
     )
 
 
 def _lineage(artifacts: Artifacts, policies: Mapping[str, Record]) -> str:
     rows = [["iteration", "model", "from", "reference", "judge", "policy after it"]]
-    for key, policy in policies.items():
-        model = artifacts.model(key)
+    for iteration, policy in policies.items():
+        model = artifacts.model(iteration)
         made_of = (_named(model[role]) for role in ("initial", "reference", "judge"))
-        rows.append([key, _short(model["digest"]), *made_of, _named(policy)])
+        rows.append([iteration, _short(model["digest"]), *made_of, _named(policy)])
     return _table(rows)
 
 
-def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
+def _data(artifacts: Artifacts, iterations: Sequence[str]) -> str:
     rows = [["iteration", "prompts", "samples", "refinements", "candidates dropped", "rows", "new rows", "pairs"]]
     reasons = []
-    for key in keys:
-        if key == BASE:
+    for iteration in iterations:
+        if iteration == BASE:
             continue
         counts = {
-            name: artifacts.table(name, key, columns=[column]).height
+            name: artifacts.table(name, iteration, columns=[column]).height
             for name, column in (("prompts", "prompt_id"), ("samples", "candidate_id"), ("refinements", "candidate_id"))
         }
-        dropped = artifacts.table("dropped", key)
-        sft = artifacts.table("sft", key, columns=["part", "iteration"])
-        pairs = artifacts.table("pairs", key, columns=["part"])
-        own = sft.filter((pl.col("part") == "own") & (pl.col("iteration") == key))
+        dropped = artifacts.table("dropped", iteration)
+        sft = artifacts.table("sft", iteration, columns=["part", "iteration"])
+        pairs = artifacts.table("pairs", iteration, columns=["part"])
+        own = sft.filter((pl.col("part") == "own") & (pl.col("iteration") == iteration))
         numbers = [*counts.values(), dropped["row_id"].n_unique(), sft.height, own.height, pairs.height]
-        rows.append([key, *(f"{number:,}" for number in numbers)])
+        rows.append([iteration, *(f"{number:,}" for number in numbers)])
         why = dropped.group_by("block", "reason").len().sort("len", "block", "reason", descending=[True, False, False])
-        reasons += [f"- {key}: {count:,} by `{block}`: {reason}" for block, reason, count in why.iter_rows()]
+        reasons += [f"- {iteration}: {count:,} by `{block}`: {reason}" for block, reason, count in why.iter_rows()]
     if len(rows) == 1:
         return "## Data\n\nNo iteration has made data for this model.\n"
     told = "\nDropped, by block and reason:\n\n" + "\n".join(reasons) if reasons else ""
@@ -149,11 +149,11 @@ def _data(artifacts: Artifacts, keys: Sequence[str]) -> str:
     )
 
 
-def _metrics(artifacts: Artifacts, keys: Sequence[str]) -> str:
-    figures = {key: artifacts.record("metrics", key) for key in keys}
+def _metrics(artifacts: Artifacts, iterations: Sequence[str]) -> str:
+    figures = {iteration: artifacts.record("metrics", iteration) for iteration in iterations}
     measured = scores(name for own in figures.values() for name in own)
     names = SHOWN | {name: name.removeprefix(PREFIX) for name in measured}
-    rows = [["figure", *keys]]
+    rows = [["figure", *iterations]]
     for name, label in names.items():
         if any(own.get(name) is not None for own in figures.values()):
             rows.append([label, *(_value(own, name) for own in figures.values())])

@@ -51,7 +51,7 @@ DATASETS = "datasets"
 class Policy:
     """The model to export. `made`: the iteration whose candidate it is; the last three are folders."""
 
-    key: str
+    iteration: str
     made: str
     pointer: Pointer
     weights: Path
@@ -59,13 +59,13 @@ class Policy:
     tokenizer: Path
 
 
-def export(root: Path, target: Path, key: str | None, base: str | None, merge: bool, datasets: bool) -> Policy:
+def export(root: Path, target: Path, iteration: str | None, base: str | None, merge: bool, datasets: bool) -> Policy:
     """Writes the folder. Raises `BadInput` before any work: `target` in the way, no promoted policy, a model that is
     not there or has changed, params.yaml that did not make it, an adapter whose base nobody else has."""
     params = file.load(root)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInput(f"{target} is there and not empty; name a new folder, or empty it")
-    policy = _policy(root, params, key)
+    policy = _policy(root, params, iteration)
     commit = _commit(root, params, policy.made)
     dataset = root / ARTIFACTS["dataset"].at(policy.made)
     if datasets and not (dataset / "README.md").is_file():
@@ -131,17 +131,19 @@ def push(target: Path, repo: str, token: str, public: bool) -> list[str]:
     return urls
 
 
-def _policy(root: Path, params: Mapping[str, Any], key: str | None) -> Policy:
+def _policy(root: Path, params: Mapping[str, Any], iteration: str | None) -> Policy:
     """The policy after iteration `key`, or after the newest that has one."""
-    keys = lock.keys(params)
-    if key is not None and key not in keys:
-        raise unknown_name("iteration", key, keys)
-    records = {k: state.read_json(root / ARTIFACTS["policy"].at(k)) for k in keys}
-    there = [k for k in keys if records[k]]
-    if not there or (key is not None and key not in there):
-        asked = key or "the repository"
-        raise MissingArtifact(f"{asked} has no promoted policy (data/{key or 'i*'}/policy.json); `dvc repro` makes it")
-    chosen = key or there[-1]
+    iterations = lock.iterations(params)
+    if iteration is not None and iteration not in iterations:
+        raise unknown_name("iteration", iteration, iterations)
+    records = {k: state.read_json(root / ARTIFACTS["policy"].at(k)) for k in iterations}
+    there = [k for k in iterations if records[k]]
+    if not there or (iteration is not None and iteration not in there):
+        asked = iteration or "the repository"
+        raise MissingArtifact(
+            f"{asked} has no promoted policy (data/{iteration or 'i*'}/policy.json); `dvc repro` makes it"
+        )
+    chosen = iteration or there[-1]
     record = records[chosen] or {}
     pointer = Pointer(record["path"], record["digest"])
     folder = folders.resolve(root, pointer)

@@ -208,7 +208,7 @@ def trained_tokens(folder: Path, keys: Iterable[str]) -> int | None:
             figures = record["figures"]
             tokens = [int(value) for name, value in figures.items() if name in ("sft_tokens", "dpo_tokens")]
             if tokens:
-                found[record["key"]] = sum(tokens)
+                found[record["iteration"]] = sum(tokens)
     return sum(found[key] for key in keys) if all(key in found for key in keys) else None
 
 

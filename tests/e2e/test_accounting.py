@@ -60,7 +60,7 @@ def test_only_what_would_run_is_told_and_costed(changed):
     assert graph.stale(changed) == stale
     told = json.loads(run(changed, "python", "-m", "flows.check", "--estimate", "--json", "--trial", "60"))
     assert set(told["up_to_date"]) == kept
-    stages = {f"{stage['stage']}@{stage['key']}": stage for stage in told["stages"]}
+    stages = {f"{stage['stage']}@{stage['iteration']}": stage for stage in told["stages"]}
     assert stages["sample@i01"]["requests"] == 240
     assert stages["sample@i01"]["cost_at_most"] > 0
     assert stages["train@i01"]["model_bytes"] == told["measured"]["bytes"] == size(changed / "data/i00/candidate")

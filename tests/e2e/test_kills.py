@@ -53,7 +53,7 @@ def ran_since(folder: Path, target: str, moment: float) -> bool:
 
 
 def name(record: dict[str, Any]) -> str:
-    return f"{record['stage']}@{record['key']}" if record["key"] else str(record["stage"])
+    return f"{record['stage']}@{record['iteration']}" if record["iteration"] else str(record["stage"])
 
 
 def kill_in(folder: Path, target: str, number: int, after: float, everything: bool, *forced: str) -> str | None:

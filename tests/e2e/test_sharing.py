@@ -54,6 +54,6 @@ def test_experiments_in_a_queue(repository: Path) -> None:
     evaluated = {
         record["params"]["samples"]
         for record in records
-        if record["stage"] == "evaluate" and record["key"] == "i03" and record["status"] == "finished"
+        if record["stage"] == "evaluate" and record["iteration"] == "i03" and record["status"] == "finished"
     }
     assert evaluated == {8, 4, 6}  # their records are in the main repository

@@ -70,7 +70,7 @@ def record(root: Path, stage: str, number: int = 0, evolution: str | None = None
     made: dict[str, Any] = {
         "id": f"{stage}-{number}",
         "stage": stage,
-        "key": "i01",
+        "iteration": "i01",
         "status": "finished",
         "started": 100.0 + number,
         "seconds": 10.0,

@@ -88,7 +88,7 @@ def test_the_newest_policy_is_exported_whole_and_without_what_is_private(root: P
 
     target = tmp_path / "out" / "model"
     policy = outgoing.export(root, target, None, None, False, False)
-    assert (policy.key, policy.made) == ("i01", "i01")
+    assert (policy.iteration, policy.made) == ("i01", "i01")
     assert (target / "model.safetensors").read_bytes() == (root / "data/i01/candidate/model.safetensors").read_bytes()
     assert AutoTokenizer.from_pretrained(target).chat_template
     assert logits(AutoModelForCausalLM.from_pretrained(target)).shape == (1, 3, 6)

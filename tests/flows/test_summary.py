@@ -55,7 +55,7 @@ def lock(root: Path, names: list[str]) -> None:
 
 
 def record(root: Path, stage: str, seconds: float) -> None:
-    made = {"id": stage, "stage": stage, "key": "i01", "status": "finished", "started": 1.0, "seconds": seconds}
+    made = {"id": stage, "stage": stage, "iteration": "i01", "status": "finished", "started": 1.0, "seconds": seconds}
     outputs = {"data/i01/samples.parquet": digests.of_file(root / "data/i01/samples.parquet")}
     records.write_record(root, {**made, "outputs": outputs})
 

@@ -85,7 +85,7 @@ def requests_made(folder: Path) -> Counter[str]:
     made: Counter[str] = Counter()
     for path in (folder / ".autodidact/records").glob("*.json"):
         record = json.loads(path.read_text())
-        name = f"{record['stage']}@{record['key']}" if record["key"] else record["stage"]
+        name = f"{record['stage']}@{record['iteration']}" if record["iteration"] else record["stage"]
         made[name] += int(record["figures"].get("requests_made", 0))
     return +made
 
@@ -99,10 +99,10 @@ def asked_for(folder: Path) -> dict[str, tuple[int, float, int, int]]:
     found = {}
     for path in (folder / ".autodidact/records").glob("*.json"):
         record = json.loads(path.read_text())
-        figures, demands = record["figures"], told.get((record["stage"], record["key"]), [])
+        figures, demands = record["figures"], told.get((record["stage"], record["iteration"]), [])
         expected = sum(questions.expected(d.requests) if d.kind == "question" else d.requests for d in demands)
         wanted, made = int(figures.get("requests", 0)), int(figures.get("requests_made", 0))
-        found[f"{record['stage']}@{record['key']}"] = (sum(d.requests for d in demands), expected, wanted, made)
+        found[f"{record['stage']}@{record['iteration']}"] = (sum(d.requests for d in demands), expected, wanted, made)
     return found
 
 

@@ -23,7 +23,7 @@ def told(root: Path, params: dict[str, Any], *stale: str, everything: bool = Fal
 
 
 def need(made: totals.Estimate, stage: str, key: str | None = None) -> totals.Need:
-    return next(need for need in made.needs if (need.stage, need.key) == (stage, key))
+    return next(need for need in made.needs if (need.stage, need.iteration) == (stage, key))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_run_of_the_mini_size(tmp_path: Path, mini: dict[str, Any]) -> None:
 
 def test_only_what_is_stale_is_wanted(tmp_path: Path, mini: dict[str, Any]) -> None:
     made = told(tmp_path, mini, "train@i03", "evaluate@i03")
-    assert [(n.stage, n.key) for n in made.wanted] == [("train", "i03"), ("evaluate", "i03")]
+    assert [(n.stage, n.iteration) for n in made.wanted] == [("train", "i03"), ("evaluate", "i03")]
     assert len(told(tmp_path, mini, "train@i03", everything=True).wanted) == 28
     lines = table.remarks(made)
     assert lines[0].startswith(

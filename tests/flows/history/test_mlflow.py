@@ -97,7 +97,7 @@ def record(root: Path, name: str, **changes: Any) -> dict[str, Any]:
     made = {
         "id": f"{name}-{len(list(records.records_dir(root).iterdir()))}",
         "stage": stage,
-        "key": key,
+        "iteration": key,
         "status": "finished",
         "pid": 2**22 + 1,
         "started": 1_700_000_000.0 + len(list(records.records_dir(root).iterdir())),
@@ -307,13 +307,13 @@ def test_what_is_wanted_follows_from_the_files_alone(finished: Path, tmp_path: P
     ]
     assert sorted(step for name, _, step in evolution.points if name == "needed/made") == [0, 1, 2, 3]
     assert [run.name for run in evolution.below] == [*ACCURACY, "report"]
-    entries = {run.name: run for part in evolution.below for run in part.below if "dvc.md5" in run.key}
+    entries = {run.name: run for part in evolution.below for run in part.below if "dvc.md5" in run.identity}
     assert len(entries) + 1 == stage_count(root)
     assert {run.status for run in entries.values()} == {"FINISHED"}
     assert entries["sample@i01"].alias == {"record": fits["id"]}
     assert (entries["sample@i01"].seconds, entries["sample@i02"].seconds) == (SECONDS, None)
     assert entries["sample@i01"].figures["paid/executions"] == 1
-    found = {run.key["record"]: run for part in evolution.below for run in part.below if "record" in run.key}
+    found = {run.identity["record"]: run for part in evolution.below for run in part.below if "record" in run.identity}
     assert {name: (run.create, run.status) for name, run in found.items()} == {
         fits["id"]: (False, "FINISHED"),
         other["id"]: (False, "FINISHED"),
@@ -471,7 +471,7 @@ def test_a_stage_that_runs_again_to_the_same_bytes_leaves_the_run_of_its_entry_a
 
 
 def test_a_failure_of_an_iteration_whose_row_is_gone_stops_nothing(repository: Path) -> None:
-    record(repository, "sample@i03", key="i04", id="lone", status="failed", error="no rows")
+    record(repository, "sample@i03", iteration="i04", id="lone", status="failed", error="no rows")
     mlflow.sync(repository)
     (run,) = runs(repository, record="lone")
     assert (run.info.run_name, run.info.status) == ("sample@i04", "FAILED")

@@ -96,7 +96,7 @@ def test_a_stage_writes_its_outputs_a_record_and_a_line(toy: Toy, capsys: pytest
     assert toy.output().read_text() == "hello world"
     assert capsys.readouterr().out.startswith("toy@i01  1,200 rows, 0.25 share  ")
     (record,) = toy.records()
-    assert (record["stage"], record["key"], record["status"]) == ("toy", "i01", "finished")
+    assert (record["stage"], record["iteration"], record["status"]) == ("toy", "i01", "finished")
     assert record["params"] == {"text": "hello"}
     assert set(record["inputs"]) == {"input.txt"}
     assert set(record["outputs"]) == {"data/i01/out.txt", "data/i01/folder"}

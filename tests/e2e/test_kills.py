@@ -1,4 +1,7 @@
-"""Killed at any moment, the next `dvc repro` goes on, and ends with the bytes of a run that nobody disturbed."""
+"""Killed in the middle, the next `dvc repro` goes on, and ends with the bytes of a run that nobody disturbed.
+
+The real graph, in the two kinds of stages that keep what they have done so far: shards (sample, evaluate) and
+checkpoints (train). Every moment of a stage's life is met on the toy graph, in tests/flows/run/test_kills.py."""
 
 import json
 import os
@@ -10,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from flows.machine import state
 from flows.machine.processes import alive
 from tests.support.workspace import digests, environment, kept_server, lock, run, workspace
 
-# In the order of the graph: every stage once, two of them again with another signal.
-TARGETS = [
-    "prepare", "base", "synthesize@i01", "sample@i01", "critique@i01", "refine@i01", "filter@i01", "train@i01",
-    "evaluate@i01", "promote@i01", "sample@i02", "train@i03", "report",
-]  # fmt: skip
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# In the order of the graph. The first kill takes the server, its watchdog and the process that keeps the libraries too.
+TARGETS = {"sample@i01": signal.SIGKILL, "train@i01": signal.SIGTERM, "evaluate@i02": signal.SIGINT}
+
+pytestmark = pytest.mark.slow
 
 
 def processes(folder: Path) -> list[psutil.Process]:
@@ -86,11 +88,10 @@ def test_a_run_that_was_killed_many_times_ends_with_the_same_bytes(tmp_path: Pat
     chance, hits = random.Random(0), []
     records = [json.loads(path.read_text()) for path in (finished / ".autodidact/records").glob("*.json")]
     seconds = {name(record): record["work_seconds"] for record in records}
-    for turn, target in enumerate(TARGETS):
-        number, everything = SIGNALS[turn % len(SIGNALS)], turn % 4 == 0
+    for turn, (target, number) in enumerate(TARGETS.items()):
         after = chance.uniform(0, 0.2 + 0.8 * seconds[target])  # what follows the work takes half a second
-        if everything:  # with the server, its watchdog and the process that keeps the libraries
-            hit = kill_in(folder, target, signal.SIGKILL, after, True)
+        if turn == 0:
+            hit = kill_in(folder, target, number, after, True)
         else:
             with kept_server(folder):
                 hit = kill_in(folder, target, number, after, False)

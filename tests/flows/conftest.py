@@ -17,7 +17,14 @@ import pytest
 from tests.support.paths import ROOT
 
 PROJECT_MODULE = '''
-"""The toy's project: its parameters, its stages, and a model that answers each question with three shards."""
+"""The toy's project: its parameters, its stages, and a model that answers each question with three shards.
+
+With TOY_PAUSE=STAGE:MOMENT a stage waits at that moment, for as long as the file `paused` is there: `work` and `shard-N`
+before anything is written, `publish` when the first output is in place, `end` when all is done but the process is there.
+"""
+import atexit
+import os
+import time
 import zlib
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,6 +32,12 @@ from pathlib import Path
 import yaml
 from flows.run import workers
 from tasks.core.errors import BadInput
+
+def pause(moment, name):
+    if os.environ.get("TOY_PAUSE") == f"{name}:{moment}":
+        Path("paused").touch()
+        while Path("paused").exists():
+            time.sleep(0.02)
 
 @dataclass
 class Part:
@@ -47,7 +60,14 @@ class Project:
         return Part(section, section, {"previous": row.get("previous", "i00")}, seed)
 
     def run(self, stage):
-        return import_module(f"tasks.{stage}").run
+        def work(context):
+            pause("work", context.name)
+            atexit.register(pause, "end", context.name)
+            if os.environ.get("TOY_PAUSE") == f"{context.name}:publish":
+                rename = Path.rename
+                Path.rename = lambda path, target: (rename(path, target), pause("publish", context.name))[0]
+            import_module(f"tasks.{stage}").run(context)
+        return work
 
     def opener(self, root, scratch, params, progress):
         return Opener(root, scratch, workers.run_here)
@@ -60,6 +80,7 @@ class Shard:
     def valid(self):
         return self.path.is_file() and self.path.read_text() == self.key
     def run(self):
+        pause(f"shard-{self.key[-1]}", self.key.partition("-")[0])
         with self.log.open("a") as log:
             log.write("shard\\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +187,14 @@ class Toy:
     root: Path
     server: str = ""  # a Prefect server to use; without it the repository starts its own
 
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DVC_"))}
+        kept |= {"PREFECT_API_URL": self.server} if self.server else {}
+        return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DVC_"))}
-        environment |= {"PREFECT_API_URL": self.server} if self.server else {}
-        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=300)
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.call(sys.executable, *arguments)

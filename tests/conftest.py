@@ -15,8 +15,9 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 SLOW = (  # files that take a minute or more, the longest first
-    "e2e/test_faults.py", "e2e/test_edits.py", "e2e/test_recipes.py", "e2e/test_repro.py", "e2e/test_kills.py",
-    "e2e/test_sharing.py", "e2e/test_label_free.py", "flows/test_evolve.py", "e2e/test_endpoint.py",
+    "e2e/test_repro.py", "e2e/test_faults.py", "e2e/test_recipes.py", "e2e/test_sharing.py", "e2e/test_kills.py",
+    "e2e/test_edits.py", "e2e/test_accounting.py", "tasks/blocks/train/test_job.py", "flows/test_evolve.py",
+    "flows/run/test_kills.py", "tasks/test_train.py", "e2e/test_endpoint.py", "e2e/test_label_free.py",
     "extras/test_ray.py", "extras/test_vllm_flow.py", "extras/test_vllm_server.py", "extras/test_vllm.py",
 )  # fmt: skip
 

@@ -1,11 +1,13 @@
 """What an edit reruns, and what it pays for: on the real graph, with a model of a few thousand weights.
 
-Each case edits one thing, runs `dvc repro`, and says exactly which stages ran and how many requests were put to the
-model; then the edit is undone, and DVC's run cache must restore everything without work."""
+Every edit is put to DVC, which says the stages that see it at once, without any work. Those whose effect goes on through
+the data are made: `dvc repro` runs exactly the stages that are named, puts as many requests to the model as are named,
+and once the edit is undone, DVC's run cache restores everything without work."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,16 +66,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory):
         yield folder
 
 
-@dataclass(frozen=True)
-class Edit:
-    """`change` is made; `stages` then run, all others do not. `requests`: how many are put to the model by a stage, at
-    least and at most; by a stage not named here, none."""
-
-    change: Callable[[Path], None]
-    stages: set[str]
-    requests: dict[str, tuple[int, int]]
-
-
 def param(path: str, value: object) -> Callable[[Path], None]:
     return lambda folder: edit(folder, path, value)
 
@@ -98,81 +90,120 @@ def row_inserted(folder: Path) -> None:
     write_rows(folder, [row(number) for number in [*range(55), 1000, *range(55, 110)]])
 
 
+EVERY = {f"{stage}@i01" for stage in ("synthesize", "sample", "critique", "refine", "filter", "train")}
+PARSED = {
+    "prepare",
+    "base",
+    "evaluate@i00",
+    "evaluate@i01",
+    *(f"{s}@i01" for s in ("synthesize", "sample", "critique", "refine")),
+}
+SEEN: dict[str, tuple[Callable[[Path], None], set[str]]] = {
+    "a comment in params.yaml": (appended("params.yaml", "# mine\n"), set()),
+    "a file that is no stage's": (lambda folder: (folder / "notes.md").write_text("mine"), set()),
+    "what changes no result": (param("runner.workers", 3), set()),
+    "the section of another stage": (param("evaluate.samples", 3), {"evaluate@i00", "evaluate@i01"}),
+    "an input row": (row_changed, {"prepare"}),
+    "system prompt": (param("prepare.options.system", "You count nuts."), {"prepare"}),
+    **{
+        f"template {name}": (template(name), {"prepare"})
+        for name in ("answer", "critique", "refine", "invent", "pairwise", "checklist")
+    },
+    "how replies are read": (appended("tasks/families/text/replies.py", "# mine\n"), {"prepare"}),
+    "how the user's rows are read": (appended("tasks/families/text/intake.py", "# mine\n"), {"prepare"}),
+    "the family's code": (appended("tasks/families/text/family.py", "# mine\n"), PARSED),
+    "another family's code": (appended("tasks/families/countdown/family.py", "# mine\n"), {"prepare"}),
+    "how a judge asks": (
+        appended("tasks/blocks/critique/holistic.py", "# mine\n"),
+        {"critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
+    ),
+    "how opinions are put together": (
+        appended("tasks/blocks/critique/opinions.py", "# mine\n"),
+        {"critique@i01", "refine@i01", "filter@i01", "evaluate@i00", "evaluate@i01"},
+    ),
+    "a filter": (appended("tasks/blocks/filter/select.py", "# mine\n"), {"filter@i01"}),
+    "a chat template": (appended("tasks/templates/chat/plain.jinja", ""), set()),
+    "temperature": (param("iterations.i01.sample", {"iid": {"temperature": 0.5}}), {"sample@i01"}),
+    "n": (param("iterations.i01.sample", {"iid": {"n": DRAWS + 2}}), {"sample@i01"}),
+    "model weights": (param("base.sft.steps", 11), {"base"}),
+    "filter threshold": (param("iterations.i01.filter", {"relative_length": {"below": 0}}), {"filter@i01"}),
+    "training rate": (param("iterations.i01.train", {"sft": {"learning_rate": 0.01}}), {"train@i01"}),
+    "the engine": (
+        param("engine.batch_size", 99),
+        {"evaluate@i00", "evaluate@i01", *(f"{s}@i01" for s in ("synthesize", "sample", "critique", "refine"))},
+    ),
+    "seed": (param("seed", 1), {"prepare", "base", "evaluate@i00", "evaluate@i01"} | EVERY),
+}
+
+
+@contextmanager
+def undone(repository: Path) -> Iterator[None]:
+    """Afterwards every file is as it was."""
+    kept = {file: (repository / file).read_text() for file in ("params.yaml", "mine.jsonl", "dvc.lock")}
+    try:
+        yield
+    finally:
+        for file, text in kept.items():
+            (repository / file).write_text(text)
+        shutil.rmtree(repository / "tasks")
+        shutil.copytree(ROOT / "tasks", repository / "tasks", ignore=IGNORED)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_an_edit_is_seen_by_the_stages_that_use_it(repository: Path, name: str) -> None:
+    from dvc.repo import Repo
+
+    change, stages = SEEN[name]
+    with undone(repository):
+        change(repository)
+        with Repo(str(repository)) as repo:
+            assert {seen.rpartition(":")[2] for seen in repo.status()} == stages
+
+
 ASKED = {"sample@i01": (POOL * DRAWS,) * 2, "critique@i01": (POOL, POOL * DRAWS)}  # equal answers are judged once
 EVALUATION = {"evaluate@i01": (EVALUATED * 3,) * 2}  # greedy, and two samples
-EVERYTHING = {**ASKED, **EVALUATION, "evaluate@i00": (EVALUATED * 3,) * 2}
 SOME = (1, POOL * DRAWS // 2)  # a row that leaves and one that comes: about two shards of 8 prompts each
-EDITS = {
-    "a comment in params.yaml": Edit(appended("params.yaml", "# mine\n"), set(), {}),
-    "a file that is no stage's": Edit(lambda folder: (folder / "notes.md").write_text("mine"), set(), {}),
-    "the section of another stage": Edit(
-        param("evaluate.samples", 3),
-        {"evaluate@i00"} | AFTER_TRAINING,
-        {"evaluate@i00": (EVALUATED,) * 2, "evaluate@i01": (EVALUATED,) * 2},
-    ),
-    "an input row": Edit(
-        row_changed, ALL - {"base", "evaluate@i00"}, {"sample@i01": SOME, "critique@i01": SOME, **EVALUATION}
-    ),
-    "an inserted row": Edit(
+
+
+@dataclass(frozen=True)
+class Paid:
+    """`stages` run after the edit `name` (of SEEN, or `change`), all others do not. `requests`: how many are put to the
+    model by a stage, at least and at most; by a stage not named here, none."""
+
+    change: Callable[[Path], None]
+    stages: set[str]
+    requests: dict[str, tuple[int, int]]
+
+
+PAID = {
+    "an inserted row": Paid(
         row_inserted, ALL - {"base", "evaluate@i00"}, {"sample@i01": SOME, "critique@i01": SOME, **EVALUATION}
     ),
-    "prompt template": Edit(template("answer"), ALL, EVERYTHING),
-    "system prompt": Edit(param("prepare.options.system", "You count nuts."), ALL, EVERYTHING),
-    "judge rubric": Edit(
+    "n": Paid(
+        SEEN["n"][0],
+        (LOOP - {"synthesize@i01"}) | AFTER_TRAINING,
+        {"sample@i01": (POOL * 2,) * 2, "critique@i01": (1, POOL * 2), **EVALUATION},
+    ),
+    "prompt template": Paid(template("answer"), ALL, {**ASKED, **EVALUATION, "evaluate@i00": (EVALUATED * 3,) * 2}),
+    "judge rubric": Paid(
         template("critique"),
         {"prepare", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
         {"critique@i01": (POOL, POOL * DRAWS)},
     ),
-    "refine template": Edit(template("refine"), {"prepare", "refine@i01", "evaluate@i00", "evaluate@i01"}, {}),
-    "template of a judge that no stage uses": Edit(template("pairwise"), {"prepare", "critique@i01"}, {}),
-    "self-instruct template": Edit(template("invent"), {"prepare", "synthesize@i01"}, {}),
-    "how replies are read": Edit(
-        appended("tasks/families/text/replies.py", "# mine\n"),
+    "how replies are read": Paid(
+        SEEN["how replies are read"][0],
         {"prepare", "synthesize@i01", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
         {},
     ),
-    "temperature": Edit(
-        param("iterations.i01.sample", {"iid": {"temperature": 0.5}}),
-        (LOOP - {"synthesize@i01"}) | AFTER_TRAINING,
-        {**ASKED, **EVALUATION},
-    ),
-    "n": Edit(
-        param("iterations.i01.sample", {"iid": {"n": DRAWS + 2}}),
-        (LOOP - {"synthesize@i01"}) | AFTER_TRAINING,
-        {"sample@i01": (POOL * 2,) * 2, "critique@i01": (1, POOL * 2), **EVALUATION},
-    ),
-    "model weights": Edit(param("base.sft.steps", 11), ALL - {"prepare"}, EVERYTHING),
-    "parser code": Edit(
-        appended("tasks/families/text/family.py", "# mine\n"),
-        {
-            "prepare",
-            "base",
-            "synthesize@i01",
-            "sample@i01",
-            "critique@i01",
-            "refine@i01",
-            "evaluate@i00",
-            "evaluate@i01",
-        },
-        {},
-    ),
-    "filter threshold": Edit(
-        param("iterations.i01.filter", {"relative_length": {"below": 0}}),
-        {"filter@i01", "train@i01"} | AFTER_TRAINING,
-        EVALUATION,
-    ),
-    "training rate": Edit(
-        param("iterations.i01.train", {"sft": {"learning_rate": 0.01}}), {"train@i01"} | AFTER_TRAINING, EVALUATION
-    ),
-    "seed": Edit(param("seed", 1), ALL, EVERYTHING),
+    "the family's code": Paid(SEEN["the family's code"][0], PARSED, {}),
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAID)
 def test_an_edit_reruns_what_used_it_and_pays_for_what_is_new(repository: Path, name: str) -> None:
-    case, before, asked = EDITS[name], digests(repository), requests_made(repository)
-    kept = {file: (repository / file).read_text() for file in ("params.yaml", "mine.jsonl", "dvc.lock")}
-    try:
+    case, before, asked = PAID[name], digests(repository), requests_made(repository)
+    with undone(repository):
         case.change(repository)
         done = ran(run(repository, "dvc", "repro"))
         assert len(done) == len(set(done))
@@ -181,15 +212,11 @@ def test_an_edit_reruns_what_used_it_and_pays_for_what_is_new(repository: Path, 
         assert set(new) == set(case.requests)
         for stage, (least, most) in case.requests.items():
             assert least <= new[stage] <= most, stage
-    finally:
-        for file, text in kept.items():
-            (repository / file).write_text(text)
-        shutil.rmtree(repository / "tasks")
-        shutil.copytree(ROOT / "tasks", repository / "tasks", ignore=IGNORED)
-        run(repository, "dvc", "checkout")
+    run(repository, "dvc", "checkout")
     assert digests(repository) == before
 
 
+@pytest.mark.slow
 def test_an_edit_undone_is_restored_without_work(repository: Path) -> None:
     before, text = digests(repository), (repository / "params.yaml").read_text()
     edit(repository, "iterations.i01.sample", {"iid": {"temperature": 0.7}})

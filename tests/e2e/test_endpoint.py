@@ -15,6 +15,9 @@ import pytest
 from tests.support.endpoint import Answer, Body, Endpoint, completion
 from tests.support.workspace import digests, edit, environment, kept_server, ran, requests_made, run
 
+pytestmark = pytest.mark.slow
+
+
 KEY = "sk-THE-SECRET-of-this-test"
 AT_ONCE = 4
 SERVING = {"key_variable": "TEST_ENDPOINT_KEY", "concurrency": AT_ONCE, "retries": 1, "backoff": 0.01}

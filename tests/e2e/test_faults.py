@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.workspace import digests, edit, environment, kept_server, ran, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def repository(copy: Callable[[Path], Path], tmp_path: Path) -> Path:

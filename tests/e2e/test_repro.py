@@ -9,6 +9,9 @@ import pytest
 from tasks.core import tables
 from tests.support.workspace import digests, edit, lock, ran, run, use, workspace
 
+pytestmark = pytest.mark.slow
+
+
 STAGES = 28  # prepare, base, three iterations of eight, evaluate@i00, report
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.workspace import digests, ran, requests_made, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def repository(copy: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:

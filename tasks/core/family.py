@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
+from tasks.core.errors import BadInput
+
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
 
@@ -139,6 +141,42 @@ def by_fingerprint(fingerprint: Callable[[Messages], str], reserved: pl.DataFram
     """The guard that refuses equal problems and nothing else."""
     forbidden = frozenset(reserved["fingerprint"])
     return lambda messages: "held out" if fingerprint(messages) in forbidden else None
+
+
+class Unskilled:
+    """What a family says of skills that it does not have, which it inherits, and overrides where it has one. Of its
+    prompts it also says that equal problems alone are too much alike."""
+
+    name: str
+
+    def traces(self, messages: Messages) -> list[int]:
+        return []
+
+    def guard(self, reserved: pl.DataFrame) -> Guard:
+        return by_fingerprint(self.fingerprint, reserved)  # type: ignore[attr-defined]
+
+    def critique_messages(self, messages: Messages, response: str) -> Messages | None:
+        return None
+
+    def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
+        return Verdict(False, why=f"{self.name} has no critique skill")
+
+    def questions(self, messages: Messages, response: str) -> list[Question] | None:
+        return None
+
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
+        return Verdict(False, why=f"{self.name} has no sub-questions")
+
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
+        return None
+
+    def invent_messages(self, examples: Sequence[Messages]) -> Messages:
+        raise BadInput(
+            f"{self.name} has no skill to invent prompts; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize"
+        )
+
+    def parse_invented(self, reply: str) -> list[Invented]:
+        return [Invented(None, f"{self.name} has no skill to invent prompts")]
 
 
 @runtime_checkable

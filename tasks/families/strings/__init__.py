@@ -6,16 +6,16 @@ from pathlib import Path
 from tasks.core.errors import BadInput
 from tasks.core.family import SeedData
 from tasks.families.strings import corpus
-from tasks.families.strings.family import NO_CRITIC, NO_INVENTING, NO_REFINEMENT, Strings
+from tasks.families.strings.family import Strings
 from tasks.families.strings.options import Options
 
 CODE: tuple[str, ...] = ()  # other modules that decide what is asked and how replies are read
 LACKS = {  # skills that it has not, and why
-    "free text": NO_CRITIC,
-    "sub-questions": NO_CRITIC,
-    "critiques": NO_CRITIC,
-    "revisions": NO_REFINEMENT,
-    "inventing": NO_INVENTING,
+    "free text": "strings has no critique skill",
+    "sub-questions": "strings has no critique skill",
+    "critiques": "strings has no critique skill",
+    "revisions": "strings has no refinement skill",
+    "inventing": "strings has no skill to invent prompts",
 }
 
 

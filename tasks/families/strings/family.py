@@ -15,15 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import polars as pl
-
 from tasks.core.errors import BadInput
-from tasks.core.family import Guard, Invented, Messages, Question, Verdict, by_fingerprint, user
+from tasks.core.family import Messages, Unskilled, user
 from tasks.families.strings.options import Options
-
-NO_CRITIC = "strings has no critique skill"
-NO_REFINEMENT = "strings has no refinement skill"
-NO_INVENTING = "strings has no skill to invent prompts"
 
 
 def solve_messages(digits: str) -> Messages:
@@ -31,7 +25,7 @@ def solve_messages(digits: str) -> Messages:
 
 
 @dataclass(frozen=True)
-class Strings:
+class Strings(Unskilled):
     """The family (`tasks.core.family.Family`); `options` are the validated ones."""
 
     options: Options
@@ -65,34 +59,6 @@ class Strings:
 
     def fingerprint(self, messages: Messages) -> str:
         return self._string(messages)
-
-    def traces(self, messages: Messages) -> list[int]:
-        return []
-
-    def guard(self, reserved: pl.DataFrame) -> Guard:
-        return by_fingerprint(self.fingerprint, reserved)
-
-    # --- skills that this family does not have -------------------------------------------------------
-    def critique_messages(self, messages: Messages, response: str) -> Messages | None:
-        return None
-
-    def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
-        return Verdict(False, why=NO_CRITIC)
-
-    def questions(self, messages: Messages, response: str) -> list[Question] | None:
-        return None
-
-    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
-        return Verdict(False, why=NO_CRITIC)
-
-    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
-        return None
-
-    def invent_messages(self, examples: Sequence[Messages]) -> Messages:
-        raise BadInput(f"{NO_INVENTING}; use `difficulty_curriculum` or `fixed_unlabeled` in synthesize")
-
-    def parse_invented(self, reply: str) -> list[Invented]:
-        return [Invented(None, NO_INVENTING)]
 
     # --- truth -----------------------------------------------------------------------------------
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flows.machine import state
+from flows.machine import processes, state
 from flows.run.background.fork import like
 
 # What takes seconds to load. Polars is left to the forks: it starts threads when it is loaded, which a fork would lack.
@@ -149,8 +149,10 @@ def _listening(root: Path) -> Iterator[socket.socket]:
 
 
 def _needed(root: Path) -> bool:
+    """Whether this process still belongs to the run, and somebody is there who would end it."""
     info = state.read_json(state.prefect_dir(root) / "server.json")
-    return info is not None and info.get("warm", {}).get("pid") == os.getpid() and info["url"] == _api()
+    mine = info is not None and info.get("warm", {}).get("pid") == os.getpid() and info["url"] == _api()
+    return bool(mine and info and (not info.get("watchdog") or processes.alive(info["watchdog"])))
 
 
 def _api() -> str:

@@ -61,7 +61,7 @@ def kill_at(toy: Toy, moment: str, number: int) -> None:
             continue
     process.wait(60)
     (toy.root / "paused").unlink()  # what a signal cannot end goes on to its own end, a shard's
-    while [p for p in those_in(toy.root) if "flows.stage" in p.cmdline()]:
+    while [p for p in those_in(toy.root) if p.cmdline()[-2:] == ["grow", "i02"]]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

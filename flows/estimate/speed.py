@@ -29,7 +29,7 @@ class Call:
 
     def of(self, requests: float, longest: float) -> float:
         """Seconds of so many requests, whose longest reply has so many tokens."""
-        return self.seconds * max(1.0, requests / self.rows) * longest / self.longest if requests else 0.0
+        return self.seconds * max(1.0, requests / self.rows) * max(1, longest) / self.longest if requests else 0.0
 
     def length(self, limit: int) -> float:
         """Mean tokens of a reply of `limit` at most, where those that had not ended end as often as those that had."""
@@ -47,7 +47,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Training:
-    """`fixed`: seconds before the first step and after the last, libraries' import left out; `steps`: of the timed
+    """`fixed`: seconds before the first step, libraries' import and the writing of the model left out; `steps`: of the timed
     steps but the first; `tokens`: of a step."""
 
     fixed: float

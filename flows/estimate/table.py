@@ -1,4 +1,4 @@
-"""How an estimate (`flows.estimate`) is shown: a table with a line a stage, what it does not say, or JSON."""
+"""How an estimate (`flows.estimate.totals`) is shown: a table with a line a stage, what it does not say, or JSON."""
 
 import json
 from collections.abc import Sequence
@@ -126,7 +126,7 @@ def remarks(made: Estimate) -> list[str]:
         )
     if found.problem:
         more = "; --trial SECONDS gives it more time" if found.problem.startswith(trial.STOPPED) else ""
-        lines.append(f"the trial did not get to its end: {found.problem}{more}")
+        lines.append(f"time is unknown, or known in part: {found.problem}{more}")
     elif not found.calls:
         lines.append("engine time is unknown: nothing was measured (a server elsewhere is not asked)")
     if not made.prices.any:
@@ -136,7 +136,7 @@ def remarks(made: Estimate) -> list[str]:
         more = human(CHECKPOINT * found.parameters)
         lines.append(
             f"disk: a model is {human(found.bytes)}, {kept} are written; DVC's cache holds artifacts once more where the file "
-            f"system has no reflinks; while training, each of up to 2 checkpoints takes about {more} (all weights trained)"
+            f"system has no reflinks; while all weights are trained, each of up to 2 checkpoints takes about {more}"
         )
     return lines
 

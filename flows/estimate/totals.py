@@ -196,7 +196,11 @@ def _measured(
     if folder is not None:
         known = trial.sizes(folder, lora.model_dump() if lora else None)
         found = replace(found, **known)
-    if seconds <= 0:
+    if folder is None and params["base"]["pretrained"]:
+        found.problem = (
+            f"{params['base']['pretrained']} is not on this machine yet, and no other model says how long it takes"
+        )
+    if seconds <= 0 or found.problem:
         return found
     widest = {d.kind: d for d in sorted(everything, key=lambda d: d.requests) if d.kind in kinds}
     different = {_named(options): options for options in trainings}

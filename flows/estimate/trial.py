@@ -146,7 +146,7 @@ def _generation(
     )  # fmt: skip
     for asked in request["asked"]:
         texts, draws = prompts[asked["kind"]], asked["draws"]
-        limit = min(asked["longest"], NEW)
+        limit = max(1, min(asked["longest"], NEW))  # a score of given text is like a reply of one token
         most = min(len(texts), max(1, min(options["batch_size"], options["rows_per_shard"]) // draws))
         engine.generate(texts[-1:], Sampling(1, 1.0, 1.0, 2, 1))  # the first call of an engine takes longer
         number, seconds = 0, 0.0

@@ -1,14 +1,14 @@
 """Every section of params.yaml, block and option, as a Markdown page: `python -m flows.params.reference`.
 
 Read from the code, so that it cannot say anything else: the classes that check params.yaml (names, types, limits, and
-the comment beside each option) and the docstrings of blocks. A test compares `.github/guide/options.md` with it.
+the comment beside each option) and the docstrings of blocks. A test compares `docs/options.md` with it.
 """
 
 import ast
 import inspect
 import textwrap
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -41,10 +41,11 @@ COMMON = {  # options that say the same everywhere
 HEAD = "| option | value | says |\n|---|---|---|"
 INTRODUCTION = """# Every option
 
-Written by `python -m flows.params.reference` from the code that checks params.yaml. Every option has to be there: there are no
-defaults but those of a recipe (`python -m flows.recipe show NAME`). In a section made of blocks an entry is
-`NAME: {block: BLOCK, ...}`; without `block` the name is the block's. `python -m flows.check` says what is wrong, and the
-nearest name."""
+`python -m flows.params.reference` writes this page from the code that checks params.yaml.
+
+- Every option has to be there. Defaults stand in recipes and families (`python -m flows.recipe show NAME`), not in code.
+- In a section made of blocks an entry is `NAME: {block: BLOCK, ...}`. Without `block` the name is the block's.
+- `python -m flows.check` says what is wrong, and names the nearest valid name."""
 
 
 def page() -> str:
@@ -68,7 +69,14 @@ def page() -> str:
         _table(promote.Promotion),
         f"`metric` is one of {gates}, `pass_at_K`, `maj_at_K`, `best_of_K` and `accuracy_difficulty_K`.",
     ]
+    parts.insert(1, _contents(parts[1:]))
     return "\n\n".join(parts) + "\n"
+
+
+def _contents(parts: Sequence[str]) -> str:
+    """A link to each section."""
+    titles = [part.removeprefix("## ") for part in parts if part.startswith("## ")]
+    return "Contents: " + ", ".join(f"[{title}](#{title.lower()})" for title in titles) + "."
 
 
 def _of_family(name: str) -> str:
@@ -159,4 +167,4 @@ def _said(block: Block) -> str:
 
 
 if __name__ == "__main__":
-    Path(".github/guide/options.md").write_text(page(), encoding="utf-8")
+    Path("docs/options.md").write_text(page(), encoding="utf-8")

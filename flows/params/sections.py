@@ -52,7 +52,7 @@ def row(params: Mapping[str, Any], iteration: str) -> dict[str, str]:
 
 
 def section(params: Mapping[str, Any], stage: str, iteration: str | None) -> dict[str, Any]:
-    """The stage's section with the override of iteration `key` merged in; blocks that are null left out."""
+    """The stage's section with the override of an iteration merged in; blocks that are null left out."""
     if stage not in STAGES:
         raise unknown_name("stage", stage, STAGES)
     own = params[stage]

@@ -52,7 +52,7 @@ def names(stages: Stages, params: Mapping[str, Any]) -> list[str]:
 
 
 def declared(stages: Stages, params: Mapping[str, Any], stage: str, iteration: str | None) -> Declared:
-    """What dvc.yaml declares for `stage` of iteration `key`. Raises `UnknownName` or `BadInput`."""
+    """What dvc.yaml declares for `stage` of an iteration. Raises `UnknownName` or `BadInput`."""
     if stage not in stages:
         raise unknown_name("stage", stage, stages, "dvc.yaml")
     entry = stages[stage]

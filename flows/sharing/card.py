@@ -36,7 +36,7 @@ SHOWN = {  # figure -> what the table of metrics calls it; where it has values
 
 
 def model_card(root: Path, params: Mapping[str, Any], iteration: str, commit: str, adapter_of: str | None) -> str:
-    """The text of README.md for the model of iteration `key`. `adapter_of`: the base's name, for an adapter."""
+    """The text of README.md for the model of an iteration. `adapter_of`: the base's name, for an adapter."""
     from huggingface_hub import ModelCard
 
     artifacts = Artifacts(root)
@@ -69,7 +69,7 @@ def model_card(root: Path, params: Mapping[str, Any], iteration: str, commit: st
 
 
 def dataset_card(root: Path, params: Mapping[str, Any], iteration: str, text: str) -> str:
-    """The text of README.md for the dataset of iteration `key`: `text`, the artifact's own, and what is counted."""
+    """The text of README.md for the dataset of an iteration: `text`, the artifact's own, and what is counted."""
     return f"{text}\nRecipe {params['recipe']}, iteration {iteration}.\n\n{_data(Artifacts(root), [iteration])}"
 
 

@@ -132,7 +132,7 @@ def push(target: Path, repo: str, token: str, public: bool) -> list[str]:
 
 
 def _policy(root: Path, params: Mapping[str, Any], iteration: str | None) -> Policy:
-    """The policy after iteration `key`, or after the newest that has one."""
+    """The policy after an iteration, or after the newest that has one."""
     iterations = lock.iterations(params)
     if iteration is not None and iteration not in iterations:
         raise unknown_name("iteration", iteration, iterations)

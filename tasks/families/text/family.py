@@ -124,7 +124,7 @@ class Text:
         return self._about("critique.j2", messages, response=response, brief=False)
 
     def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
-        """A score of 0 to 5 points as `text_replies` reads it; accepted from 4. A bare number is none where the answer is
+        """A score of 0 to 5 points as `replies` reads it; accepted from 4. A bare number is none where the answer is
         a number too."""
         grammar = replies.points(bare=not self.numeric)
         points, why = replies.read(grammar, reply, _texts(messages, response))

@@ -13,6 +13,7 @@ def test_requests_come_in_calls_like_the_timed_one():
     assert CALL.of(640, 8) == pytest.approx(15.0)  # replies half as long
     assert CALL.of(1, 16) == pytest.approx(3.0)  # a small call takes the steps of its longest reply
     assert CALL.of(0, 16) == 0
+    assert CALL.of(64, 0) == pytest.approx(3.0 / 16)  # scores of given text
 
 
 @pytest.mark.parametrize(

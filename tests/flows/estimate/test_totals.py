@@ -154,6 +154,16 @@ def test_remarks_say_what_is_assumed_and_what_is_missing(
     assert any("replies are as long as the seed corpus's" in line for line in lines)
 
 
+def test_a_model_that_is_not_here_is_not_stood_for_by_another(
+    tmp_path: Path, mini: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini["base"]["pretrained"] = "some-owner/some-model"
+    monkeypatch.setattr(trial, "measure", lambda *given: pytest.fail("another model was measured"))
+    made = totals.estimate(tmp_path, mini, declared.names(declared.graph(ROOT), mini), False, 1)
+    assert need(made, "sample", "i01").engine_seconds is None
+    assert any("some-owner/some-model is not on this machine yet" in line for line in table.remarks(made))
+
+
 def test_gpu_hours_are_told_where_a_gpu_was_measured(tmp_path: Path, mini: dict[str, Any]) -> None:
     made = told(tmp_path, mini)
     made.measured.gpus = 1

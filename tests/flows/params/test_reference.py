@@ -3,7 +3,7 @@
 from flows.params import reference
 from tests.support.workspace import ROOT
 
-PAGE = ROOT / ".github/guide/options.md"
+PAGE = ROOT / "docs/options.md"
 
 
 def test_the_page_is_current() -> None:

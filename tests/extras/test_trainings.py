@@ -102,7 +102,7 @@ def test_a_killed_training_on_4_bits_goes_on_to_the_same_bytes(train: Any) -> No
         train({**SFT, "lora": {**FOUR, "dropout": 0.1}}, "cut", kill_at=8)
     cut = train({**SFT, "lora": {**FOUR, "dropout": 0.1}}, "cut")
     assert files(cut.output) == files(whole.output)
-    assert cut.spent["training_tokens"] < whole.spent["training_tokens"]
+    assert cut.trained.spent["training_tokens"] < whole.trained.spent["training_tokens"]
 
 
 # --- DeepSpeed -------------------------------------------------------------------------------------

@@ -156,6 +156,15 @@ def test_it_ends_when_the_run_has_another_server(serving: subprocess.Popen[bytes
     assert not list(state.prefect_dir(tmp_path).glob("*.sock"))
 
 
+def test_it_ends_when_nobody_is_left_to_end_it(serving: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    asking(tmp_path, serving.pid, "sample").communicate(timeout=30)
+    path = state.prefect_dir(tmp_path) / "server.json"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    state.write_json(path, {**(state.read_json(path) or {}), "watchdog": gone.pid})
+    assert serving.wait(30) == 0
+
+
 def test_real_stages_are_forked_with_the_code_as_it_is_now(tmp_path: Path) -> None:
     root = workspace(tmp_path / "here", tmp_path / "cache")
     process = started(root, "-m", "flows.stage", "--keep")

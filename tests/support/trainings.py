@@ -1,11 +1,13 @@
 """Trainings of a tiny model, for tests: its data and options, what comes out, and a file for accelerate."""
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -98,12 +100,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def assert_learns_what_one_process_does(train: Callable[..., Done], options: dict[str, Any], file: Path) -> None:
+def assert_learns_what_one_process_does(train: functools.partial[Done], options: dict[str, Any], file: Path) -> None:
     """Several processes, killed between two checkpoints and started again, against one that is left alone. `train`:
     `run`, its place and initial model given; `file`: for accelerate."""
     asked = {**options, "accelerate": str(file)}
     with pytest.raises(KeyboardInterrupt):
         train(asked, "several", kill_at=8)
+    place = str(train.args[0])
+    assert not [one for one in psutil.process_iter(["cmdline"]) if place in " ".join(one.info["cmdline"] or ())]
     several, one = train(asked, "several"), train(options, "one")
     assert several.trained.spent["training_tokens"] < one.trained.spent["training_tokens"]  # steps 6 to 12 only
     assert losses_of(several) == pytest.approx(losses_of(one), rel=1e-3)

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from tasks.core import memory
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
@@ -159,10 +160,20 @@ def _run(folder: Path, accelerate: str | None, threads: int, progress: Steps) ->
                     written.write(line)
         process.wait()
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
     _check(folder, process.returncode, printed)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends the process and all that it started; accelerate gives each of its own a session."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+                child.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _check(folder: Path, code: int, log: Path) -> None:
@@ -211,17 +222,14 @@ def _built(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _watch(parent: str) -> None:
-    """Ends this process when the one that it works for, on this machine, is gone."""
-    import psutil
-
+    """Ends this process when the one that it works for, on this machine, is gone, or the launcher between them."""
     host, _, pid = parent.rpartition(":")
-    if host != socket.gethostname():
-        return
+    needed = {os.getppid()} | ({int(pid)} if host == socket.gethostname() else set())
 
     def look() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            working = psutil.Process(int(pid))
-            while working.is_running() and working.status() != psutil.STATUS_ZOMBIE:
+            working = [psutil.Process(one) for one in needed]
+            while all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in working):
                 time.sleep(0.5)
         os._exit(1)
 

@@ -1,7 +1,8 @@
 """filter: what the loop trusts, as training rows, and every drop with its reason.
 
 Reads prompts, samples, refinements, their critiques, the previous iteration's dataset and the seed corpus. Writes
-`data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `dropped.parquet` (DROPPED), and `README.md`, which
+`data/iN/dataset/`: `sft.parquet` (SFT), `pairs.parquet` (PAIRS), `rated.parquet` (RATED, where a block rates answers),
+`dropped.parquet` (DROPPED), and `README.md`, which
 makes the folder a dataset with a configuration for each of them for `datasets.load_dataset`, `trl sft` and `trl dpo`.
 Raises `EmptyDataset` where nothing of this iteration is left to train on.
 """
@@ -39,7 +40,7 @@ def run(context: Context) -> None:
     )
     for block in context.options:
         state = block(state)
-    new = state.sft.filter((pl.col("iteration") == iteration) & (pl.col("part") == "own"))
+    new = state.sft.filter((pl.col("iteration") == iteration) & (pl.col("part") != "earlier"))
     new_pairs = state.pairs.filter(pl.col("iteration") == iteration).height
     context.log(
         candidates=candidates.height,
@@ -51,13 +52,15 @@ def run(context: Context) -> None:
         pairs=state.pairs.height,
         prompts_with_rows=new["prompt_id"].n_unique(),
     )
-    if context.options and new.is_empty() and not new_pairs:
+    if context.options and new.is_empty() and not new_pairs and state.rated.is_empty():
         lines = reasons(state.dropped) or ["there was no candidate to begin with"]
         raise EmptyDataset(
             f"{context.name}: none of {candidates.height} candidates is left to train on: {'; '.join(lines)}. "
             f"Loosen the filter that drops most, or look at data/{iteration}/critiques.parquet"
         )
-    parts = {"sft": state.sft, "pairs": state.pairs, "dropped": state.dropped}
+    parts = {"sft": state.sft, "pairs": state.pairs, "rated": state.rated, "dropped": state.dropped}
+    if state.rated.is_empty():
+        del parts["rated"]
     for name, table in parts.items():
         context.save(name, table)
     context.save("dataset_card", tables.dataset_card({name: table.height for name, table in parts.items()}))

@@ -1,10 +1,10 @@
 """train: the candidate of this iteration, trained on its dataset.
 
-Reads the dataset's `sft` and `pairs` (tables SFT, PAIRS) and, through `pointer` of the row's
+Reads the dataset's `sft`, `pairs` and `rated` (tables SFT, PAIRS, RATED) and, through `pointer` of the row's
 `initial` and `reference` iterations, two models. Writes `data/iN/candidate/`: a model folder, or, with `lora` and
 `adapter: keep`, a PEFT adapter whose `base.json` names the whole model that it belongs to; and in it
 `lineage.json`: the initial and the reference model (path, digest), the dataset's digest, the iteration,
-and how many rows of each part were there to be drawn. Blocks run in the order sft, dpo, by name within a
+and how many rows of each part were there to be drawn. Blocks run in the order sft, dpo, kto, by name within a
 kind, each from the model of the one before. Without blocks the candidate points at the initial model.
 """
 
@@ -54,6 +54,7 @@ def run(context: Context) -> None:
         reference=anchor,
         sft=context.load("sft"),
         pairs=context.load("pairs"),
+        rated=context.load("rated"),
         output=folder,
         base=folders.base_pointer(context.root, initial),
         apart=context.apart,

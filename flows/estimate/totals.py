@@ -36,7 +36,7 @@ from tasks.core.errors import BadInput
 from tasks.core.family import Messages
 from tasks.core.models import folders
 from tasks.core.models.pointer import Pointer
-from tasks.core.training.options import DpoOptions, SftOptions, TrainingOptions
+from tasks.core.training.options import OPTIONS, AnchoredOptions, Mixed
 
 TEXTS = 5000  # on which the tokenizer of a random model is trained, at most
 ROW_BYTES = 5  # of a row of Parquet, for ids and numbers, compressed
@@ -151,17 +151,17 @@ def name_of(stage: Stage) -> str:
     return f"{stage[0]}@{stage[1]}" if stage[1] else stage[0]
 
 
-def _trainings(params: Mapping[str, Any], stage: str, iteration: str | None) -> list[TrainingOptions]:
+def _trainings(params: Mapping[str, Any], stage: str, iteration: str | None) -> list[Mixed]:
     if stage == "base":
         return [] if params["base"]["pretrained"] else [sections.options(params, stage, iteration).sft]
     return [bound.options for bound in sections.options(params, stage, iteration)]
 
 
-def _mixture(options: TrainingOptions) -> dict[str, int]:
-    """Rows of every part in a step; a pair is two rows of the iteration's own."""
-    if isinstance(options, DpoOptions):
-        return {"own": 2 * options.batch_size} | options.replay
-    return options.mixture if isinstance(options, SftOptions) else {}
+def _mixture(options: Mixed) -> dict[str, int]:
+    """Rows of every part in a step; a pair, and a rated row, is two rows of the iteration's own."""
+    if isinstance(options, AnchoredOptions):
+        return {"own": 2 * sum(options.mixture.values())} | options.replay
+    return options.mixture
 
 
 def _measured(
@@ -169,7 +169,7 @@ def _measured(
     params: Mapping[str, Any],
     given: Task,
     asked: Mapping[Stage, list[Demand]],
-    trained: Mapping[Stage, list[TrainingOptions]],
+    trained: Mapping[Stage, list[Mixed]],
     based: bool,
     seconds: float,
 ) -> Measured:
@@ -240,22 +240,22 @@ def _measured(
     return found
 
 
-def _step_tokens(options: TrainingOptions, measured: Measured) -> float:
+def _step_tokens(options: Mixed, measured: Measured) -> float:
     """Tokens that a step reads."""
     return sum(n * measured.rows.get(part, 0.0) for part, n in _mixture(options).items())
 
 
-def _kind(options: TrainingOptions) -> str:
-    return "dpo" if isinstance(options, DpoOptions) else "sft"
+def _kind(options: Mixed) -> str:
+    return next(kind for kind, given in OPTIONS.items() if type(options) is given)
 
 
-def _named(options: TrainingOptions) -> str:
+def _named(options: Mixed) -> str:
     """Name of trainings whose steps are alike: what they read."""
     rows = ", ".join(f"{part} {n}" for part, n in sorted(_mixture(options).items()) if n)
     return f"{_kind(options)} of {rows}"
 
 
-def _alike(options: TrainingOptions, measured: Measured) -> Training | None:
+def _alike(options: Mixed, measured: Measured) -> Training | None:
     """A training of the same kind, where the trial did not get to this one."""
     kind = f"{_kind(options)} of "
     return next((known for name, known in measured.training.items() if name.startswith(kind)), None)
@@ -311,7 +311,7 @@ def _lengths(demand: Demand, call: Call | None, measured: Measured) -> tuple[flo
     return min(mean, limit), min(max(measured.longest[part] for part in parts), limit)
 
 
-def _add_training(need: Need, several: Sequence[TrainingOptions], measured: Measured) -> None:
+def _add_training(need: Need, several: Sequence[Mixed], measured: Measured) -> None:
     """Adds the trainings of a stage, and the model that the last one writes."""
     for options in several:
         tokens = options.steps * _step_tokens(options, measured)

@@ -177,14 +177,16 @@ def _training(
     from tasks.blocks.train import BLOCKS
     from tasks.blocks.train.job import Job
     from tasks.core import tables
-    from tasks.core.training.options import DpoOptions, SftOptions
+    from tasks.core.training.options import OPTIONS, AnchoredOptions
 
-    options = SftOptions(**given) if kind == "sft" else DpoOptions(**given)
-    mixed = options.mixture if isinstance(options, SftOptions) else options.replay
+    options = OPTIONS[kind](**given)
+    mixed = options.replay if isinstance(options, AnchoredOptions) else options.mixture
     rows = [_row(part, *row) for part in mixed for row in examples[part]]
     sft = tables.frame(rows, tables.SFT).with_columns(row_id=pl.int_range(len(rows)).cast(pl.String))
-    own = [_pair(number, *row) for number, row in enumerate(examples["own"])] if kind == "dpo" else []
-    pairs = tables.frame(own, tables.PAIRS)
+    own = list(enumerate(examples["own"])) if isinstance(options, AnchoredOptions) else []
+    parts = list(options.mixture)
+    pairs = tables.frame([_pair(part, number, *row) for part in parts for number, row in own], tables.PAIRS)
+    rated = tables.frame([_rated(part, number, *row) for part in parts for number, row in own], tables.RATED)
     chosen = options.model_copy(update={"steps": STEPS, "warmup_steps": 0, "checkpoint_steps": 10**6})
     ends: list[float] = []
 
@@ -195,7 +197,7 @@ def _training(
                 raise _Enough
 
     began = time.perf_counter()
-    job = Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress)
+    job = Job(folder, folder, sft, pairs, scratch / "trained", scratch, 0, progress, rated=rated)
     with contextlib.suppress(_Enough):
         BLOCKS[kind].run(job, chosen)
     whole = time.perf_counter() - began
@@ -212,10 +214,15 @@ def _row(part: str, prompt: Any, completion: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pair(number: int, prompt: Any, completion: str) -> dict[str, Any]:
+def _rated(part: str, number: int, prompt: Any, completion: str) -> dict[str, Any]:
+    rated = {"row_id": str(number), "label": number % 2 == 0, "value": None, "prompt_id": "", "candidate_id": ""}
+    return _row(part, prompt, completion) | rated | {"iteration": "i01"}
+
+
+def _pair(part: str, number: int, prompt: Any, completion: str) -> dict[str, Any]:
     told = [{"role": "assistant", "content": completion}]
     return {
-        "row_id": str(number), "part": "own", "prompt": prompt, "chosen": told, "rejected": told, "margin": 1.0,
+        "row_id": str(number), "part": part, "prompt": prompt, "chosen": told, "rejected": told, "margin": 1.0,
         "weight": 1.0, "smoothing": 0.0, "prompt_id": "", "chosen_id": "", "rejected_id": "", "iteration": "i01",
     }  # fmt: skip
 

@@ -56,11 +56,14 @@ class Artifacts:
         assert schema is not None, f"{name} is no table"
         wanted = list(columns) or list(schema)
         if not (self.root / path).is_file():
-            self._miss(path)
+            if not artifact.sparse:
+                self._miss(path)
             return tables.empty(schema).select(wanted)
         try:
             scan = pl.scan_parquet(self.root / path)
-            tables.check(pl.DataFrame(schema=scan.collect_schema()), schema, path)
+            full = tables.check(pl.DataFrame(schema=scan.collect_schema()), schema, path)
+            absent = [column for column in full.columns if column not in scan.collect_schema()]
+            scan = scan.with_columns(pl.lit(None, dtype=schema[column]).alias(column) for column in absent)
             return scan.filter(pl.lit(True) if where is None else where).select(wanted).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise TableMismatch(f"{path} cannot be read ({error}); restore it with `dvc checkout`") from error

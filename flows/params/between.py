@@ -13,18 +13,18 @@ from typing import Any
 
 from flows.params import sections as own
 from tasks import evaluate, families, promote
-from tasks.blocks import filter as filters
 from tasks.blocks.critique import BLOCKS as CRITICS
 from tasks.blocks.evaluate import metrics
-from tasks.core.block import OPINIONS, SKILLS, Bound
+from tasks.core.block import SKILLS, Bound
 from tasks.core.catalog import BASE
 from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.engines.options import NO_SCORES
 from tasks.core.errors import unknown_name
-from tasks.core.training.options import LoraOptions, TrainingOptions
+from tasks.core.training.options import AnchoredOptions, LoraOptions, TrainingOptions
 
 Params = Mapping[str, Any]
-ROWS, CORPUS_ROWS, PAIRS = "rows of ", "corpus rows of ", "pairs"
+ROWS, CORPUS_ROWS, PAIRS, RATED = "rows of ", "corpus rows of ", "pairs of ", "rated rows of "
+MAKERS = {"rows of earlier": ["accumulate"], ROWS: ["rows"], PAIRS: ["pairs", "pairs_preferred"], RATED: ["rated"]}
 
 
 def sections(params: Params, iterations: Sequence[str]) -> Iterator[str]:
@@ -65,15 +65,13 @@ class _Iteration:
     def opinions(self) -> Iterator[str]:
         """Whether the critics that blocks name are there and say what the blocks ask for."""
         for stage in ("refine", "filter"):
-            for block in self.blocks(stage):
-                name, where = getattr(block.options, "critic", None), f"{stage}.{block.name}.critic"
-                if name is None:
-                    continue
+            for block, read in [(one, read) for one in self.blocks(stage) for read in one.reads]:
+                name, where = read.critic, f"{stage}.{block.name}.{read.option}"
                 if name not in self.critics:
                     yield str(unknown_name("critic", name, self.critics, where))
                     continue
                 judge = self.critics[name]
-                for word in sorted((block.needs & OPINIONS) - judge.gives):
+                for word in sorted(read.needs - judge.gives):
                     others = [kind for kind, critic in CRITICS.items() if word in _fixed(critic.gives)]
                     yield (
                         f"{where}: given '{name}', a {judge.kind} critic, which gives {' and '.join(sorted(judge.gives))}, but "
@@ -90,17 +88,20 @@ class _Iteration:
             for part in sorted(set(_parts(block.needs, ROWS)) - set(_parts(made, ROWS))):
                 yield f"filter.{block.name}: needs rows of {part}, which no block makes; add {_makers(ROWS + part)}"
         for block in self.blocks("train"):
-            if PAIRS in block.needs - made:
-                yield f"train.{block.name}: {block.kind} trains on pairs, and no block of filter makes any; add {_makers(PAIRS)}"
-            option = "mixture" if hasattr(block.options, "mixture") else "replay"
-            parts = _parts(made, ROWS)
-            for part in _parts(block.needs, ROWS):
-                if part not in parts:
-                    hint = f"; {makers} makes {part}" if (makers := _makers(ROWS + part)) else ""
-                    where = f"train.{block.name}.{option} (what filter makes)"
-                    yield f"{unknown_name('part', part, parts, where)}{hint}"
-            if option == "mixture" and (unnamed := sorted(set(parts) - set(block.options.mixture))):
-                yield f"train.{block.name}.mixture: filter makes {', '.join(unnamed)} too; say how many rows a step takes, or 0"
+            for what in (ROWS, PAIRS, RATED):
+                option = "replay" if what == ROWS and isinstance(block.options, AnchoredOptions) else "mixture"
+                parts, wanted = _parts(made, what), _parts(block.needs, what)
+                if wanted and not parts and what != ROWS:
+                    kind = what.removesuffix(" of ")
+                    yield f"train.{block.name}: {block.kind} trains on {kind}, and no block of filter makes any; add {_makers(what)}"
+                    continue
+                for part in wanted:
+                    if part not in parts:
+                        hint = f"; {makers} makes {part}" if (makers := _makers(what + part)) else ""
+                        where = f"train.{block.name}.{option} (what filter makes)"
+                        yield f"{unknown_name('part', part, parts, where)}{hint}"
+                if wanted and option == "mixture" and (unnamed := sorted(set(parts) - set(block.options.mixture))):
+                    yield f"train.{block.name}.mixture: filter makes {', '.join(unnamed)} too; say how many rows a step takes, or 0"
             yield from _warmup(f"train.{block.name}", block.options)
 
     def adapters(self) -> Iterator[str]:
@@ -230,9 +231,11 @@ def _parts(words: Iterable[str], before: str) -> list[str]:
 
 
 def _makers(word: str) -> str:
-    """The filter blocks that give a word whatever their options."""
-    names = [name for name, block in filters.BLOCKS.items() if word in _fixed(block.gives)]
-    return " or ".join(names) or {"rows of earlier": "accumulate"}.get(word, "")
+    """The filter blocks that make such rows."""
+    for what, blocks in MAKERS.items():
+        if word.startswith(what):
+            return " or ".join(blocks)
+    return ""
 
 
 def _fixed(facts: Any) -> frozenset[str]:

@@ -73,7 +73,12 @@ def read_as(cls: Callable[..., Result], kind: str, name: str, what: str) -> Resu
 
 def shared() -> dict[str, Any]:
     """The sections that change no result, as a recipe writes them where there are none yet."""
-    path = Path(__file__).with_name("shared.yaml")
+    return _beside("shared.yaml")
+
+
+def _beside(name: str) -> dict[str, Any]:
+    """A YAML file of this folder."""
+    path = Path(__file__).with_name(name)
     return file.parse(path.read_text(encoding="utf-8"), path.name)
 
 
@@ -83,17 +88,18 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
     recipe = read(name)
     family = family or recipe.family
     defaults = read_as(FamilyDefaults, "families", family, "family")
+    blocks = _beside("blocks.yaml") | defaults.blocks
     given = sections.merged(defaults.params, recipe.params)
     made: dict[str, Any] = {"recipe": name, "seed": 0, "labels": recipe.labels, "engine": given["engine"]}
     made |= shared()
     for stage in STAGES:
         section = given.get(stage, {})
         if stage in WITH_BLOCKS:
-            section = _filled(section, defaults.blocks)
+            section = _filled(section, blocks)
         if stage == "evaluate":
-            section = section | {"critics": _filled(section["critics"], defaults.blocks)}
+            section = section | {"critics": _filled(section["critics"], blocks)}
             if section["refine"] is not None:
-                section = section | _filled({"refine": section["refine"]}, defaults.blocks)
+                section = section | _filled({"refine": section["refine"]}, blocks)
         made[stage] = section
     made = with_iterations(made, iterations or recipe.iterations)
     _refuse_unusable(recipe, made)

@@ -18,7 +18,8 @@ What a block gives and needs are words, and `flows.params.between` holds them ag
     likelihoods, vocabulary                what an engine may not tell: scores of given text; of the whole vocabulary
     labels                                 the truth
     siblings                               the other answers to the same prompt
-    rows of PART, pairs                    what filter makes and train takes; "corpus rows of PART": what replays take
+    rows of PART, pairs of PART, rated rows of PART
+                                           what filter makes and train takes; "corpus rows of PART": what replays take
 """
 
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ Run = Callable[[Any, Any], Any]  # (given, options) -> made
 Asks = Callable[[Any, Counts], list[Demand]]  # (options, what it works on) -> what it asks of models, at most
 Takes = Callable[[Any, bool, int | None], "Taken | None"]  # (options, first iteration, hardest before) -> of the pool
 Facts = frozenset[str] | Callable[[Any], frozenset[str]]  # words, or those that follow from the options
+Reads = Callable[[Any], "list[Read]"]  # options -> the critics whose opinions are read
 
 OPINIONS = frozenset({"verdicts", "scores", "votes", "comparisons"})
 SKILLS = frozenset({"sub-questions", "critiques", "revisions", "inventing", "free text"})
@@ -46,6 +48,15 @@ class Taken:
 
     number: int
     difficulty: int | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """A critic whose opinions a block reads: where its options name it, its name, and what it has to say."""
+
+    option: str
+    critic: str
+    needs: frozenset[str]
 
 
 def asks_nothing(options: Any, counts: Counts) -> list[Demand]:
@@ -69,6 +80,7 @@ class Block:
     needs: Facts = frozenset()
     phase: str = ""  # where a kind has phases
     takes: Takes | None = None  # of a block that takes prompts from the pool
+    reads: Reads | None = None  # of a block that names critics in other ways than by one option `critic`
 
     @cached_property
     def options(self) -> type[Options]:
@@ -91,6 +103,14 @@ class Bound:
     def asks(self, counts: Counts) -> list[Demand]:
         """What it asks of models, at most."""
         return self.block.asks(self.options, counts)
+
+    @property
+    def reads(self) -> "list[Read]":
+        """The critics whose opinions it reads."""
+        if self.block.reads is not None:
+            return self.block.reads(self.options)
+        critic = getattr(self.options, "critic", None)
+        return [] if critic is None else [Read("critic", critic, self.needs & OPINIONS)]
 
     @property
     def gives(self) -> frozenset[str]:

@@ -24,6 +24,7 @@ class Artifact:
     path: str
     schema: pl.Schema | None = None
     order: tuple[str, ...] = ()
+    sparse: bool = False  # a table whose file is there only where it has rows
 
     def at(self, iteration: str | None) -> str:
         """Its path in an iteration."""
@@ -59,6 +60,7 @@ LOOP = {  # of the other stages: one for each iteration
     "dataset": Artifact("data/{iteration}/dataset"),
     "sft": Artifact("data/{iteration}/dataset/sft.parquet", tables.SFT),
     "pairs": Artifact("data/{iteration}/dataset/pairs.parquet", tables.PAIRS),
+    "rated": Artifact("data/{iteration}/dataset/rated.parquet", tables.RATED, sparse=True),
     "dropped": Artifact("data/{iteration}/dataset/dropped.parquet", tables.DROPPED),
     "dataset_card": Artifact("data/{iteration}/dataset/README.md"),
     "candidate": Artifact("data/{iteration}/candidate"),

@@ -57,9 +57,12 @@ class Context:
     def load(self, name: str, iteration: str | None = None) -> Any:
         """An input artifact of this iteration, or of another one: a table as a frame, JSON as a mapping. Raises
         `MissingArtifact`, `TableMismatch`, or `BadInput` for what is no JSON."""
+        artifact = ARTIFACTS[name]
+        if artifact.sparse and artifact.schema and not (self.root / self.where(name, iteration)).exists():
+            return tables.empty(artifact.schema)
         path = self.path(name, iteration)
-        if (schema := ARTIFACTS[name].schema) is not None:
-            return tables.read(path, schema)
+        if artifact.schema is not None:
+            return tables.read(path, artifact.schema)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -76,7 +79,10 @@ class Context:
     def save(self, name: str, value: pl.DataFrame | Mapping[str, Any] | str, iteration: str | None = None) -> None:
         """Writes an output artifact: a frame as canonical Parquet, a mapping as JSON (a figure that is no number is an
         error here, not in whoever reads it), a text as it stands."""
-        artifact, path = ARTIFACTS[name], self.write(self.where(name, iteration))
+        artifact = ARTIFACTS[name]
+        if artifact.sparse and isinstance(value, pl.DataFrame) and value.is_empty():
+            return
+        path = self.write(self.where(name, iteration))
         if isinstance(value, pl.DataFrame):
             assert artifact.schema is not None, f"{name} is no table"
             tables.write(value, path, artifact.schema, artifact.order)

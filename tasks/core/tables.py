@@ -3,6 +3,7 @@
 Rows are found again by content: an id is a hash of what the row says, so lineage survives reruns.
 `write` sorts by the table's key, fixes the chunk layout and the row-group size, and goes through a
 temporary name, so that equal rows give equal bytes and a half-written file never has the real name.
+A sparse column is in a file only where some row has a value: what a run does not use leaves its bytes as they are.
 """
 
 import hashlib
@@ -76,6 +77,7 @@ SFT = pl.Schema(
         "prompt_id": pl.String,
         "candidate_id": pl.String,  # null for rows of the seed corpus
         "iteration": pl.String,  # the iteration that made the row; null for the seed corpus
+        "message_weights": pl.List(pl.Float64),  # of the completion's messages, 0: read, not learned; null: each 1
     }
 )
 PAIRS = pl.Schema(
@@ -87,10 +89,24 @@ PAIRS = pl.Schema(
         "rejected": MESSAGES,
         "margin": pl.Float64,
         "weight": pl.Float64,
-        "smoothing": pl.Float64,  # label smoothing of this pair, 0 to 0.5
+        "smoothing": pl.Float64,  # how probable it is that the pair is the wrong way round, 0 to 1
         "prompt_id": pl.String,
         "chosen_id": pl.String,
         "rejected_id": pl.String,
+        "iteration": pl.String,
+    }
+)
+RATED = pl.Schema(  # answers that are good or bad by themselves
+    {
+        "row_id": pl.String,
+        "part": pl.String,
+        "prompt": MESSAGES,
+        "completion": MESSAGES,
+        "label": pl.Boolean,  # whether it is a good one
+        "value": pl.Float64,  # the critic's score; null where it gives none
+        "weight": pl.Float64,
+        "prompt_id": pl.String,
+        "candidate_id": pl.String,
         "iteration": pl.String,
     }
 )
@@ -150,9 +166,11 @@ LABELS = pl.Schema({"prompt_id": pl.String, "answer": pl.String})
 CONTENTS = {  # of a dataset's folder
     "sft": "prompt and completion as messages",
     "pairs": "prompt, chosen and rejected as messages",
+    "rated": "prompt and completion as messages, and whether the completion is a good one",
     "dropped": "candidates that are not trained on, with the block that dropped them and its reason",
 }
 ROW_GROUP = 50_000
+SPARSE = frozenset({"message_weights"})
 
 
 def content_id(*parts: Any) -> str:
@@ -184,7 +202,10 @@ def frame(rows: Sequence[Mapping[str, Any]], schema: pl.Schema) -> pl.DataFrame:
 
 
 def check(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:
-    """The table with its columns in schema order; `TableMismatch` names every column that is off."""
+    """The table with its columns in schema order, sparse ones that are missing added without values; `TableMismatch`
+    names every other column that is off."""
+    absent = [column for column in schema if column in SPARSE and column not in table.columns]
+    table = table.with_columns(pl.lit(None, dtype=schema[column]).alias(column) for column in absent)
     wrong = [f"column '{c}' is missing ({t})" for c, t in schema.items() if c not in table.columns]
     wrong += [f"column '{c}' is not part of the table" for c in table.columns if c not in schema]
     wrong += [
@@ -201,7 +222,12 @@ def write(table: pl.DataFrame, path: Path, schema: pl.Schema, sort: Sequence[str
     """Writes canonical Parquet: sorted by `sort` (default: all plain columns in schema order, so that
     the order is total), one chunk, fixed row groups, zstd; atomically, by rename."""
     keys = list(sort) if sort else [c for c, t in schema.items() if not t.is_nested()]
-    ordered = check(table, schema, str(path)).sort(keys, nulls_last=True, maintain_order=True).rechunk()
+    checked = check(table, schema, str(path))
+    checked = checked.drop(
+        column for column in schema if column in SPARSE and checked[column].null_count() == len(checked)
+    )
+    keys = [key for key in keys if key in checked.columns]
+    ordered = checked.sort(keys, nulls_last=True, maintain_order=True).rechunk()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     write_parquet(ordered, part, compression_level=3, row_group_size=ROW_GROUP, statistics=True)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.data_path [--rows 40000 200000 1000000] [--repeats 3]
 
 Strings are copied, three answers in ten with a wrong digit; eight samples a prompt vote (`vote`), and the winner is
-paired with the loser (`pairs_vote_margin`). The stages are the real ones, sample, critique, refine (with nothing to do)
+paired with the loser (`pairs`). The stages are the real ones, sample, critique, refine (with nothing to do)
 and filter, with their tables, checks, shards and digests; only Prefect and DVC are left out, whose cost does not depend
 on rows. The floor does the same work in plain Python on JSON lines, without schemas, ids, shards or lineage, as a
 script would. Both run in turns; the table gives the fastest run of each. `beyond fixed` is the time above that of a
@@ -29,7 +29,7 @@ from tasks.core.engines.contract import Completion, Sampling
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
 from tests.support.models import ENGINE, policy
-from tests.support.work import context
+from tests.support.work import context, pairs
 
 DRAWS, DIGITS, FIXED = 8, 12, 80
 FAMILY = {
@@ -44,7 +44,11 @@ SECTIONS: dict[str, Any] = {
     "sample": {"iid": {"block": "iid_k", "n": DRAWS, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}},
     "critique": {"vote": {}},
     "refine": {},
-    "filter": {"pairs": {"block": "pairs_vote_margin", "critic": "vote", "at_least": 0.3, "per_prompt": 1}},
+    "filter": {
+        "pairs": pairs(
+            "most", "least", critic="vote", at_least=0.3, weight={"critic": None, "power": 1.0, "mean": None}
+        )
+    },
 }
 STAGES = {"sample": sample, "critique": critique, "refine": refine, "filter": filter}
 

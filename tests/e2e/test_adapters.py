@@ -14,6 +14,7 @@ from tasks.core.models.pointer import Pointer
 from tests.e2e.test_text import STAGES
 from tests.support import tiny
 from tests.support.inprocess import perform, use
+from tests.support.work import ROWS
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def root(tmp_path_factory):
     params["engine"] |= {"threads": 1}
     params["synthesize"]["pool"]["n"] = 4
     params["sample"]["iid"] |= {"n": 2, "max_new_tokens": 8}
-    params["filter"] = {"keep_all": {}, "deduplicate": {}, "positives": {}}
+    params["filter"] = {"keep_all": {}, "deduplicate": {}, "rows": ROWS}
     params["train"] = {"sft": {**tiny.SFT, "lora": tiny.LORA}}
     params["evaluate"] |= {"samples": 1, "max_new_tokens": 8, "critics": {}, "best_of": None, "refine": None}
     params["promote"]["tolerance"] = 1.0

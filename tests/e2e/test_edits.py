@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.work import ROWS
 from tests.support.workspace import IGNORED, ROOT, digests, edit, kept_server, ran, requests_made, run, workspace
 
 POOL, DRAWS, EVALUATED, ROWS_A_SHARD = 70, 4, 10, 16
@@ -55,7 +56,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory):
     for block in params["critique"].values():
         block["max_new_tokens"] = 16
     params["refine"]["revise"] |= {"per_prompt": 1, "max_new_tokens": 16}
-    params["filter"] = {"keep_all": {}, "relative_length": {"longest": 1.0, "below": 100}, "positives": {}}
+    params["filter"] = {"keep_all": {}, "relative_length": {"longest": 1.0, "below": 100}, "rows": ROWS}
     params["train"]["sft"] |= {"steps": 4, "warmup_steps": 1, "mixture": {"own": 8}, "threads": 1}
     params["evaluate"] |= {"samples": 2, "max_new_tokens": 16, "critics": {}, "best_of": None, "refine": None}
     params["iterations"] = {"i01": params["iterations"]["i01"]}

@@ -9,6 +9,7 @@ import yaml
 from tasks.core import tables
 from tests.support.inprocess import perform, use
 from tests.support.paths import SHARED
+from tests.support.work import ROWS, pairs
 
 GSM8K = SHARED / "gsm8k/train.jsonl"
 STAGES = ("synthesize", "sample", "critique", "refine", "filter", "train", "evaluate", "promote")
@@ -26,7 +27,7 @@ JUDGES = {
 }
 PREFER = {
     "preferred": {"block": "pairs_preferred", "critic": "pairs", "min_margin": 0.0, "per_prompt": 2},
-    "best": {"block": "pairs_best_worst", "critic": "points", "min_margin": 1e-9, "per_prompt": 1},
+    "best": pairs(critic="points"),
 }
 
 
@@ -45,11 +46,11 @@ def iterate(root, source, fields, vocabulary, tokens, recipe="lmsi"):
     params["synthesize"]["pool"]["n"] = 12
     params["sample"]["iid"] |= {"n": 3, "max_new_tokens": tokens}
     if recipe == "lmsi":
-        params["filter"] = {"keep_all": {}, "deduplicate": {}, "positives": {}}
+        params["filter"] = {"keep_all": {}, "deduplicate": {}, "rows": ROWS}
         params["train"]["sft"] |= {"steps": 4, "warmup_steps": 1, "mixture": {"own": 8}, "threads": 1}
     else:
         params["critique"], params["filter"] = JUDGES, PREFER
-        params["train"]["dpo"] |= {"steps": 2, "warmup_steps": 1, "batch_size": 4, "threads": 1}
+        params["train"]["dpo"] |= {"steps": 2, "warmup_steps": 1, "mixture": {"own": 4}, "threads": 1}
     params["evaluate"] |= {"samples": 2, "max_new_tokens": tokens, "critics": {}, "best_of": None, "refine": None}
     params["iterations"] = {"i01": params["iterations"]["i01"]}
     params["evaluations"] = {key: {} for key in ("i00", *params["iterations"])}

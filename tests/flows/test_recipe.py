@@ -86,7 +86,7 @@ def test_methods_differ_in_judgement_and_not_in_budget(name: str) -> None:
     draws = other["sample"]["iid"]["n"] + other["refine"].get("revise", {"per_prompt": 0})["per_prompt"]
     assert draws == 9 + 3
     (training,) = other["train"].values()
-    own = training["mixture"]["own"] if "mixture" in training else 2 * training["batch_size"]
+    own = training["mixture"]["own"] * (1 + ("loss" in training))
     corpus = training.get("replay") or {k: v for k, v in training["mixture"].items() if k != "own"}
     base = default["train"]["sft"]
     assert (training["steps"], own, corpus) == (

@@ -37,7 +37,12 @@ TRAINING: dict[str, Any] = {
 }
 SFT: dict[str, Any] = {**TRAINING, "mixture": {"own": 2}, "packing": False}
 DPO: dict[str, Any] = {
-    **TRAINING, "batch_size": 2, "loss": "sigmoid", "beta": 0.1, "nll": 0.0, "replay": {}, "replay_coefficient": 0.0
+    **TRAINING, "mixture": {"own": 2}, "loss": "sigmoid", "beta": 0.1, "nll": 0.0, "optimism": 0.0, "replay": {},
+    "replay_coefficient": 0.0,
+}  # fmt: skip
+KTO: dict[str, Any] = {
+    **TRAINING, "mixture": {"own": 2}, "beta": 0.1, "desirable": 1.0, "undesirable": 1.0, "replay": {},
+    "replay_coefficient": 0.0,
 }  # fmt: skip
 LORA: dict[str, Any] = {
     "rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj"], "adapter": "keep", "load_in_4bit": False
@@ -92,3 +97,24 @@ def pair_rows(texts: Sequence[tuple[str, str, str]], **changes: Any) -> pl.DataF
         for i, (question, chosen, rejected) in enumerate(texts)
     ]
     return tables.frame(rows, tables.PAIRS)
+
+
+def rated_rows(texts: Sequence[tuple[str, str, bool]], **changes: Any) -> pl.DataFrame:
+    """A rated row for every (question, answer, whether it is a good one)."""
+    rows = [
+        {
+            "row_id": f"k{i}",
+            "part": "own",
+            "prompt": user(question),
+            "completion": reply(answer),
+            "label": good,
+            "value": float(good),
+            "weight": 1.0,
+            "prompt_id": f"p{i}",
+            "candidate_id": f"c{i}",
+            "iteration": "i01",
+            **changes,
+        }
+        for i, (question, answer, good) in enumerate(texts)
+    ]
+    return tables.frame(rows, tables.RATED)

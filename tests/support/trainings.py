@@ -2,7 +2,6 @@
 
 import functools
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,19 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.blocks.train import dpo, sft
+from tasks.blocks.train import BLOCKS
 from tasks.blocks.train.job import Job, Trained
 from tasks.core import tables
 from tasks.core.models import tokenizers
 from tasks.core.models import weights as models_weights
-from tasks.core.training.options import DpoOptions, SftOptions
+from tasks.core.training.options import OPTIONS
 from tests.support import tiny
 
 TOKENIZER = tokenizers.make_tokenizer(["copy", ":", *(str(n) for n in range(10))], [], 300)
 ARCHITECTURE = {**tiny.ARCHITECTURE, "max_position_embeddings": 32}
 SHORT = {"steps": 12, "warmup_steps": 2, "checkpoint_steps": 5}
 SFT = {**tiny.SFT, **SHORT, "mixture": {"own": 4, "skill": 2}}
-DPO = {**tiny.DPO, **SHORT, "batch_size": 3, "nll": 0.2, "replay": {"skill": 2}, "replay_coefficient": 0.5}
+DPO = {**tiny.DPO, **SHORT, "mixture": {"own": 3}, "nll": 0.2, "replay": {"skill": 2}, "replay_coefficient": 0.5}
+KTO = {**tiny.KTO, **SHORT, "mixture": {"own": 4}, "replay": {"skill": 2}, "replay_coefficient": 0.5}
 LORA = {**tiny.LORA, "dropout": 0.1, "adapter": "merge"}
 KEPT = {**LORA, "adapter": "keep"}
 
@@ -60,6 +60,12 @@ def pair_rows(count: int = 7, **changes: Any) -> pl.DataFrame:
     return tables.frame([{**row, **changes} for row in rows], tables.PAIRS)
 
 
+def rated_rows(count: int = 9, **changes: Any) -> pl.DataFrame:
+    return tiny.rated_rows(
+        [(f"copy {i} {i} :", f"{i} {i}" if i % 3 else "9", i % 3 > 0) for i in range(count)], **changes
+    )
+
+
 def build(folder: Path, **changes: Any) -> Path:
     """The model that trainings start from; `changes` to its architecture."""
     models_weights.build({**ARCHITECTURE, **changes}, TOKENIZER, 0, folder)
@@ -79,13 +85,20 @@ def run(
     """Trains into `place / name`, interrupted at step `kill_at`; `changes` to what a `Job` is."""
 
     def progress(what: str, done: int, total: int) -> None:
-        if kill_at is not None and what in ("sft", "dpo") and done == kill_at:
+        if kill_at is not None and what in BLOCKS and done == kill_at:
             raise KeyboardInterrupt
 
-    given = {"sft": sft_rows(), "pairs": pair_rows(), "initial": initial, "reference": initial, **changes}
+    given = {
+        "sft": sft_rows(),
+        "pairs": pair_rows(),
+        "rated": rated_rows(),
+        "initial": initial,
+        "reference": initial,
+        **changes,
+    }
     job = Job(output=place / name, scratch=place / "scratch", seed=seed, progress=progress, **given)
-    trained = sft.sft(job, SftOptions(**options)) if "mixture" in options else dpo.dpo(job, DpoOptions(**options))
-    return Done(job, trained)
+    kind = "sft" if "packing" in options else "dpo" if "loss" in options else "kto"
+    return Done(job, BLOCKS[kind].run(job, OPTIONS[kind](**options)))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -66,6 +66,27 @@ def through(state: Selection, **section: Any) -> Selection:
     return state
 
 
+ROWS: dict[str, Any] = {"of": [], "reads": "prompt", "weight": None, "part": "own"}
+
+
+def pairs(chosen: str = "best", rejected: str = "worst", **changes: Any) -> dict[str, Any]:
+    """Options of the block `pairs`. `changes`: to them, `critic` and `at_least` to its pickers."""
+    critic, gate = changes.pop("critic"), changes.pop("at_least", None)
+    side = {"of": [], "critic": critic, "tier": 0.0, "tie": "id"}
+    return {
+        "block": "pairs",
+        "within": "prompt",
+        "chosen": {**side, "pick": chosen, "at_least": gate},
+        "rejected": {**side, "pick": rejected, "at_least": None},
+        "min_margin": 1e-6,
+        "per_prompt": 1,
+        "weight": None,
+        "smoothing": 0.0,
+        "part": "own",
+        **changes,
+    }
+
+
 def context(root: Path, stage: str, key: str | None, options: Any, open_model: Any = None, **given: Any) -> Context:
     """A context whose outputs land below `root` itself."""
     row = {"previous": "i00", "initial": "i00", "reference": "i00", "judge": "i00"}

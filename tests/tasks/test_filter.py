@@ -6,9 +6,9 @@ import pytest
 from tasks import filter as stage
 from tasks.core import tables
 from tasks.core.errors import BadInput, EmptyDataset
-from tests.support.work import context, prompts, sampled
+from tests.support.work import ROWS, context, prompts, sampled
 
-SECTION = {"accepted": {"critic": "c"}, "deduplicate": {}, "positives": {}}
+SECTION = {"accepted": {"critic": "c"}, "deduplicate": {}, "rows": ROWS}
 
 
 @pytest.fixture

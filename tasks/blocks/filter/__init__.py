@@ -10,11 +10,18 @@ from collections import Counter
 
 import polars as pl
 
-from tasks.blocks.filter import limit, mix, pairs, rows, select
+from tasks.blocks.filter import balance, limit, mix, pairs, rows, select
 from tasks.core.block import Block, Bound
 from tasks.core.errors import BadInput
 
-BLOCKS: dict[str, Block] = {**select.BLOCKS, **limit.BLOCKS, **rows.BLOCKS, **pairs.BLOCKS, **mix.BLOCKS}
+BLOCKS: dict[str, Block] = {
+    **select.BLOCKS,
+    **balance.BLOCKS,
+    **limit.BLOCKS,
+    **rows.BLOCKS,
+    **pairs.BLOCKS,
+    **mix.BLOCKS,
+}
 
 
 def in_order(bounds: list[Bound]) -> list[Bound]:

@@ -1,4 +1,4 @@
-"""Duplicates and caps."""
+"""Duplicates, the best few, and caps."""
 
 import polars as pl
 from pydantic import Field
@@ -27,4 +27,27 @@ def cap(state: Selection, options: Cap) -> Selection:
     return state.narrow("cap", reasons)
 
 
-BLOCKS = {"deduplicate": Block(deduplicate, phase="limit"), "cap": Block(cap, phase="limit")}
+class BestOf(Options):
+    critic: str
+    per_prompt: int = Field(ge=1)  # candidates, at most
+
+
+def best_of(state: Selection, options: BestOf) -> Selection:
+    """Keeps the `per_prompt` candidates of a prompt that the critic scores highest: best-of-n, which a threshold is not.
+    With the model's own summed log-probability as the score it is the SFT form of sharpening (Huang et al. 2024,
+    Self-Improvement in Language Models: The Sharpening Mechanism)."""
+    opinions = state.opinions(options.critic, "best_of").select("candidate_id", "score")
+    ordered = state.kept.join(opinions, on="candidate_id", how="left").sort(
+        ["prompt_id", "score", "candidate_id"], descending=[False, True, False], nulls_last=True
+    )
+    below = pl.int_range(pl.len()).over("prompt_id") >= options.per_prompt
+    silent = pl.when(pl.col("score").is_null()).then(pl.lit("no judgement"))
+    reasons = ordered.select("candidate_id", reason=silent.when(below).then(pl.lit("not the best")))
+    return state.narrow("best_of", reasons)
+
+
+BLOCKS = {
+    "deduplicate": Block(deduplicate, phase="limit"),
+    "best_of": Block(best_of, needs=frozenset({"scores"}), phase="limit"),
+    "cap": Block(cap, phase="limit"),
+}

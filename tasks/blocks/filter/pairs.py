@@ -1,50 +1,136 @@
 """Preference pairs, from scores or from comparisons. What did not parse, ties, equal texts, missing scores: never one."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import groupby
-from operator import itemgetter
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.blocks.critique.opinions import undecided
+from tasks.blocks.filter.picking import Picker, picked
 from tasks.blocks.filter.selection import Selection, reply_of, row_id
+from tasks.blocks.filter.weighing import PairWeight, Smoothing, scores, smoothed
+from tasks.blocks.filter.weighing import weights as weighed
 from tasks.core import tables
-from tasks.core.block import Block, Options
+from tasks.core.block import Block, Options, Read
 
 
-class PairsBestWorst(Options):
-    critic: str
-    min_margin: float = Field(gt=0)  # smallest difference in score that counts as a preference
-    per_prompt: int = Field(ge=1)  # pairs, at most
+class Pairs(Options):
+    """Which candidates are compared, and what a pair of them weighs."""
+
+    within: Literal["prompt", "parent"]  # what both sides share; parent: an answer, and what it was revised into
+    chosen: Picker
+    rejected: Picker
+    min_margin: float | None  # smallest difference in score that counts as a preference; null: any, even none
+    per_prompt: int = Field(ge=1)  # pairs of what both share, at most
+    weight: PairWeight | None  # null: 1
+    smoothing: float | Smoothing = Field(union_mode="left_to_right")  # 0: as it stands, 0.5: says nothing
+    part: str = Field(min_length=1)  # of the dataset
+
+    @field_validator("smoothing")
+    @classmethod
+    def _share(cls, smoothing: float | Smoothing) -> float | Smoothing:
+        if isinstance(smoothing, float) and not 0 <= smoothing <= 1:
+            raise ValueError("it is between 0 and 1")
+        return smoothing
 
 
-def pairs_best_worst(state: Selection, options: PairsBestWorst) -> Selection:
-    """Best against worst by the critic's score (Self-Rewarding Language Models, Yuan et al. 2024); the k-th best
-    against the k-th worst where `per_prompt` is more than one."""
-    scored = _scored(state, options.critic, "pairs_best_worst")
-    return _pair(state, scored, "pairs_best_worst", options.min_margin, options.per_prompt, lambda margin: 1.0)
+def pairs(state: Selection, options: Pairs) -> Selection:
+    """The k-th of the chosen against the k-th of the rejected, while the margin holds and no candidate comes twice.
+
+    Best against worst is Self-Rewarding Language Models (Yuan et al. 2024). The most against the least voted answer,
+    weighed by the margin (V+ - V-)/k of their vote shares, is Self-Consistency Preference Optimization (Prasad et al.
+    2024). Accepted against refused by the verifier is the pair of correct and wrong of rejection-sampling DPO."""
+    group = _groups(state, options.within)
+    chosen = picked(state, options.chosen, group, "pairs.chosen")
+    rejected = picked(state, options.rejected, group, "pairs.rejected")
+    found, skipped = _matched(group, chosen, rejected, options)
+    if options.weight is None:
+        weights = [1.0] * len(found)
+    else:
+        known = scores(state, options.weight.critic, "pairs.weight") if options.weight.critic else {}
+        values = [match.margin if options.weight.critic is None else known.get(match.chosen[0]) for match in found]
+        unknown = [match for match, value in zip(found, values, strict=True) if value is None]
+        skipped += [(match.chosen[0], match.prompt, "no score to weigh by") for match in unknown]
+        found = [match for match, value in zip(found, values, strict=True) if value is not None]
+        weights = weighed([value for value in values if value is not None], options.weight, "pairs")
+    if isinstance(options.smoothing, Smoothing):
+        told = scores(state, options.smoothing.critic, "pairs.smoothing")
+        smoothing = smoothed([match.chosen[0] for match in found], told, options.smoothing, "pairs")
+    else:
+        smoothing = [options.smoothing] * len(found)
+    questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
+    rows = [
+        _row(
+            state,
+            match.prompt,
+            questions[match.prompt],
+            match.chosen,
+            match.rejected,
+            margin=match.margin,
+            weight=weight,
+        )
+        | {"smoothing": soft, "part": options.part}
+        for match, weight, soft in zip(found, weights, smoothing, strict=True)
+    ]
+    return _with(state, rows, "pairs", skipped)
 
 
-class PairsVoteMargin(Options):
-    critic: str  # a vote critic
-    at_least: float = Field(ge=0, le=1)  # gate: vote share of the chosen answer
-    per_prompt: int = Field(ge=1)  # pairs, at most
+class _Match(NamedTuple):
+    """Two candidates that make a pair, each with its response."""
+
+    prompt: str
+    chosen: tuple[str, str]
+    rejected: tuple[str, str]
+    margin: float
 
 
-def pairs_vote_margin(state: Selection, options: PairsVoteMargin) -> Selection:
-    """Most against least voted answer with weight (V+ - V-)/k (Self-Consistency Preference Optimization, Prasad et
-    al. 2024): scores are vote shares V/k, so the weight is their difference. Gate: V+/k >= `at_least`."""
-    scored = _scored(state, options.critic, "pairs_vote_margin")
-    best = pl.col("score").max().over("prompt_id")
-    weak = scored.filter(best < options.at_least)
-    reason = f"vote share below {options.at_least:g}"
-    noted = [(prompt, prompt, reason) for prompt in weak["prompt_id"].unique(maintain_order=True)]
-    state = replace(state, dropped=state.note("pairs_vote_margin", noted))
-    strong = scored.filter(best >= options.at_least).unique(["prompt_id", "answer"], keep="first", maintain_order=True)
-    return _pair(state, strong, "pairs_vote_margin", 1e-9, options.per_prompt, lambda margin: margin)
+def _groups(state: Selection, within: str) -> pl.DataFrame:
+    """`candidate_id` and `group` of all candidates: the prompt, or the first answer that a revision goes back to."""
+    rows = state.candidates.select("candidate_id", "prompt_id", "parent_id")
+    if within == "prompt":
+        return rows.select("candidate_id", group="prompt_id")
+    parents = {candidate: parent for candidate, _, parent in rows.iter_rows() if parent is not None}
+    first = []
+    for candidate in rows["candidate_id"]:
+        while candidate in parents:
+            candidate = parents[candidate]
+        first.append(candidate)
+    return rows.select("candidate_id", group=pl.Series(first, dtype=pl.String))
+
+
+def _matched(
+    group: pl.DataFrame, chosen: pl.DataFrame, rejected: pl.DataFrame, options: Pairs
+) -> tuple[list[_Match], list[tuple[str, str, str]]]:
+    """The pairs of every group, and why others are none: (id, prompt, reason)."""
+    sides = [
+        {str(name): rows.drop("group").rows() for (name,), rows in side.group_by("group", maintain_order=True)}
+        for side in (chosen, rejected)
+    ]
+    found: list[_Match] = []
+    skipped: list[tuple[str, str, str]] = []
+    for name in group["group"].unique(maintain_order=True).sort():
+        ours, theirs = (side.get(name, []) for side in sides)
+        if not ours or not theirs:
+            prompt = (ours or theirs or [(name, name)])[0][1]
+            skipped.append((name, prompt, (options.rejected if ours else options.chosen).lack))
+        used: set[str] = set()
+        for (good, prompt, text, high), (bad, _, other, low) in list(zip(ours, theirs, strict=False))[
+            : options.per_prompt
+        ]:
+            if good in used or bad in used or (used and good == bad):
+                break
+            used |= {good, bad}
+            margin = round(high - low, 6) if high is not None and low is not None else 0.0
+            if good == bad:
+                skipped.append((good, prompt, "nothing to compare with"))
+            elif options.min_margin is not None and margin < options.min_margin:
+                skipped.append((good, prompt, "tie"))
+            elif text.strip() == other.strip():
+                skipped.append((good, prompt, "equal texts"))
+            else:
+                found.append(_Match(prompt, (good, text), (bad, other), margin))
+    return found, skipped
 
 
 class PairsPreferred(Options):
@@ -91,40 +177,6 @@ def pairs_preferred(state: Selection, options: PairsPreferred) -> Selection:
     return _with(state, rows, "pairs_preferred", sorted(skipped))
 
 
-def _scored(state: Selection, critic: str, block: str) -> pl.DataFrame:
-    """The kept candidates that have a score, in a fixed order."""
-    opinions = state.opinions(critic, block).select("candidate_id", "score")
-    joined = state.kept.join(opinions, on="candidate_id", how="inner")
-    return joined.filter(pl.col("score").is_not_null()).sort("prompt_id", "candidate_id")
-
-
-def _pair(
-    state: Selection, scored: pl.DataFrame, block: str, margin: float, count: int, weight: Callable[[float], float]
-) -> Selection:
-    """Pairs from scored candidates: k-th best against k-th worst while the margin holds."""
-    questions = dict(state.prompts.select("prompt_id", "messages").iter_rows())
-    rows, skipped = [], []
-    known = {*scored["prompt_id"], *state.dropped.filter(pl.col("block") == block)["prompt_id"]}
-    skipped += [(p, p, "no candidate with a score") for p in state.prompts["prompt_id"] if p not in known]
-    ranked = scored.sort(["prompt_id", "score", "candidate_id"], descending=[False, True, False])
-    ordered = ranked.select("prompt_id", "candidate_id", "response", "score").iter_rows()
-    for prompt, group in groupby(ordered, key=itemgetter(0)):
-        found = [row[1:] for row in group]
-        for k in range(min(count, len(found) // 2) or 1):
-            (good, chosen, high), (bad, rejected, low) = found[k], found[-1 - k]
-            if good == bad:
-                skipped.append((good, str(prompt), "nothing to compare with"))
-            elif high - low < margin:
-                skipped.append((good, str(prompt), "tie"))
-            elif chosen.strip() == rejected.strip():
-                skipped.append((good, str(prompt), "equal texts"))
-            else:
-                gap = round(high - low, 6)
-                question, both = questions[str(prompt)], ((good, chosen), (bad, rejected))
-                rows.append(_row(state, str(prompt), question, *both, margin=gap, weight=round(weight(gap), 6)))
-    return _with(state, rows, block, skipped)
-
-
 def _row(
     state: Selection,
     prompt: str,
@@ -157,12 +209,23 @@ def _with(state: Selection, rows: list[dict[str, Any]], block: str, skipped: lis
     return replace(state, pairs=pl.concat([state.pairs, made]), dropped=state.note(block, skipped))
 
 
+def _reads(options: Pairs) -> list[Read]:
+    soft = options.smoothing
+    return [
+        *options.chosen.reads("chosen"),
+        *options.rejected.reads("rejected"),
+        *(options.weight.reads("weight") if options.weight else []),
+        *(soft.reads("smoothing") if isinstance(soft, Smoothing) else []),
+    ]
+
+
+def _gives(options: Pairs) -> frozenset[str]:
+    return frozenset({f"pairs of {options.part}"})
+
+
 BLOCKS = {
-    "pairs_best_worst": Block(pairs_best_worst, gives=frozenset({"pairs"}), needs=frozenset({"scores"}), phase="build"),
-    "pairs_vote_margin": Block(
-        pairs_vote_margin, gives=frozenset({"pairs"}), needs=frozenset({"votes"}), phase="build"
-    ),
+    "pairs": Block(pairs, gives=_gives, phase="build", reads=_reads),
     "pairs_preferred": Block(
-        pairs_preferred, gives=frozenset({"pairs"}), needs=frozenset({"comparisons"}), phase="build"
+        pairs_preferred, gives=frozenset({"pairs of own"}), needs=frozenset({"comparisons"}), phase="build"
     ),
 }

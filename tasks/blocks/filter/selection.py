@@ -23,6 +23,7 @@ class Selection:
     earlier_pairs: pl.DataFrame = tables.nothing(tables.PAIRS)
     sft: pl.DataFrame = tables.nothing(tables.SFT)  # SFT rows made so far
     pairs: pl.DataFrame = tables.nothing(tables.PAIRS)  # PAIRS made so far
+    rated: pl.DataFrame = tables.nothing(tables.RATED)  # RATED rows made so far
     dropped: pl.DataFrame = tables.nothing(tables.DROPPED)  # DROPPED
 
     def opinions(self, critic: str, block: str) -> pl.DataFrame:

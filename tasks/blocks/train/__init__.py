@@ -1,11 +1,11 @@
 """Training blocks: the dataset in, a model folder out. They run in the order in which they stand here, each from the
 model of the one before."""
 
-from tasks.blocks.train import dpo, sft
+from tasks.blocks.train import dpo, kto, sft
 from tasks.core.block import Block, Bound
-from tasks.core.training.options import DpoOptions, SftOptions, TrainingOptions
+from tasks.core.training.options import AnchoredOptions, DpoOptions, KtoOptions, Mixed
 
-BLOCKS: dict[str, Block] = {**sft.BLOCKS, **dpo.BLOCKS}
+BLOCKS: dict[str, Block] = {**sft.BLOCKS, **dpo.BLOCKS, **kto.BLOCKS}
 
 
 def in_order(bounds: list[Bound]) -> list[Bound]:
@@ -14,9 +14,11 @@ def in_order(bounds: list[Bound]) -> list[Bound]:
     return sorted(bounds, key=lambda bound: (place[bound.kind], bound.name))
 
 
-def rows(options: TrainingOptions) -> int:
-    """Rows that a whole training reads: steps times the rows of a step; a pair is two rows."""
-    step = sum(options.mixture.values()) if isinstance(options, SftOptions) else 0
-    if isinstance(options, DpoOptions):
-        step = 2 * options.batch_size + sum(options.replay.values())
+def rows(options: Mixed) -> int:
+    """Rows that a whole training reads: steps times the rows of a step; a pair is two rows, and so is a rated row, which is
+    read once more with another prompt's answer."""
+    both = 2 if isinstance(options, DpoOptions | KtoOptions) else 1
+    step = both * sum(options.mixture.values())
+    if isinstance(options, AnchoredOptions):
+        step += sum(options.replay.values())
     return options.steps * step

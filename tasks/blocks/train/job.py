@@ -1,6 +1,6 @@
 """One training of a stage: from model folder to model folder, here or in a process of its own.
 
-A training block is a function `(job, options) -> Trained`. It reads tables of the dataset (`SFT`, `PAIRS`) and plans what
+A training block is a function `(job, options) -> Trained`. It reads tables of the dataset (SFT, PAIRS, RATED) and plans what
 every step is fed (`tasks.core.training.batches`). The formulas are in `tasks.core.training.trainers`.
 
 A training that was killed continues from its last checkpoint, and ends in the same bytes. Where bytes are not promised
@@ -12,20 +12,20 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from tasks.core import digests, memory
+from tasks.core import digests, memory, tables
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models import folders, tokenizers
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import batches, checkpoints
-from tasks.core.training.options import TrainingOptions
-from tasks.core.training.request import Fit, Fitted, Kind
+from tasks.core.training.options import AnchoredOptions, TrainingOptions
+from tasks.core.training.request import Fit, Fitted, Kind, Reference
 
 VERSION = 1  # of the loss and the plan: a checkpoint of another version is not continued
 CURVES = ("loss", "grad_norm", "learning_rate")  # that are kept of every logged step
@@ -46,6 +46,7 @@ class Job:
     base: Pointer | None = None  # what an adapter that is kept names as its base; None: the initial model's own folder
     apart: Literal["auto", "always", "never"] = "never"  # whether in a process of its own; auto: where there is a GPU
     section: str = ""  # of params.yaml, for messages, such as train.sft; "" if of none
+    rated: pl.DataFrame = tables.nothing(tables.RATED)  # table RATED
     release: Callable[[], None] = lambda: None  # gives the memory of loaded engines back, called before such a process
 
 
@@ -83,9 +84,47 @@ def sft_batches(
     plan = batches.plan(table["part"].to_list(), mixture, options.steps, job.seed, what)
     drawn, plan = np.unique(plan, return_inverse=True)
     used = table[drawn.tolist()]
-    rows = encode(job, used["prompt"].to_list(), used["completion"].to_list(), used["row_id"].to_list())
+    told = used["message_weights"].to_list()
+    rows = encode(job, used["prompt"].to_list(), used["completion"].to_list(), used["row_id"].to_list(), told)
     plan = plan.reshape(options.steps, -1)
     return batches.SftBatches(rows, weights[drawn], plan, scale, options.pass_tokens, packed)
+
+
+def replayed(job: Job, options: AnchoredOptions, what: str) -> list[batches.Batches]:
+    """The SFT rows that ride along in every step, [] for none."""
+    if not sum(options.replay.values()):
+        return []
+    return [sft_batches(job, options, options.replay, options.replay_coefficient, f"{what}.replay", False)]
+
+
+def replays(job: Job, options: AnchoredOptions) -> dict[str, int]:
+    """Rows of every part that is replayed."""
+    return counts(job.sft, options.replay)
+
+
+def wanted(mixture: Mapping[str, int], what: str) -> frozenset[str]:
+    """What a mixture needs, in the words of `tasks.core.block`. `what`: such as "rows of "."""
+    return frozenset(f"{what}{part}" for part, rows in mixture.items() if rows)
+
+
+def reference_logps(job: Job, options: TrainingOptions, rows: batches.Rows) -> np.ndarray:
+    """Summed log-probabilities of the rows under the reference model. Raises `OutOfMemory`."""
+    request = Reference(job.reference, rows, options.precision, options.pass_tokens, options.threads)
+
+    def progress(done: int, total: int) -> None:
+        job.progress("reference", done, total)
+
+    less = f"lower {job.section or 'training'}.pass_tokens (given {options.pass_tokens}), or use a smaller model"
+    with advising("the reference model", lambda: less):
+        if runs_apart(job, options):
+            from tasks.core.training import apart
+
+            name = digests.of_value([folders.digest(job.reference), job.seed])
+            return apart.reference_logps(request, progress, job.scratch / "training" / f"reference-{name}")
+        use_threads(options.threads)
+        from tasks.core.training import losses
+
+        return losses.reference_logps(request, progress)
 
 
 def runs_apart(job: Job, options: TrainingOptions) -> bool:
@@ -115,9 +154,16 @@ def weights_of(column: pl.Series, name: str) -> np.ndarray:
     return weights
 
 
-def encode(job: Job, prompts: list[Any], completions: list[Any], ids: list[str]) -> batches.Rows:
+def encode(
+    job: Job,
+    prompts: list[Any],
+    completions: list[Any],
+    ids: list[str],
+    weights: Sequence[Sequence[float] | None] = (),
+) -> batches.Rows:
+    """Token rows for the job's model. `weights`: of the messages of each completion, None or nothing: each 1."""
     limit = folders.read_config(job.initial).get("max_position_embeddings") or sys.maxsize
-    return batches.encode(tokenizers.load_tokenizer(job.initial), prompts, completions, ids, int(limit))
+    return batches.encode(tokenizers.load_tokenizer(job.initial), prompts, completions, ids, int(limit), weights)
 
 
 def fit(
@@ -185,11 +231,11 @@ def _key(kind: str, job: Job, options: TrainingOptions, sources: Sequence[batche
     rounding = set() if _exact(options) else {"pass_tokens", "gradient_checkpointing"}
     settings = options.model_dump(exclude={"checkpoint_steps", *rounding})
     content = [
-        replace(source, reference=np.zeros(0)).digest() if isinstance(source, batches.PairBatches) else source.digest()
+        source.digest() if isinstance(source, batches.SftBatches) else source.without_reference().digest()
         for source in sources
     ]
     launch = digests.of_file(Path(options.accelerate)) if options.accelerate else None
-    given = [folders.digest(folder, known) for folder in (job.initial, job.reference)[: 1 + (kind == "dpo")]]
+    given = [folders.digest(folder, known) for folder in (job.initial, job.reference)[: 1 + (kind != "sft")]]
     return digests.of_value([VERSION, kind, given, settings, job.seed, content, launch])
 
 

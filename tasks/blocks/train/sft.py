@@ -4,7 +4,7 @@ A step draws `mixture[part]` rows of each part, so the share of own data and of 
 many rows there are.
 """
 
-from tasks.blocks.train.job import Job, Trained, counts, fit, sft_batches
+from tasks.blocks.train.job import Job, Trained, counts, fit, sft_batches, wanted
 from tasks.core.block import Block
 from tasks.core.errors import EmptyDataset, StageFailed
 from tasks.core.training.options import SftOptions
@@ -26,7 +26,7 @@ def sft(job: Job, options: SftOptions) -> Trained:
 
 
 def _needs(options: SftOptions) -> frozenset[str]:
-    return frozenset(f"rows of {part}" for part, rows in options.mixture.items() if rows)
+    return wanted(options.mixture, "rows of ")
 
 
 BLOCKS = {"sft": Block(sft, needs=_needs, phase="sft")}

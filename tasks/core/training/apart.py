@@ -40,7 +40,7 @@ from tasks.core import memory
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import batches
-from tasks.core.training.options import DpoOptions, SftOptions
+from tasks.core.training.options import OPTIONS
 from tasks.core.training.request import Fit, Fitted, Reference, Steps
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ Arrays = dict[str, np.ndarray]
 MARK = "@progress "
 ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (BadInput, MemoryError)}
 ENDS = re.compile(r"(?:exitcode *: |died with <Signals\.)(-?\w+)")  # how launchers tell of a process that failed
-KINDS = {kind.__name__: kind for kind in (batches.SftBatches, batches.PairBatches, batches.Rows)}
-OPTIONS = {"sft": SftOptions, "dpo": DpoOptions}
+KINDS = {kind.__name__: kind for kind in (batches.SftBatches, batches.PairBatches, batches.RatedBatches, batches.Rows)}
 PARENT = "AUTODIDACT_PARENT"
 
 
@@ -203,7 +202,7 @@ def _flatten(value: Any, name: str, into: Arrays) -> None:
         part = getattr(value, field.name)
         if is_dataclass(part):
             _flatten(part, f"{name}.{field.name}", into)
-        else:
+        elif part is not None:
             into[f"{name}.{field.name}"] = np.asarray(part)
 
 
@@ -214,9 +213,9 @@ def _built(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
     values: dict[str, Any] = {}
     for field in fields(KINDS[kind]):
         key = f"{name}.{field.name}"
-        if key not in arrays:
+        if any(known.startswith(f"{key}.") for known in arrays):
             values[field.name] = _built("Rows", key, arrays)
-        else:
+        elif key in arrays:
             values[field.name] = arrays[key].item() if arrays[key].ndim == 0 else arrays[key]
     return KINDS[kind](**values)
 

@@ -2,7 +2,8 @@
 
 `encode` turns (prompt, completion) conversations into token rows. The prompt is tokenised as it is at
 generation time, the completion apart from it and up to its end token, so that the model is trained on
-exactly the tokens that it will be asked to produce. Only completion tokens are targets.
+exactly the tokens that it will be asked to produce. Only completion tokens are targets. Messages of a completion may have
+weights: one of weight 0 is read and not learned. Neighbours of one role are one message.
 
 `plan` says which rows each step takes: from every part of the data as many as the mixture asks for. Each
 part walks through its own shuffled epochs, so a part with few rows repeats and no row is drawn twice
@@ -11,7 +12,7 @@ before all were drawn once.
 `groups` cuts the rows of one step by length, longest first: a forward pass over a group wastes little on
 padding and is bounded in tokens; the gradients of a step's passes add up. `packs` lays rows of any length end to end
 instead: no padding at all, each row with positions of its own from 0, by which attention keeps the rows apart.
-`SftBatches` and `PairBatches` make the groups of every step, all of them or one process's share. Numpy only; torch is
+`SftBatches`, `PairBatches` and `RatedBatches` make the groups of every step, all of them or one process's share. Numpy only; torch is
 the trainers' business.
 """
 
@@ -19,14 +20,14 @@ import hashlib
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.core.errors import StageFailed
-from tasks.core.models.tokenizers import render_many
+from tasks.core.models.tokenizers import neutralise, render_many, special_tokens
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -34,32 +35,50 @@ Group = dict[str, npt.NDArray[Any]]
 
 PASS_TOKENS = 16_384  # tokens with padding that one forward pass may hold, where nothing else is said
 GROUP_ROWS = 24  # fewer rows than this are not worth a forward pass of their own
+WEIGHTS = ("token_weights", "pair_weights", "row_weights", "point_weights")  # of a group, by what they weigh
 GROUP_SHRINK = 0.8  # a row this much shorter than its group's longest begins a new group
 
 
 @dataclass(frozen=True)
 class Rows:
     """Token rows laid end to end. Row i is `tokens[starts[i] : starts[i] + lengths[i]]`; its first
-    `prompts[i]` tokens are the prompt."""
+    `prompts[i]` tokens are the prompt. `weights`: of every token; None: each token of a completion weighs 1."""
 
     tokens: Ints
     starts: Ints
     lengths: Ints
     prompts: Ints
+    weights: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def arrays(self) -> list[Ints]:
-        return [self.tokens, self.lengths, self.prompts]
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        return [self.tokens, self.lengths, self.prompts, *([] if self.weights is None else [self.weights])]
+
+    def masses(self) -> Floats:
+        """The weights of each row's completion tokens added up, (rows,)."""
+        if self.weights is None:
+            return (self.lengths - self.prompts).astype(np.float64)
+        ends = np.cumsum(self.weights)
+        before = np.where(self.starts > 0, ends[self.starts - 1], 0.0)
+        return ends[self.starts + self.lengths - 1] - before
 
 
-def encode(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[str], limit: int) -> Rows:
-    """Conversations as token rows. `prompts`, `completions`: lists of messages; `ids` name rows in messages.
-    Raises `StageFailed` for a row of more than `limit` tokens and for a template whose conversation does not
-    begin with its own prompt."""
+def encode(
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    ids: Sequence[str],
+    limit: int,
+    weights: Sequence[Sequence[float] | None] = (),
+) -> Rows:
+    """Conversations as token rows. `prompts`, `completions`: lists of messages; `ids` name rows in messages; `weights`:
+    of each completion's messages, None or nothing: each 1. Raises `StageFailed` for a row of more than `limit` tokens, and
+    for a template whose conversation does not begin with its own prompt."""
     asked = render_many(tokenizer, prompts)
-    whole = render_many(tokenizer, [[*p, *c] for p, c in zip(prompts, completions, strict=True)], reply=False)
+    joined = [[*p, *_joined(c)] for p, c in zip(prompts, completions, strict=True)]
+    whole = render_many(tokenizer, joined, reply=False)
     for row, text, start in zip(ids, whole, asked, strict=True):
         if not text.startswith(start):
             raise StageFailed(
@@ -77,13 +96,62 @@ def encode(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], i
             why = "an empty prompt" if not prompt else f"{len(sequence)} tokens; the model holds {limit}"
             raise StageFailed(f"row {row} has {why}; filter such rows, or raise max_position_embeddings")
         sequences.append(sequence)
+    learned = None
+    if any(told is not None for told in weights):
+        learned = np.concatenate(
+            [
+                np.concatenate(
+                    [
+                        np.zeros(len(prompt)),
+                        _learned(tokenizer, text[len(start) :], completion, told, len(row) - len(prompt)),
+                    ]
+                )
+                for prompt, text, start, completion, told, row in zip(
+                    prompt_ids, whole, asked, completions, weights, sequences, strict=True
+                )
+            ]
+        )
     lengths = np.array([len(s) for s in sequences], dtype=np.int64)
     return Rows(
         tokens=np.array([token for s in sequences for token in s], dtype=np.int64),
         starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if len(lengths) else lengths,
         lengths=lengths,
         prompts=np.array([len(p) for p in prompt_ids], dtype=np.int64),
+        weights=learned,
     )
+
+
+def _joined(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Messages with neighbours of one role made one."""
+    found: list[dict[str, str]] = []
+    for message in messages:
+        if found and found[-1]["role"] == message["role"]:
+            found[-1] = {**found[-1], "content": found[-1]["content"] + message["content"]}
+        else:
+            found.append({"role": message["role"], "content": message["content"]})
+    return found
+
+
+def _learned(tokenizer: Any, text: str, messages: Sequence[Any], told: Sequence[float] | None, count: int) -> Floats:
+    """The weights of the `count` tokens of a completion's `text`: those of the messages that they stand in. The end token
+    belongs to the assistant's message before it; what a template writes between messages weighs nothing."""
+    if told is None:
+        return np.ones(count)
+    specials, at, spans = special_tokens(tokenizer), 0, []
+    for message, weight in zip(messages, told, strict=True):
+        content = neutralise(message["content"], specials).strip()
+        begin = text.index(content, at)
+        at = begin + len(content)
+        spans.append((begin, at, weight if message["role"] == "assistant" else 0.0))
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    found, end = np.zeros(count), tokenizer.eos_token_id
+    tokens = [*zip(places["input_ids"], places["offset_mapping"], strict=True), (end, (len(text), len(text)))]
+    for place, (token, (first, last)) in enumerate(tokens[:count]):
+        inside = next((weight for begin, stop, weight in spans if begin < max(last, first + 1) and first < stop), None)
+        if inside is None and token == end:
+            inside = next((weight for _, stop, weight in reversed(spans) if stop <= first), 0.0)
+        found[place] = inside or 0.0
+    return found
 
 
 def _tokenise(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -149,12 +217,13 @@ def gather(rows: Rows, numbers: Ints) -> Group:
     inside = column < lengths[:, None]
     tokens = np.where(inside, rows.tokens[np.where(inside, starts[:, None] + column, 0)], 0)
     owners, places = np.nonzero(inside & (column >= rows.prompts[numbers][:, None]))
-    return {
+    group = {
         "input_ids": tokens,
         "positions": owners * len(column) + places - 1,
         "targets": tokens[owners, places],
         "owners": owners,
     }
+    return group if rows.weights is None else group | {"shares": rows.weights[starts[owners] + places]}
 
 
 def pack(rows: Rows, numbers: Ints) -> Group:
@@ -165,7 +234,8 @@ def pack(rows: Rows, numbers: Ints) -> Group:
     places = np.arange(int(lengths.sum())) - starts[owners]
     tokens = rows.tokens[rows.starts[numbers][owners] + places]
     targets = np.flatnonzero(places >= prompts[owners])
-    return {
+    shares = {} if rows.weights is None else {"shares": rows.weights[rows.starts[numbers][owners] + places][targets]}
+    return shares | {
         "input_ids": tokens[None],
         "position_ids": places[None],
         "positions": targets - 1,
@@ -195,7 +265,7 @@ class _Passes(ABC):
     def idle(self, index: int) -> Group:
         """A group of one row that teaches nothing."""
         group = self.group(index, np.zeros(1, dtype=np.int64))
-        return group | {name: np.zeros_like(group[name]) for name in ("token_weights", "pair_weights") if name in group}
+        return group | {name: np.zeros_like(group[name]) for name in WEIGHTS if name in group}
 
     @abstractmethod
     def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
@@ -227,11 +297,13 @@ class SftBatches(_Passes):
     def group(self, index: int, members: Ints) -> Group:
         """`token_weights` (m,) are such that their products with the cross-entropies add up to the step's loss."""
         chosen = self.plan[index]
-        total = float((self.weights[chosen] * (self.rows.lengths[chosen] - self.rows.prompts[chosen])).sum())
+        total = float((self.weights[chosen] * self.rows.masses()[chosen]).sum())
         share = self.scale / total if total > 0 else 0.0
         group = (pack if self.packed else gather)(self.rows, chosen[members])
-        weights = self.weights[chosen[members]] * share
-        return group | {"token_weights": weights[group["owners"]].astype(np.float32)}
+        weights = (self.weights[chosen[members]] * share)[group["owners"]]
+        if "shares" in group:
+            weights = weights * group.pop("shares")
+        return group | {"token_weights": weights.astype(np.float32)}
 
     def step_tokens(self) -> Ints:
         """Tokens without padding that each step reads, (steps,)."""
@@ -244,16 +316,21 @@ class SftBatches(_Passes):
 
 @dataclass(frozen=True)
 class PairBatches(_Passes):
-    """P pairs: row i is a chosen sequence, row i + P the rejected one. `weights`, `smoothing`: (P,);
+    """P pairs: row i is a chosen sequence, row i + P the rejected one. `weights`, `smoothing`, `margins`: (P,);
     `reference`: (2P,) summed log-probabilities of the completions in nats; `plan`: (steps, pairs of a step). A pass has
     at most `limit` tokens of chosen sequences, and as many of rejected ones."""
 
     rows: Rows
     weights: Floats
     smoothing: Floats
+    margins: Floats
     reference: Floats
     plan: Ints
     limit: int = PASS_TOKENS
+
+    def without_reference(self) -> "PairBatches":
+        """The same without numbers of the reference model, which on a GPU are not the same from run to run."""
+        return replace(self, reference=np.zeros(0))
 
     def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
         chosen = self.plan[index]
@@ -268,6 +345,7 @@ class PairBatches(_Passes):
         extra = {
             "pair_weights": self.weights[chosen[members]] / len(chosen),
             "smoothing": self.smoothing[chosen[members]],
+            "margins": self.margins[chosen[members]],
             "reference": self.reference[both],
         }
         return gather(self.rows, both) | {key: value.astype(np.float32) for key, value in extra.items()}
@@ -279,10 +357,82 @@ class PairBatches(_Passes):
 
     def digest(self) -> str:
         """Of everything that decides what is learnt."""
-        return _digest([*self.rows.arrays(), self.weights, self.smoothing, self.reference, self.plan])
+        return _digest([*self.rows.arrays(), self.weights, self.smoothing, self.margins, self.reference, self.plan])
 
 
-Batches = SftBatches | PairBatches
+@dataclass(frozen=True)
+class RatedBatches(_Passes):
+    """R rows that are good or bad, and their weights, (R,). `reference`: (R,) summed log-probabilities of the completions in
+    nats; `plan`: (steps, B). `strangers`: steps x B rows, each the prompt of a row of the step with the completion of
+    the row before it in the plan, from which the reference point is estimated; `strange`: their `reference`."""
+
+    rows: Rows
+    labels: npt.NDArray[np.bool_]
+    weights: Floats
+    reference: Floats
+    plan: Ints
+    strangers: Rows
+    strange: Floats
+    limit: int = PASS_TOKENS
+
+    def without_reference(self) -> "RatedBatches":
+        """The same without numbers of the reference model, which on a GPU are not the same from run to run."""
+        return replace(self, reference=np.zeros(0), strange=np.zeros(0))
+
+    def step(self, index: int, rank: int = 0, world: int = 1) -> list[Group]:
+        """First the passes over strangers, then those over rows."""
+        points = _Points(self.strangers, self.strange, np.arange(self.plan.size).reshape(self.plan.shape), self.limit)
+        return points.step(index, rank, world) + super().step(index, rank, world)
+
+    def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
+        lengths = self.rows.lengths[self.plan[index]]
+        own = _share(lengths, rank, world)
+        return [own[members] for members in groups(lengths[own], self.limit)]
+
+    def group(self, index: int, members: Ints) -> Group:
+        """`row_weights` times the rows' losses add up to the step's loss."""
+        chosen = self.plan[index]
+        rows = chosen[members]
+        extra = {"row_weights": self.weights[rows] / len(chosen), "reference": self.reference[rows]}
+        floats = {key: value.astype(np.float32) for key, value in extra.items()}
+        return gather(self.rows, rows) | floats | {"labels": self.labels[rows]}
+
+    def step_tokens(self) -> Ints:
+        """Tokens without padding that each step reads, (steps,)."""
+        strange = self.strangers.lengths.reshape(self.plan.shape)
+        return self.rows.lengths[self.plan].sum(axis=1) + strange.sum(axis=1)
+
+    def digest(self) -> str:
+        """Of everything that decides what is learnt."""
+        arrays = [*self.rows.arrays(), self.labels, self.weights, self.reference, self.plan]
+        return _digest([*arrays, *self.strangers.arrays(), self.strange])
+
+
+@dataclass(frozen=True)
+class _Points(_Passes):
+    """Rows from which the reference point of each step is estimated; they teach nothing."""
+
+    rows: Rows
+    reference: Floats
+    plan: Ints
+    limit: int
+
+    def cuts(self, index: int, rank: int, world: int) -> list[Ints]:
+        lengths = self.rows.lengths[self.plan[index]]
+        own = _share(lengths, rank, world)
+        return [own[members] for members in groups(lengths[own], self.limit)]
+
+    def group(self, index: int, members: Ints) -> Group:
+        """`point_weights` times the rows' log-ratios add up to the reference point."""
+        rows = self.plan[index][members]
+        weights = np.full(len(rows), 1 / self.plan.shape[1], dtype=np.float32)
+        return gather(self.rows, rows) | {
+            "point_weights": weights,
+            "reference": self.reference[rows].astype(np.float32),
+        }
+
+
+Batches = SftBatches | PairBatches | RatedBatches
 
 
 def _digest(arrays: Sequence[npt.NDArray[Any]]) -> str:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from tasks.core.models import weights
 from tasks.core.training.batches import Group, gather, groups
+from tasks.core.training.options import DpoOptions
 from tasks.core.training.request import Reference, Steps
 
 Tensors = dict[str, torch.Tensor]
@@ -27,23 +28,32 @@ def dpo_losses(
     reference: torch.Tensor,
     lengths: torch.Tensor,
     smoothing: torch.Tensor,
-    kind: str,
-    beta: float,
-    nll: float,
+    margins: torch.Tensor,
+    options: DpoOptions,
 ) -> torch.Tensor:
     """Loss of every pair, (B,), before its weight. `logps`, `reference`: (2B,) summed log-probabilities, chosen
-    first; `lengths`: (2B,) completion tokens; `smoothing`: (B,)."""
-    pairs = len(smoothing)
+    first; `lengths`: (2B,) completion tokens; `smoothing`, `margins`: (B,)."""
+    pairs, beta = len(smoothing), options.beta
     ratios = logps - reference
-    if kind == "ipo":
+    delta = beta * (ratios[:pairs] - ratios[pairs:])
+    if options.loss == "ipo":
         averaged = ratios / lengths
         delta = averaged[:pairs] - averaged[pairs:]
         right, wrong = (delta - 1 / (2 * beta)) ** 2, (-delta - 1 / (2 * beta)) ** 2
+    elif options.loss == "regress":
+        right, wrong = (delta - margins) ** 2, (-delta - margins) ** 2
     else:
-        delta = beta * (ratios[:pairs] - ratios[pairs:])
         right, wrong = -F.logsigmoid(delta), -F.logsigmoid(-delta)
     losses = (1 - smoothing) * right + smoothing * wrong
-    return losses - nll * logps[:pairs] / lengths[:pairs] if nll else losses
+    if options.optimism:
+        losses = losses + options.optimism * beta * (ratios[:pairs] + ratios[pairs:]) / 2
+    return losses - options.nll * logps[:pairs] / lengths[:pairs] if options.nll else losses
+
+
+def kto_losses(ratios: torch.Tensor, labels: torch.Tensor, point: torch.Tensor, beta: float) -> torch.Tensor:
+    """Loss of every rated row, (B,), before its weight. `ratios`: log pi(y|x) - log ref(y|x), (B,); `labels`: whether
+    the row is a good one; `point`: the reference point, an estimate of KL(pi, ref) that is not negative."""
+    return 1 - torch.sigmoid(beta * torch.where(labels, ratios - point, point - ratios))
 
 
 def log_probabilities(model: Any, head: "Head", group: Tensors) -> torch.Tensor:

@@ -51,11 +51,10 @@ class TrainingOptions(Options):
     lora: LoraOptions | None  # null: all weights are trained
 
 
-class SftOptions(TrainingOptions):
-    """`mixture`: rows of each part in every step. A part of 0 rows may be in the data and is not used."""
+class Mixed(TrainingOptions):
+    """Of a training that draws from parts of the data. A part of 0 rows may be in the data and is not used."""
 
     mixture: Mixture = Field(min_length=1)  # part -> rows in every step
-    packing: bool  # rows end to end
 
     @field_validator("mixture")
     @classmethod
@@ -65,13 +64,34 @@ class SftOptions(TrainingOptions):
         return mixture
 
 
-class DpoOptions(TrainingOptions):
-    """`nll`: coefficient of the chosen response's cross-entropy per token; `replay`: SFT rows of each part in
-    every step, {} for none, their loss taken `replay_coefficient` times."""
+class SftOptions(Mixed):
+    """Of SFT."""
 
-    batch_size: int = Field(ge=1)  # pairs in every step
-    loss: Literal["sigmoid", "ipo"]  # DPO's, or IPO's
+    packing: bool  # rows end to end
+
+
+class AnchoredOptions(Mixed):
+    """Of a training that keeps to a reference model. SFT rows of the parts of `replay` ride along in every step, their
+    loss taken `replay_coefficient` times."""
+
     beta: float = Field(gt=0)  # how closely the reference model is kept to
-    nll: float = Field(ge=0)  # coefficient of the chosen response's cross-entropy a token
-    replay: Mixture  # part -> SFT rows in every step beside the pairs; {} for none
+    replay: Mixture  # part -> SFT rows in every step beside the others; {} for none
     replay_coefficient: float = Field(ge=0)  # of their loss
+
+
+class DpoOptions(AnchoredOptions):
+    """Of DPO and its relatives; `mixture` counts pairs."""
+
+    loss: Literal["sigmoid", "ipo", "regress"]  # DPO's, IPO's, or least squares on the pairs' margins
+    nll: float = Field(ge=0)  # coefficient of the chosen response's cross-entropy a token
+    optimism: float = Field(ge=0)  # coefficient of how much likelier the pair became than under the reference model
+
+
+class KtoOptions(AnchoredOptions):
+    """Of KTO; `mixture` counts rated rows."""
+
+    desirable: float = Field(ge=0)  # weight of the good answers
+    undesirable: float = Field(ge=0)  # weight of the bad ones
+
+
+OPTIONS: dict[str, type[Mixed]] = {"sft": SftOptions, "dpo": DpoOptions, "kto": KtoOptions}  # by the kind of training

@@ -9,7 +9,7 @@ from tasks.core.models.pointer import Pointer
 from tasks.core.training.batches import PASS_TOKENS, Batches, Rows
 from tasks.core.training.options import TrainingOptions
 
-Kind = Literal["sft", "dpo"]
+Kind = Literal["sft", "dpo", "kto"]
 Steps = Callable[[int, int], None]  # (done, total)
 
 

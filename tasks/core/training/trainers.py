@@ -1,4 +1,4 @@
-"""TRL's SFT and DPO trainers, with a weight per row, a smoothing per pair, and a planned batch per step.
+"""TRL's SFT and DPO trainers, and KTO, with a weight per row, a smoothing per pair, and a planned batch per step.
 
 SFT minimises, over the completion tokens t of the rows i of a step,
     sum_i w_i * sum_t CE_it / sum_i w_i * tokens_i.
@@ -6,10 +6,17 @@ DPO (Rafailov et al. 2023) minimises, over the B pairs of a step, the mean of
     w * [(1 - s) * -log sigmoid(beta * d) + s * -log sigmoid(-beta * d)] + nll * w * NLL(chosen) / tokens(chosen)
 with d = log pi(chosen)/ref(chosen) - log pi(rejected)/ref(rejected). s > 0 is conservative DPO (CREAM uses
 it per pair), w and nll > 0 is ScPO. "ipo" (Azar et al. 2023) puts (d - 1/(2 beta))^2 in the place of the
-logistic term, d being of log-probabilities averaged over tokens, as TRL does. Replayed SFT rows may
-ride along in each step: + replay_coefficient * the SFT loss over them.
+logistic term, d being of log-probabilities averaged over tokens, as TRL does. "regress" puts (beta * d - margin)^2 there,
+least squares on the difference of the pair's scores (Sharpening, Huang et al. 2024, its RLHF form). optimism > 0 adds
+optimism * beta * the mean of both log-ratios: how much likelier than under the reference model the pair became, both
+answers standing for what the reference model would write (SELM, Zhang et al. 2024).
+KTO (Ethayarajh et al. 2024, eq. 7) minimises, over the B rows of a step, the mean of
+    w * (1 - sigmoid(beta * (r - z)))  for a good answer,  w * (1 - sigmoid(beta * (z - r)))  for a bad one
+with r = log pi(y)/ref(y), w the row's weight times `desirable` or `undesirable`, and the reference point z = max(0, mean of
+r over the step's prompts, each with the answer to another one), through which no gradient goes, as TRL does.
+Replayed SFT rows may ride along in each step: + replay_coefficient * the SFT loss over them.
 
-Both override `compute_loss`, so there is one forward pass, and the vocabulary is projected only where a
+All override `compute_loss`, so there is one forward pass, and the vocabulary is projected only where a
 completion token is to be predicted. A step's rows go through the model in groups of like length and the
 gradients add up: a row only sees tokens to its left, so padding on its right needs no attention mask.
 
@@ -45,8 +52,8 @@ from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import adapters, checkpoints
 from tasks.core.training.batches import Batches, Rows, SftBatches, pack
-from tasks.core.training.losses import Head, Tensors, dpo_losses, log_probabilities, tensors
-from tasks.core.training.options import DpoOptions
+from tasks.core.training.losses import Head, Tensors, dpo_losses, kto_losses, log_probabilities, tensors
+from tasks.core.training.options import DpoOptions, KtoOptions
 from tasks.core.training.request import Fit, Fitted, Steps
 
 # One of several processes on CPUs has the device "cpu:0", on which torch.load puts checkpoints and which it does not know.
@@ -141,10 +148,10 @@ class WeightedSFTTrainer(_Planned, SFTTrainer):
 
 
 class WeightedDPOTrainer(_Planned, DPOTrainer):
-    """DPO with a weight and a smoothing per pair, and SFT rows replayed in the same step."""
+    """DPO with a weight, a smoothing and a margin per pair, and SFT rows replayed in the same step."""
 
-    def __init__(self, *, kind: str, nll: float, **given: Any):
-        self._kind, self._nll = kind, nll
+    def __init__(self, *, options: DpoOptions, **given: Any):
+        self._options = options
         super().__init__(**given)
 
     def compute_loss(
@@ -156,7 +163,8 @@ class WeightedDPOTrainer(_Planned, DPOTrainer):
         both = torch.zeros_like(inputs["reference"])
         sums = both.index_add(0, inputs["owners"], logps)
         lengths = both.index_add(0, inputs["owners"], torch.ones_like(logps))
-        losses = dpo_losses(sums, inputs["reference"], lengths, inputs["smoothing"], self._kind, self.beta, self._nll)
+        told = inputs["reference"], lengths, inputs["smoothing"], inputs["margins"]
+        losses = dpo_losses(sums, *told, self._options)
         return (inputs["pair_weights"] * losses).sum()
 
     def _prepare_dataset(self, dataset: Any, *arguments: Any) -> Any:
@@ -164,6 +172,39 @@ class WeightedDPOTrainer(_Planned, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *arguments: Any) -> Any:
         return dataset
+
+
+class WeightedKTOTrainer(_Planned, SFTTrainer):
+    """KTO with a weight per row, and SFT rows replayed in the same step. A step's first passes estimate its reference
+    point."""
+
+    def __init__(self, *, options: KtoOptions, **given: Any):
+        self._options = options
+        self._point = torch.zeros(())
+        super().__init__(**given)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        passes = self._prepare_inputs(inputs)
+        points = [group for group in passes if "point_weights" in group]
+        with torch.no_grad():
+            found = sum((group["point_weights"] * self._ratios(model, group)).sum() for group in points)
+            self._point = self.accelerator.reduce(torch.as_tensor(found), "sum").clamp(min=0)
+        return super().training_step(model, passes[len(points) :], num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: Tensors, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if "token_weights" in inputs:
+            return self.sft_loss(model, inputs)
+        losses = kto_losses(self._ratios(model, inputs), inputs["labels"], self._point, self._options.beta)
+        return (inputs["row_weights"] * losses).sum()
+
+    def _ratios(self, model: Any, group: Tensors) -> torch.Tensor:
+        """log pi(y|x) - log ref(y|x) of every row of a group."""
+        sums = torch.zeros_like(group["reference"]).index_add(
+            0, group["owners"], log_probabilities(model, self._head, group)
+        )
+        return sums - group["reference"]
 
 
 class _Report(TrainerCallback):
@@ -322,7 +363,9 @@ def trainer_for(request: Fit, model: Any, tokenizer: Any, arguments: SFTConfig |
     trainer: Any
     try:
         if isinstance(options, DpoOptions):
-            trainer = WeightedDPOTrainer(kind=options.loss, nll=options.nll, **given)
+            trainer = WeightedDPOTrainer(options=options, **given)
+        elif isinstance(options, KtoOptions):
+            trainer = WeightedKTOTrainer(options=options, **given)
         else:
             trainer = WeightedSFTTrainer(**given)
     except ValueError as error:  # peft and TRL refuse targets and settings that do not fit the model

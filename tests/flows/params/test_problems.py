@@ -15,6 +15,7 @@ from tasks.core.errors import BadInput, UnknownName
 from tasks.families.text import family
 from tests.support.models import model_files
 from tests.support.paths import ROOT
+from tests.support.work import pairs
 
 BENCHMARK = {"tasks": ["facts"], "fewshot": 0, "limit": 8, "chat_template": True, "max_new_tokens": 8}
 OPTIONS = compose.compose("self_evolution")["prepare"]["options"]
@@ -319,8 +320,8 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
         ),
         (
             {"nl": "nl_critique"},
-            {"pairs_vote_margin": {"critic": "nl", "at_least": 0.3, "per_prompt": 1}},
-            "but pairs_vote_margin needs votes; name a critic of block vote",
+            {"pairs": pairs("most", "least", critic="nl")},
+            "filter.pairs.chosen.critic: given 'nl', a nl_critique critic, which gives scores and verdicts, but pairs needs votes",
         ),
         ({"judge": "judge_pointwise"}, {"threshold": {"critic": "judge", "at_least": 0.3}}, None),
         (
@@ -514,7 +515,7 @@ PREFERRED = {"pairs_preferred": {"min_margin": 0.0, "per_prompt": 2}}
 def test_judges_of_free_text_fit_what_they_are_used_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     problems.check(text_params(PAIRWISE, PREFERRED))
     problems.check(text_params({"block": "judge_pairwise_logprobs", "pairs": 3}, PREFERRED))
-    problems.check(text_params(PAIRWISE, {"pairs_best_worst": {"min_margin": 0.1, "per_prompt": 1}}))
+    problems.check(text_params(PAIRWISE, {"pairs": pairs(critic="judge")}))
     found = refusal(text_params(PAIRWISE, PREFERRED | {"accepted": {}}))
     assert "a judge_pairwise critic, which gives comparisons and scores, but accepted needs verdicts; name" in found
     found = refusal(text_params(PAIRWISE, PREFERRED, {"judge": PAIRWISE}))

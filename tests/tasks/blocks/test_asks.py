@@ -90,5 +90,12 @@ def test_rows_of_a_training() -> None:
         "checkpoint_steps": 5, "lora": None, "pass_tokens": 4096, "gradient_checkpointing": False, "accelerate": None,
     }  # fmt: skip
     assert train.rows(SftOptions(**common, packing=False, mixture={"own": 5, "solve": 3})) == 80
-    preferences = {"batch_size": 4, "loss": "sigmoid", "beta": 0.1, "nll": 0.0, "replay_coefficient": 1.0}
+    preferences = {
+        "loss": "sigmoid",
+        "beta": 0.1,
+        "nll": 0.0,
+        "optimism": 0.0,
+        "replay_coefficient": 1.0,
+        "mixture": {"own": 4},
+    }
     assert train.rows(DpoOptions(**common, **preferences, replay={"solve": 3})) == 110

@@ -24,7 +24,7 @@ from tasks.core.block import bind
 from tasks.core.engines.contract import Completion
 from tests.support.models import Scripted, scripted_model
 from tests.support.tiny import user
-from tests.support.work import sampled, text_options, through, work
+from tests.support.work import ROWS, pairs, sampled, text_options, through, work
 
 BOUND, LARGEST, NUMBERS, DRAWS = 60, 20, 3, 5
 MARGIN = 0.1037  # no difference of means comes as near to it as rounding does
@@ -421,15 +421,13 @@ def test_only_what_parses_becomes_a_row_a_preference_or_a_weight(tmp_path, name,
     else:
         wanted = set()  # scores only: nothing is accepted on a verdict that nobody gave
         assert critiques["verdict"].null_count() == critiques.height
-    rows = filtered(prompts, samples, critiques, accepted={"critic": "c"}, positives={}).sft
+    rows = filtered(prompts, samples, critiques, accepted={"critic": "c"}, rows=ROWS).sft
     assert set(rows["candidate_id"]) == wanted
     limit = {"block": "threshold", "critic": "c", "at_least": 0.61}
-    rows = filtered(prompts, samples, critiques, threshold=limit, positives={}).sft
+    rows = filtered(prompts, samples, critiques, threshold=limit, rows=ROWS).sft
     assert set(rows["candidate_id"]) == {c for c, several in reads.items() if (mean(several) or 0) > 0.61}
     assert set(rows["weight"]) == {1.0}
-    paired = filtered(
-        prompts, samples, critiques, pairs_best_worst={"critic": "c", "min_margin": MARGIN, "per_prompt": 2}
-    )
+    paired = filtered(prompts, samples, critiques, pairs=pairs(critic="c", min_margin=MARGIN, per_prompt=2))
     check_pairs(paired, samples, reads)
     assert paired.pairs.height > 20
 
@@ -450,9 +448,7 @@ def test_junk_judgements_poison_no_pair(tmp_path, name, share):
 
     critiques, judge, about = judged(tmp_path, name, prompts, samples, "nl_critique", 1, told)
     reads = readings(name, judge, about, critiques, silent)
-    state = filtered(
-        prompts, samples, critiques, pairs_best_worst={"critic": "c", "min_margin": MARGIN, "per_prompt": 2}
-    )
+    state = filtered(prompts, samples, critiques, pairs=pairs(critic="c", min_margin=MARGIN, per_prompt=2))
     check_pairs(state, samples, reads)
     assert state.pairs.height > 100
     unread = {c for c, several in reads.items() if not several}

@@ -11,7 +11,7 @@ from tasks.blocks.critique import judging
 from tasks.blocks.filter.selection import Selection
 from tasks.core.block import bind
 from tests.support.endpoint import Answer, Body, Endpoint, asked_model, completion
-from tests.support.work import bound, prompts, through, work
+from tests.support.work import bound, pairs, prompts, through, work
 
 FAULTS: list[Answer] = [500, 503, 400, "cut", "drop", b"<html>", b'{"choices": []}', (429, {"Retry-After": "0"}, b"")]
 JUDGE = {"block": "nl_critique", "draws": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4}
@@ -48,7 +48,7 @@ def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, 
     reasons = {why.removeprefix("no reply: ") for why in silent["why"]}
     assert reasons == {"HTTP 500", "HTTP 503", "HTTP 400", "HTTP 429", "connection closed", "no JSON", "empty choices"}
     start = Selection("i01", table, samples, found, kept=samples)
-    state = through(start, pairs_best_worst={"critic": "j", "min_margin": 0.1, "per_prompt": 2})
+    state = through(start, pairs=pairs(critic="j", min_margin=0.1, per_prompt=2))
     heard = set(found.filter(pl.col("parsed"))["candidate_id"])
     sides = [*state.pairs["chosen_id"], *state.pairs["rejected_id"]]
     assert len(sides) > 20

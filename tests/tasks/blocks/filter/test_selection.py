@@ -9,7 +9,7 @@ from tasks.blocks.filter import selection
 from tasks.core import tables
 from tasks.core.errors import BadInput, UnknownName
 from tests.support.tiny import user
-from tests.support.work import prompts, sampled, through
+from tests.support.work import ROWS, pairs, prompts, sampled, through
 
 
 def state(scores, **earlier):
@@ -51,7 +51,7 @@ def test_accepted_deduplicated_capped_and_made_into_rows():
             [("2", True, 1.0), ("3", True, 1.0)],
         ]
     )
-    last = through(first, positives={}, accepted={"critic": "c"}, deduplicate={}, cap={"per_prompt": 1})
+    last = through(first, rows=ROWS, accepted={"critic": "c"}, deduplicate={}, cap={"per_prompt": 1})
     assert reasons(last) == {"refused": 1, "no judgement: junk": 1, "duplicate": 1, "over the cap": 1}
     assert last.sft.height == 2
     assert set(last.sft["iteration"]) == {"i02"}
@@ -63,24 +63,22 @@ def test_accepted_deduplicated_capped_and_made_into_rows():
 
 def test_the_order_in_the_file_does_not_matter():
     scores = [[("4", True, 1.0), ("4", True, 1.0), ("5", False, 0.0)]]
-    one = through(state(scores), accepted={"critic": "c"}, deduplicate={}, positives={})
-    two = through(state(scores), positives={}, deduplicate={}, accepted={"critic": "c"})
+    one = through(state(scores), accepted={"critic": "c"}, deduplicate={}, rows=ROWS)
+    two = through(state(scores), rows=ROWS, deduplicate={}, accepted={"critic": "c"})
     assert one.sft.equals(two.sft)
     assert one.dropped.equals(two.dropped)
 
 
 def test_threshold_majority_length_and_well_formed():
     scores = [[("4", True, 0.6), ("5", False, 0.2), ("x y z", None, None)], [("1", True, 0.4)]]
-    assert (
-        through(state(scores), t={"block": "threshold", "critic": "c", "at_least": 0.5}, positives={}).sft.height == 1
-    )
-    voted = through(state(scores), majority={"critic": "c", "at_least": 0.5}, positives={})
+    assert through(state(scores), t={"block": "threshold", "critic": "c", "at_least": 0.5}, rows=ROWS).sft.height == 1
+    voted = through(state(scores), majority={"critic": "c", "at_least": 0.5}, rows=ROWS)
     assert reasons(voted) == {"not the most common answer": 1, "no judgement: junk": 1, "vote share below 0.5": 1}
-    assert reasons(through(state(scores), length={"min_tokens": 1, "max_tokens": 2}, positives={})) == {
+    assert reasons(through(state(scores), length={"min_tokens": 1, "max_tokens": 2}, rows=ROWS)) == {
         "longer than 2 tokens": 1
     }
-    assert reasons(through(state(scores), well_formed={}, positives={})) == {"no answer": 1}
-    assert through(state(scores), keep_all={}, positives={}).sft.height == 4
+    assert reasons(through(state(scores), well_formed={}, rows=ROWS)) == {"no answer": 1}
+    assert through(state(scores), keep_all={}, rows=ROWS).sft.height == 4
 
 
 def test_best_against_worst_drops_ties_silence_and_equal_texts():
@@ -91,7 +89,7 @@ def test_best_against_worst_drops_ties_silence_and_equal_texts():
         [("4", None, None), ("5", None, None)],
         [("4", None, 0.9)],
     ]
-    last = through(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
+    last = through(state(scores), pairs=pairs(critic="c", min_margin=0.1, per_prompt=1))
     assert last.pairs.select("margin", "weight").row(0) == (0.8, 1.0)
     assert last.pairs["chosen"][0][0]["content"] == "4"
     assert last.pairs["rejected"][0][0]["content"] == "5"
@@ -104,9 +102,12 @@ def test_vote_margin_is_the_weight():
         [("4", True, 0.6), ("4", True, 0.6), ("5", False, 0.2)],
         [("1", True, 0.3), ("2", False, 0.1)],
     ]
-    last = through(state(scores), pairs_vote_margin={"critic": "c", "at_least": 0.5, "per_prompt": 1})
+    last = through(
+        state(scores),
+        pairs=pairs("most", "least", critic="c", at_least=0.5, weight={"critic": None, "power": 1.0, "mean": None}),
+    )
     assert last.pairs.select("margin", "weight").rows() == [(0.4, 0.4)]
-    assert reasons(last) == {"vote share below 0.5": 1}
+    assert reasons(last) == {"no score of at least 0.5": 1}
 
 
 @given(
@@ -120,7 +121,7 @@ def test_vote_margin_is_the_weight():
     )
 )
 def test_no_pair_prefers_what_is_not_better(scores):
-    last = through(state(scores), pairs_best_worst={"critic": "c", "min_margin": 0.25, "per_prompt": 3})
+    last = through(state(scores), pairs=pairs(critic="c", min_margin=0.25, per_prompt=3))
     known = dict(last.critiques.select("candidate_id", "score").iter_rows())
     for row in last.pairs.iter_rows(named=True):
         assert known[row["chosen_id"]] - known[row["rejected_id"]] >= 0.25
@@ -131,7 +132,7 @@ def test_accumulate_and_replay():
     earlier = tables.frame([sft_row("old", "own", "i01"), sft_row("corpus", "solve")], tables.SFT)
     corpus = tables.frame([sft_row("a", "solve"), sft_row("b", "fact")], tables.SFT)
     scores = [[("4", True, 1.0)]]
-    both = {"accepted": {"critic": "c"}, "positives": {}}
+    both = {"accepted": {"critic": "c"}, "rows": ROWS}
     last = through(
         state(scores, earlier_sft=earlier, corpus=corpus),
         **both,
@@ -155,7 +156,7 @@ def test_a_filter_that_builds_nothing_is_refused():
     with pytest.raises(BadInput, match="no block builds training rows"):
         through(state([[("4", True, 1.0)]]), accepted={"critic": "c"})
     with pytest.raises(UnknownName, match="unknown critic 'cc'; did you mean 'c'"):
-        through(state([[("4", True, 1.0)]]), accepted={"critic": "cc"}, positives={})
+        through(state([[("4", True, 1.0)]]), accepted={"critic": "cc"}, rows=ROWS)
 
 
 def compared(first, *rows):
@@ -202,10 +203,10 @@ def test_decided_comparisons_are_preferences_and_everything_else_is_counted():
 def test_win_rates_rank_for_the_blocks_that_want_a_score():
     first = state([[(name, None, None) for name in "pqr"]])
     judged = compared(first, ("p", "q", True, 1.0), ("q", "r", None, 0.5), ("p", "r", None, None))
-    done = through(judged, pairs_best_worst={"critic": "c", "min_margin": 0.1, "per_prompt": 1})
+    done = through(judged, pairs=pairs(critic="c", min_margin=0.1, per_prompt=1))
     [pair] = done.pairs.to_dicts()
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["margin"]) == ("p", "q", 0.75)
-    kept = through(judged, threshold={"critic": "c", "at_least": 0.5}, positives={})
+    kept = through(judged, threshold={"critic": "c", "at_least": 0.5}, rows=ROWS)
     assert {row["completion"][0]["content"] for row in kept.sft.to_dicts()} == {"p", "r"}
 
 

@@ -371,7 +371,7 @@ def test_the_reference_is_another_model_than_the_start(train, initial, tmp_path)
         ({**DPO, "replay": {"fact": 2}}, {}, StageFailed, "dpo.replay asks for 2 rows of 'fact'"),
         (SFT, {"sft": sft_rows(weight=-1.0)}, StageFailed, "weight is negative"),
         (SFT, {"sft": sft_rows(weight=0.0)}, StageFailed, "every weight is 0"),
-        (DPO, {"pairs": pair_rows(smoothing=0.6)}, StageFailed, "smoothing"),
+        (DPO, {"pairs": pair_rows(smoothing=1.1)}, StageFailed, "smoothing"),
         (SFT, {"sft": sft_rows(prompt=tiny.user("1 " * 40))}, StageFailed, "the model holds 32"),
         ({**SFT, "lora": {**LORA, "targets": ["no_such_layer"]}}, {}, StageFailed, "no_such_layer"),
     ],

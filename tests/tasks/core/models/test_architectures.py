@@ -104,7 +104,7 @@ def test_a_step_of_training_learns_the_replies_alone_and_is_kept(folder, tokeniz
             rows = {"mixture": {"own": len(SHORT)}, "packing": True}
             trained = sft.sft(job, options.SftOptions(**{**tiny.SFT, **step, **rows}))
         else:
-            trained = dpo.dpo(job, options.DpoOptions(**{**tiny.DPO, **step, "batch_size": len(SHORT)}))
+            trained = dpo.dpo(job, options.DpoOptions(**{**tiny.DPO, **step, "mixture": {"own": len(SHORT)}}))
         return job.output, [point["loss"] for point in trained.curve]
 
     done = {kind: train(kind, 2) for kind in ("sft", "dpo")}

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -21,8 +22,11 @@ ROWS = batches.Rows(np.arange(7), np.array([0, 3]), np.array([3, 4]), np.array([
 
 
 def test_batches_arrive_as_they_were():
-    pairs = batches.PairBatches(ROWS, np.array([0.1]), np.array([0.2]), np.array([-1.0, -2.0]), np.array([[0], [0]]), 9)
-    for source in (pairs, batches.SftBatches(ROWS, np.array([0.3, 1.0]), np.array([[0, 1]]), 0.5, 11, True)):
+    one, two, plan = np.array([0.1]), np.array([-1.0, -2.0]), np.array([[0], [0]])
+    weighed = replace(ROWS, weights=np.linspace(0, 1, 7))
+    pairs = batches.PairBatches(ROWS, one, np.array([0.2]), one, two, plan, 9)
+    rated = batches.RatedBatches(weighed, np.array([True, False]), two, two, plan, ROWS, two, 9)
+    for source in (pairs, rated, batches.SftBatches(ROWS, np.array([0.3, 1.0]), np.array([[0, 1]]), 0.5, 11, True)):
         arrays: apart.Arrays = {}
         apart._flatten(source, "0", arrays)
         again = apart._built(type(source).__name__, "0", arrays)

@@ -11,7 +11,7 @@ from tasks.core.errors import StageFailed
 from tasks.core.models import tokenizers
 from tasks.core.models import weights as models_weights
 from tasks.core.training import batches, losses, trainers
-from tasks.core.training.options import DpoOptions, SftOptions
+from tasks.core.training.options import DpoOptions, KtoOptions, SftOptions
 from tasks.core.training.request import Fit, Reference
 from tests.support import tiny
 
@@ -92,7 +92,8 @@ def test_dpo_losses_by_hand():
     lengths = torch.tensor([2.0, 4.0])
 
     def loss(kind, smoothing, nll):
-        return float(losses.dpo_losses(logps, reference, lengths, torch.tensor([smoothing]), kind, 0.5, nll))
+        options = OPTIONS["dpo"].model_copy(update={"loss": kind, "beta": 0.5, "nll": nll})
+        return float(losses.dpo_losses(logps, reference, lengths, torch.tensor([smoothing]), torch.zeros(1), options))
 
     # ratios +1 and -2, so d = 3, beta * d = 1.5
     right, wrong = math.log1p(math.exp(-1.5)), math.log1p(math.exp(1.5))
@@ -108,15 +109,16 @@ def test_smoothing_of_a_half_does_not_know_chosen_from_rejected():
     logps, reference, lengths = torch.tensor([-2.0, -6.0]), torch.tensor([-3.0, -4.0]), torch.tensor([2.0, 4.0])
     half = torch.tensor([0.5])
     for kind in ("sigmoid", "ipo"):
-        one = losses.dpo_losses(logps, reference, lengths, half, kind, 0.5, 0.0)
-        other = losses.dpo_losses(logps.flip(0), reference.flip(0), lengths.flip(0), half, kind, 0.5, 0.0)
+        options = OPTIONS["dpo"].model_copy(update={"loss": kind, "beta": 0.5})
+        one = losses.dpo_losses(logps, reference, lengths, half, torch.zeros(1), options)
+        other = losses.dpo_losses(logps.flip(0), reference.flip(0), lengths.flip(0), half, torch.zeros(1), options)
         assert torch.allclose(one, other)
 
 
 def pair_batches(folders, weights):
     rows = encode(PROMPTS * 2, CHOSEN + REJECTED)
     reference = losses.reference_logps(Reference(folders / "1", rows, "float32"), lambda done, total: None)
-    return batches.PairBatches(rows, np.array(weights), np.zeros(3), reference, np.array([[0, 1, 2]]))
+    return batches.PairBatches(rows, np.array(weights), np.zeros(3), np.zeros(3), reference, np.array([[0, 1, 2]]))
 
 
 def test_reference_log_probabilities(folders):
@@ -276,3 +278,113 @@ def test_the_shares_of_several_processes_are_the_step(folders):
                 )
 
         assert sum(map(loss, shares)) == pytest.approx(loss(source.step(0)), rel=1e-5)
+
+
+def test_regression_and_optimism_by_hand():
+    logps, reference = torch.tensor([-2.0, -6.0]), torch.tensor([-3.0, -4.0])  # ratios +1 and -2, so d = 3
+
+    def loss(margin, smoothing=0.0, **changes):
+        options = OPTIONS["dpo"].model_copy(update={"beta": 0.5, **changes})
+        told = torch.tensor([2.0, 4.0]), torch.tensor([smoothing]), torch.tensor([margin])
+        return float(losses.dpo_losses(logps, reference, *told, options))
+
+    assert loss(0.25, loss="regress") == pytest.approx((1.5 - 0.25) ** 2)
+    assert loss(-1.0, loss="regress") == pytest.approx((1.5 + 1.0) ** 2)  # the pair may be the wrong way round
+    assert loss(0.25, 1.0, loss="regress") == pytest.approx((-1.5 - 0.25) ** 2)
+    plain = loss(0.0)
+    assert loss(0.0, optimism=0.1) == pytest.approx(plain + 0.1 * 0.5 * (1 - 2) / 2)
+    assert loss(0.0, 1.0) == pytest.approx(math.log1p(math.exp(1.5)))  # all of it the wrong way round
+
+
+def test_kto_losses_by_hand():
+    ratios, labels = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
+    good, bad = losses.kto_losses(ratios, labels, torch.tensor(0.5), 2.0).tolist()
+    assert good == pytest.approx(1 - 1 / (1 + math.exp(-1.0)))
+    assert bad == pytest.approx(1 - 1 / (1 + math.exp(1.0)))
+
+
+def rated_batches(folders, weights, limit=batches.PASS_TOKENS):
+    """Three rows of one step, the second a bad one."""
+    rows, strangers = encode(PROMPTS, CHOSEN), encode(PROMPTS, [CHOSEN[2], CHOSEN[0], CHOSEN[1]])
+    known, strange = (
+        losses.reference_logps(Reference(folders / "1", several, "float32"), lambda done, total: None)
+        for several in (rows, strangers)
+    )
+    labels, plan = np.array([True, False, True]), np.array([[0, 1, 2]])
+    return batches.RatedBatches(rows, labels, np.array(weights), known, plan, strangers, strange, limit)
+
+
+@pytest.mark.parametrize("limit", [batches.PASS_TOKENS, 8])
+def test_rated_rows_give_the_loss_of_trl(folders, tmp_path, limit):
+    """With its own weights for good and bad answers, in one pass or in several."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    source = rated_batches(folders, [1.5, 0.5, 1.5], limit)
+    options = KtoOptions(**{**tiny.KTO, **STEPS, "mixture": {"own": 3}, "beta": 0.3})
+    model = load(folders / "0")
+    ours = trainer_of("kto", model, tmp_path, source, options)
+    ours.create_optimizer_and_scheduler(2)
+    loss = ours.training_step(model, list(map(losses.tensors, source.step(0))))
+
+    def cut(rows, i):
+        begin, end = rows.starts[i], rows.starts[i] + rows.lengths[i]
+        return rows.tokens[begin : begin + rows.prompts[i]].tolist(), rows.tokens[
+            begin + rows.prompts[i] : end
+        ].tolist()
+
+    data = [
+        {"prompt_ids": cut(source.rows, i)[0], "completion_ids": cut(source.rows, i)[1]}
+        | {"KL_completion_ids": cut(source.strangers, i)[1], "label": bool(source.labels[i])}
+        for i in range(3)
+    ]
+
+    class Prepared(KTOTrainer):
+        def _prepare_dataset(self, dataset, *arguments):
+            return dataset
+
+    arguments = KTOConfig(
+        output_dir=str(tmp_path), beta=0.3, desirable_weight=1.5, undesirable_weight=0.5, use_cpu=True, bf16=False,
+        report_to=[], gradient_checkpointing=False, remove_unused_columns=False, per_device_train_batch_size=3,
+    )  # fmt: skip
+    theirs = Prepared(
+        model=load(folders / "0"),
+        ref_model=load(folders / "1"),
+        args=arguments,
+        train_dataset=Dataset.from_list(data),
+        processing_class=TOKENIZER,
+    )
+    expected = theirs._compute_loss(theirs.model, theirs.data_collator(data), False)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_turns_of_weight_zero_are_read_and_not_learned(folders):
+    """A first answer and what is said to it: the model reads both, and learns the second answer and its end alone."""
+    dialogue = [*tiny.reply("2 1"), *tiny.user("3 :"), *tiny.reply("1 2")]
+    prompt = tiny.user("1 2 :")
+    [rows] = [batches.encode(TOKENIZER, [prompt], [dialogue], ["r"], 64, [[0.0, 0.0, 1.0]])]
+    words = TOKENIZER.convert_ids_to_tokens(rows.tokens.tolist())
+    learnt = [word for word, weight in zip(words, rows.weights, strict=True) if weight]
+    assert learnt == ["1", "2", "<eos>"]
+    assert rows.masses().tolist() == [3.0]
+    source = batches.SftBatches(rows, np.ones(1), np.array([[0]]), 1.0)
+    model = load(folders / "0")
+    trainer = trainer_of("sft", model, folders / "c", source)
+    loss = sum(trainer.compute_loss(model, losses.tensors(group)) for group in source.step(0))
+    whole = by_hand(model, rows)[0]
+    assert loss.item() == pytest.approx(float(-whole[-3:].mean()), rel=1e-5)
+    asked = [*prompt, *dialogue[:2]]
+    alone = batches.encode(TOKENIZER, [asked], [dialogue[2:]], ["r"], 64)
+    assert alone.tokens.tolist() == rows.tokens.tolist()  # what generation reads, training reads
+    both = batches.encode(TOKENIZER, [prompt, asked], [dialogue, dialogue[2:]], ["a", "b"], 64, [[0.5, 0.0, 1.0], None])
+    assert both.masses().tolist() == [0.5 * 3 + 3, 3.0]
+    packed = batches.SftBatches(both, np.ones(2), np.array([[0, 1]]), 1.0, packed=True)
+    assert sum(float(group["token_weights"].sum()) for group in packed.step(0)) == pytest.approx(1.0)
+
+
+def test_neighbours_of_one_role_are_one_message():
+    parts = [*tiny.reply("2 "), *tiny.reply("1")]
+    rows = batches.encode(TOKENIZER, [tiny.user("1 2 :")], [parts], ["r"], 64, [[0.0, 1.0]])
+    whole = batches.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["r"], 64)
+    assert rows.tokens.tolist() == whole.tokens.tolist()
+    assert rows.weights[rows.prompts[0] :].tolist() == [0.0, 1.0, 1.0]

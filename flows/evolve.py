@@ -33,7 +33,7 @@ def evolve(root: Path, targets: Sequence[str], force: bool, begin: Callable[[], 
     groups = {name.partition("@")[0] for name in known}
     for target in targets:
         if target not in groups and target not in known:
-            raise unknown_name("stage", target, [*groups, *known], "dvc.yaml")
+            raise unknown_name("stage", target, {*groups, *known}, "dvc.yaml")
     silence()
     skipped: dict[str, int] = {}
     ran: list[str] = []

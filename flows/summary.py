@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.history.overview import WIDER, WIDTH, benchmarks, table
+from flows.history.overview import WIDER, WIDTH, benchmarks, small, table
 from flows.machine import terminal
 from tasks.core.catalog import ARTIFACTS
 
@@ -19,6 +19,8 @@ def show(root: Path, console: "Console | None" = None) -> None:
     out = console or Console(highlight=False)
     out.width = max(out.width, WIDTH + WIDER * len(benchmarks(root)))
     out.print(table(root))
+    if few := small(root):
+        out.print(few)
     if (root / ARTIFACTS["report"].path / "report.md").is_file():
         out.print("all figures: data/report/report.md    curves: make ui")
     else:

@@ -51,6 +51,10 @@ def run(context: Context) -> None:
         new_pairs=new_pairs,
         pairs=state.pairs.height,
         prompts_with_rows=new["prompt_id"].n_unique(),
+        **{
+            f"dropped_by_{block}": count
+            for block, count in state.dropped.group_by("block", maintain_order=True).len().rows()
+        },
     )
     if context.options and new.is_empty() and not new_pairs and state.rated.is_empty():
         lines = reasons(state.dropped) or ["there was no candidate to begin with"]

@@ -50,8 +50,14 @@ def life(root: Path, given: str) -> Record:
 def find(artifacts: Artifacts, given: str) -> tuple[str, str]:
     """Kind and full id. Raises `BadInput`."""
     start = given.strip().lower()
+    if folder := re.fullmatch(r"data/(i\d+)/candidate/?", given.strip()):
+        start = artifacts.digest(folder[1], float("inf")) or start
     if len(start) < SHORTEST or not re.fullmatch(r"[0-9a-f]+", start):
-        raise BadInput(f"'{given}' is no id: at least {SHORTEST} of an id's hexadecimal digits are needed")
+        raise BadInput(
+            f"'{given}' is no id: at least {SHORTEST} of an id's hexadecimal digits are needed; ids stand in the columns "
+            "prompt_id, candidate_id and row_id of the tables, such as data/i01/dataset/sft.parquet, and a model may be named "
+            "by its folder"
+        )
     found = set(_matches(artifacts, start))
     if not found:  # a model too large to be read without need
         digests = [artifacts.digest(iteration, float("inf")) for iteration in artifacts.iterations]

@@ -15,6 +15,7 @@ Nothing here imports MLflow, DVC or torch, and nothing here writes.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +27,14 @@ from flows.params.file import parse
 from flows.params.schema import UNREAD
 from tasks.core import digests
 from tasks.core.catalog import ARTIFACTS, BASE
+from tasks.core.errors import BadInput
 
 TOKEN_TABLES = {  # stage -> the tables of an iteration that count new tokens in `tokens`
     "sample": ("samples",),
     "critique": ("critiques",),
     "refine": ("refinements", "refinement_critiques"),
 }
+PAUSES = (0.1, 0.3, 0.6)  # seconds before dvc.lock is read again
 HASH_LIMIT = 512 * 2**20  # bytes; larger outputs are not hashed to recognise a record, the smaller ones decide
 
 
@@ -114,7 +117,7 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
     path = root / "dvc.lock"
     if not path.is_file():
         return []
-    stages = parse(path.read_text(encoding="utf-8"), path.name).get("stages") or {}
+    stages = _whole(path).get("stages") or {}
     entries = {name: entry for name, entry in stages.items() if _same_values(_values(entry), params)}
     everything = {out["path"] for entry in stages.values() for out in entry.get("outs", [])}
     while True:
@@ -125,6 +128,16 @@ def executions(root: Path, params: Mapping[str, Any], files: Files) -> list[Exec
         entries = fresh
     found = [_execution(name, entry) for name, entry in entries.items()]
     return sorted(found, key=_order)
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """dvc.lock. DVC writes it in place: what is cut off is read again a moment later. Raises `BadInput`."""
+    for pause in PAUSES:
+        try:
+            return parse(path.read_text(encoding="utf-8"), path.name)
+        except BadInput:
+            time.sleep(pause)
+    return parse(path.read_text(encoding="utf-8"), path.name)
 
 
 def made_with(record: Record, params: Mapping[str, Any]) -> bool:

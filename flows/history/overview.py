@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from flows.history import account as history_account
 from flows.history import lock, records
 from flows.machine import state, terminal
@@ -35,6 +37,7 @@ SHARES = {  # column -> figure of metrics.json, shown in percent
     "refined\nwrong\n->right": "refine_wrong_to_right",
     "refined\nright\n->wrong": "refine_right_to_wrong",
 }
+FEW = 100  # held-out prompts from which a figure means something
 BENCHMARKS = 3  # columns of them, at most
 
 
@@ -91,6 +94,24 @@ def table(root: Path) -> "Table":
     for cells in lines:
         made.add_row(*cells)
     return made
+
+
+def small(root: Path) -> str | None:
+    """A caution where so few prompts are evaluated that figures say little; None where there are enough."""
+    counts = {name: _rows(root / ARTIFACTS[name].path) for name in ("heldout", "probe")}
+    heldout, probe = counts["heldout"], counts["probe"]
+    if heldout is None or probe is None or heldout >= FEW:
+        return None
+    half = 100 * Z95 * 0.5 / max(1, heldout) ** 0.5
+    return (
+        f"{heldout} held-out prompts: one accuracy is known to within {half:.0f} points, so this run checks the wiring; "
+        f"`promoted` goes by the probe set, {probe} prompts"
+    )
+
+
+def _rows(path: Path) -> int | None:
+    """The rows of a table, None where it is not there."""
+    return pl.scan_parquet(path).select(pl.len()).collect().item() if path.is_file() else None
 
 
 def _seconds(root: Path, params: Mapping[str, Any]) -> dict[str, str]:

@@ -87,6 +87,7 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
     that lacks a skill which the recipe needs."""
     recipe = read(name)
     family = family or recipe.family
+    _check_sections(recipe.params, f"{name}.yaml: params")
     defaults = read_as(FamilyDefaults, "families", family, "family")
     blocks = _beside("blocks.yaml") | defaults.blocks
     given = sections.merged(defaults.params, recipe.params)
@@ -104,6 +105,20 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
     made = with_iterations(made, iterations or recipe.iterations)
     _refuse_unusable(recipe, made)
     return made
+
+
+def _check_sections(params: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Raises `BadInput` for sections and entries of a recipe that cannot be, before they meet a family's."""
+    known = ("engine", *STAGES)
+    for stage, section in params.items():
+        if stage not in known:
+            raise unknown_name("section", stage, known, where)
+        for name, entry in section.items() if stage in WITH_BLOCKS else ():
+            if not isinstance(entry, Mapping):
+                told = "null" if entry is None else repr(entry)
+                raise BadInput(
+                    f"{where}.{stage}.{name}: given {told}; a block takes a mapping of options, `{{}}` if it has none"
+                )
 
 
 def _refuse_unusable(recipe: Recipe, made: Mapping[str, Any]) -> None:

@@ -38,7 +38,8 @@ def parse(text: str, name: str) -> dict[str, Any]:
         raise BadInput(f"{name}, line {line}: {what} is given twice; keep one of them") from error
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        hint = f"; {URL}" if "':'" in str(error.problem) and "://" in text.splitlines()[line - 1] else ""
+        around = [*text.splitlines(), ""][line - 1 : line]  # the file may end before the mark
+        hint = f"; {URL}" if "':'" in str(error.problem) and "://" in "".join(around) else ""
         raise BadInput(f"{name}, line {line}: is not YAML: {error.problem or error.context}{hint}") from error
     except YAMLError as error:
         raise BadInput(f"{name} is not YAML: {error}") from error

@@ -14,12 +14,16 @@ from typing import Any
 from flows.params import between
 from flows.params.file import FILE
 from flows.params.inputs import attempt, check_files, check_installed
-from flows.params.schema import LOOP, MODELS, STAGES, File, Row, beyond_shape
+from flows.params.schema import LOOP, MODELS, STAGES, WITH_BLOCKS, File, Row, beyond_shape
 from flows.params.sections import number, options
 from tasks.core.block import validate
 from tasks.core.catalog import BASE
 from tasks.core.errors import BadInput, unknown_name
 
+NOTHING = (
+    "write {} for a block without options, or take the line out; null leaves a block out of one iteration, in its row of "
+    "iterations"
+)
 DEEPEST = 30  # nesting; a YAML alias can make a mapping contain itself
 
 
@@ -133,6 +137,8 @@ def _row(iteration: str, entry: Any, table: Mapping[str, Any]) -> Iterator[str]:
 def _check_stage(problems: list[str], params: Mapping[str, Any], stage: str, iterations: list[str]) -> None:
     """Parses the section as it stands, then once more for every row that overrides it."""
     own: list[str] = []
+    if stage in WITH_BLOCKS:
+        own += [f"{stage}.{name}: given null; {NOTHING}" for name, entry in params[stage].items() if entry is None]
     attempt(own, options, params, stage, None)
     problems.extend(own)
     if stage not in LOOP:

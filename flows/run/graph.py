@@ -9,6 +9,7 @@ whose command is not `python -m flows.stage ...` are left to DVC.
 
 import contextlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ def reproduce(root: Path, targets: Sequence[str], force: bool, run: Run, say: Sa
 
     try:
         with Repo(str(root)) as repo:
+            logging.getLogger("dvc").setLevel(logging.WARNING)  # what happens is told by `say`
             done = repo.reproduce(targets=list(targets) or None, force=force, repro_fn=hook)
             return [stage.addressing for stage in done]
     except NotDvcRepoError as error:

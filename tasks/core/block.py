@@ -22,6 +22,7 @@ What a block gives and needs are words, and `flows.params.between` holds them ag
                                            what filter makes and train takes; "corpus rows of PART": what replays take
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +141,13 @@ def bind(blocks: Mapping[str, Block], section: Mapping[str, Any], where: str) ->
             )
         wanted = str(entry.get("block", name))
         if wanted not in blocks:
-            raise unknown_name("block", wanted, blocks, f"{where}.{name}")
+            error = unknown_name("block", wanted, blocks, f"{where}.{name}")
+            own = (
+                ""
+                if "block" in entry
+                else f"; a name of your own takes `block: {next(iter(blocks))}` or another of them"
+            )
+            raise type(error)(f"{error}{own}")
         options = {key: value for key, value in entry.items() if key != "block"}
         block = blocks[wanted]
         bound.append(Bound(name, wanted, block, validate(block.options, options, f"{where}.{name}")))
@@ -155,7 +162,18 @@ def validate(cls: type[Options], given: Any, where: str) -> Any:
     try:
         return cls.model_validate(given)
     except ValidationError as error:
-        raise BadInput("\n".join(_told(cls, problem, where) for problem in error.errors())) from error
+        raise BadInput("\n".join(_told(cls, problem, where) for problem in _first(error.errors()))) from error
+
+
+def _first(problems: list[Any]) -> list[Any]:
+    """The complaints without those that follow from another: a misspelt key is missing too."""
+    surplus = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
+
+    def follows(loc: tuple[Any, ...]) -> bool:
+        beside = [str(other[-1]) for other in surplus if other[:-1] == loc[:-1]]
+        return bool(difflib.get_close_matches(str(loc[-1]), beside, n=1))
+
+    return [problem for problem in problems if problem["type"] != "missing" or not follows(problem["loc"])]
 
 
 def _told(cls: type[Options], problem: Any, where: str) -> str:
@@ -165,7 +183,7 @@ def _told(cls: type[Options], problem: Any, where: str) -> str:
         known = _fields_at(cls, problem["loc"][:-1])
         return str(unknown_name("key", str(problem["loc"][-1]), known, place.rpartition(".")[0] or "params.yaml"))
     if problem["type"] == "missing":
-        return f"{place}: is missing; every value stands in params.yaml"
+        return f"{place}: is missing" + ("" if where.endswith(".yaml") else "; every value stands in params.yaml")
     said = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
     if problem["type"] in ("dict_type", "model_type"):
         said = "a mapping is wanted, `{}` if it is empty"

@@ -51,8 +51,8 @@ def rows(state: Selection, options: Rows) -> Selection:
 
 class Rated(Options):
     critic: str  # whose verdict is the label
-    of: list[str]  # as in `rows`
-    part: str = Field(min_length=1)
+    of: list[str]  # names of the blocks of sample and refine whose candidates are rated; []: all
+    part: str = Field(min_length=1)  # of the dataset
 
 
 def rated(state: Selection, options: Rated) -> Selection:

@@ -18,7 +18,7 @@ class Weight(Options):
     H it is H^a / mean(H^a)."""
 
     critic: str
-    power: float
+    power: float  # of the score; 1: the score itself
     mean: float | None = Field(gt=0)  # null: as they are
 
     def reads(self, option: str) -> list[Read]:

@@ -460,13 +460,20 @@ def test_an_override_changes_its_own_stage_and_iteration_only(params: dict[str, 
 
 
 def test_null_leaves_a_block_out_and_stays_a_value_elsewhere(params: dict[str, Any]) -> None:
-    params["refine"]["revise"] = None
+    params["iterations"]["i01"]["refine"] = {"revise": None}
     params["evaluations"]["i02"] = {"refine": None}
     problems.check(params)
-    assert sections.options(params, "refine", "i01") == sections.options(params, "refine", None)
+    assert len(sections.options(params, "refine", "i02")) == len(sections.options(params, "refine", None)) == 1
     assert sections.section(params, "refine", "i01") == {}
     assert sections.section(params, "evaluate", "i02")["refine"] is None
     assert sections.section(params, "evaluate", "i00")["refine"] is not None
+
+
+def test_null_in_a_section_is_a_slip(params: dict[str, Any]) -> None:
+    params["filter"]["accepted"] = None
+    assert refusal(params).startswith(
+        "filter.accepted: given null; write {} for a block without options, or take the line out"
+    )
 
 
 def test_keys_rows_and_order(params: dict[str, Any]) -> None:
@@ -502,7 +509,9 @@ def text_params(
 ) -> dict[str, Any]:
     params = compose.compose("self_rewarding", "text")
     params["critique"] = {"judge": critique}
-    params["filter"] = {name: {"critic": "judge", **entry} for name, entry in filters.items()}
+    params["filter"] = {
+        name: entry if "chosen" in entry else {"critic": "judge", **entry} for name, entry in filters.items()
+    }
     if critics:
         params["evaluate"] |= {"critics": critics, "best_of": None}
     return params

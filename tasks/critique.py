@@ -1,6 +1,6 @@
 """critique: the judge's opinions of the samples.
 
-Reads `prompts`, `samples` and the policy of the iteration that the row names as `judge`.
+Reads `prompts`, `samples` and the policies that the row names, of which `judge` is asked unless a critic names another.
 Writes `critiques` (CRITIQUES) and `critics`: who judged and with which critics, so that `refine` judges refinements in
 the same way.
 """
@@ -24,11 +24,11 @@ def parse(section: Mapping[str, Any]) -> list[Bound]:
 
 def run(context: Context) -> None:
     family = families.read(context)
-    pointer = context.pointer(context.row["judge"])
+    pointers = context.pointers()
     work = Work(
         prompts=context.load("prompts"),
         family=family,
-        models=Cast(context.model, {JUDGE: pointer}),
+        models=Cast(context.model, pointers),
         truth=context.truth(family),
         seed=context.seed,
         name="critique",
@@ -47,5 +47,5 @@ def run(context: Context) -> None:
         if verdicts.is_not_null().any():
             context.log(**{f"{critic.name}_accepted": verdicts.to_list().count(True) / verdicts.len()})
     context.save("critiques", critiques)
-    critics = {c.name: {"block": c.kind, **c.options.model_dump(mode="json")} for c in context.options}
-    context.save("critics", {"judge": asdict(pointer), "critics": critics})
+    critics = {critic.name: critic.entry() for critic in context.options}
+    context.save("critics", {"judge": asdict(pointers[JUDGE]), "critics": critics})

@@ -8,6 +8,7 @@ answer that the critic refuses, and the truth of every answer where the family h
 Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts), `metrics.json` beside it
 (flat figures of `tasks.blocks.evaluate.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
 `iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, and `guards`.
+`answers` adds ways to answer with the samples (`tasks.blocks.evaluate.ways`), held out.
 Only `probe.json` may be read inside the loop. Figures are null where the family has no truth. `benchmarks` adds the
 figures of standard benchmarks to the held-out ones (`tasks.blocks.evaluate.benchmarks`).
 Reruns for another candidate, other sets, this section, its override in the iteration's row of
@@ -25,7 +26,7 @@ from tasks import families
 from tasks.blocks import critique, refine
 from tasks.blocks.critique.judging import judged
 from tasks.blocks.critique.opinions import aggregate
-from tasks.blocks.evaluate import benchmarks, guards, metrics
+from tasks.blocks.evaluate import benchmarks, guards, metrics, ways
 from tasks.blocks.evaluate.options import Benchmark
 from tasks.blocks.sample import iid
 from tasks.blocks.work import JUDGE, POLICY, Made, Work
@@ -34,10 +35,12 @@ from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Bound, Options, bind, validate
 from tasks.core.context import Context
 from tasks.core.engines import server_renders
-from tasks.core.errors import unknown_name
+from tasks.core.errors import BadInput, unknown_name
 from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer
 from tasks.core.seeds import derive
+
+KINDS = ("greedy", "sample", "refined")  # of predictions, beside the ways to answer
 
 
 class Section(Options):
@@ -50,6 +53,7 @@ class Section(Options):
     critics: dict[str, Any]  # name -> critic block
     best_of: str | None  # the critic whose score chooses among samples
     refine: dict[str, Any] | None  # a refinement block
+    answers: dict[str, ways.Way]  # name -> how the samples give one answer; {} for none
     benchmarks: dict[str, Benchmark] | None  # name -> tasks of lm-eval
     benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
 
@@ -65,6 +69,7 @@ class Evaluation:
     critics: list[Bound]
     own: str | None
     refine: Bound | None
+    answers: Mapping[str, ways.Way]
     benchmarks: Mapping[str, Benchmark]
     benchmark_files: str
 
@@ -76,6 +81,7 @@ class Examination:
     predictions: pl.DataFrame
     critiques: pl.DataFrame
     tokens: dict[str, int]
+    answered: Mapping[str, float | None]  # way to answer -> its tokens a prompt
 
 
 def parse(section: Mapping[str, Any]) -> Evaluation:
@@ -90,10 +96,21 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
     for place, name in (("evaluate.best_of", given.best_of), ("evaluate.refine.critic", gate)):
         if name is not None and name not in names:
             raise unknown_name("critic", name, names, place)
+    for way, options in given.answers.items():
+        if way in KINDS:
+            raise BadInput(
+                f"evaluate.answers.{way}: is the name of answers that are there anyway ({', '.join(KINDS)}); take another"
+            )
+        if options.critic is not None and options.critic not in names:
+            raise unknown_name("critic", options.critic, names, f"evaluate.answers.{way}.critic")
+        if options.critic is not None and "scores" not in next(c for c in bound if c.name == options.critic).gives:
+            raise BadInput(
+                f"evaluate.answers.{way}.critic: given '{options.critic}', which gives no scores; name one that does"
+            )
     own = given.best_of or gate or (names[0] if names else None)
     return Evaluation(
         given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refiner,
-        given.benchmarks or {}, given.benchmark_files,
+        given.answers, given.benchmarks or {}, given.benchmark_files,
     )  # fmt: skip
 
 
@@ -115,6 +132,7 @@ def run(context: Context) -> None:
         results[part] = examine(work, options)
     heldout, probe = results["heldout"], results["probe"]
     figures = metrics.summary(heldout.predictions, options.samples)
+    figures |= metrics.rounded(ways.figures(heldout.predictions, heldout.answered))
     figures |= benchmarks.measure(standard, model, context.seed)
     report = {
         "metrics": metrics.summary(probe.predictions, options.samples),
@@ -136,11 +154,11 @@ def run(context: Context) -> None:
 def asks(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
     """What the examination of `prompts` prompts asks, at most: no two answers alike, every greedy one refused.
     `questions`: as in `tasks.core.asking.demand.Counts`."""
-    answers = Counts(prompts, prompts * (1 + options.samples), questions)
+    counts = Counts(prompts, prompts * (1 + options.samples), questions)
     asked = [
         Demand("answer", prompts, options.max_new_tokens),
         Demand("answer", prompts * options.samples, options.max_new_tokens, options.samples),
-        *(demand for critic in options.critics for demand in critic.asks(answers)),
+        *(demand for critic in options.critics for demand in critic.asks(counts)),
     ]
     if options.refine is not None:
         asked += refine.asks(options.refine, options.critics, Counts(prompts, prompts, questions))
@@ -160,11 +178,11 @@ def examine(work: Work, options: Evaluation) -> Examination:
     )
     greedy = iid.iid_k(replace(work, name=f"{part} greedy"), greedily).candidates
     drawn = iid.iid_k(replace(work, name=f"{part} samples", seed=derive(seed, "samples")), sampled).candidates
-    answers = pl.concat([greedy, drawn]).with_columns(
+    both = pl.concat([greedy, drawn]).with_columns(
         judged_id=pl.col("candidate_id").first().over("prompt_id", "response")
     )
     judging = replace(work, seed=derive(seed, "critics"), voters=frozenset(drawn["candidate_id"]))
-    critiques = _criticise(answers, judging, options.critics)
+    critiques = _criticise(both, judging, options.critics)
     made = Made()
     if options.refine is not None:
         before = critiques.join(greedy.select("candidate_id"), on="candidate_id", how="semi", maintain_order="left")
@@ -175,11 +193,12 @@ def examine(work: Work, options: Evaluation) -> Examination:
     )
     rows = pl.concat(
         [
-            _rows(greedy, "greedy", answers.head(greedy.height)["judged_id"]),
-            _rows(drawn, "sample", answers.tail(drawn.height)["judged_id"]),
+            _rows(greedy, "greedy", both.head(greedy.height)["judged_id"]),
+            samples := _rows(drawn, "sample", both.tail(drawn.height)["judged_id"]),
             _rows(final, "refined", final["candidate_id"]),
             _unanswered(work.prompts, greedy, "greedy", 1),
             _unanswered(work.prompts, drawn, "sample", options.samples),
+            ways.chosen(samples, critiques, options.answers),
         ]
     )
     opinions = pl.concat([critiques, made.opinions])
@@ -190,7 +209,8 @@ def examine(work: Work, options: Evaluation) -> Examination:
         "refine": int(made.candidates["tokens"].sum()),
     }
     own = critiques.filter(pl.col("critic") == options.own) if options.own else critiques.clear()
-    return Examination(predictions, own, tokens)
+    answered = {name: ways.tokens(drawn, critiques, way, work.prompts.height) for name, way in options.answers.items()}
+    return Examination(predictions, own, tokens, answered)
 
 
 def _criticise(answers: pl.DataFrame, work: Work, critics: Sequence[Bound]) -> pl.DataFrame:

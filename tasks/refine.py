@@ -1,6 +1,7 @@
 """refine: the policy revises what its critic refused, and the revisions are judged in turn.
 
-Reads `prompts`, `samples`, `critiques`, `critics` (who judges, and how) and the previous policy.
+Reads `prompts`, `samples`, `critiques`, `critics` (who judges, and how) and the policies that the row names, of which
+`previous` revises.
 Writes `refinements` (CANDIDATES, turn 1 and up, with `parent_id`) and `refinement_critiques` (CRITIQUES).
 """
 
@@ -10,7 +11,7 @@ from typing import Any
 from tasks import families
 from tasks.blocks import critique
 from tasks.blocks.refine import BLOCKS
-from tasks.blocks.work import JUDGE, POLICY, Cast, Work, combined
+from tasks.blocks.work import JUDGE, Cast, Work, combined
 from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 from tasks.core.errors import unknown_name
@@ -31,10 +32,7 @@ def run(context: Context) -> None:
     work = Work(
         prompts=context.load("prompts"),
         family=family,
-        models=Cast(
-            context.model,
-            {POLICY: context.pointer(context.row["previous"]), JUDGE: Pointer(**judges["judge"])},
-        ),
+        models=Cast(context.model, {**context.pointers(), JUDGE: Pointer(**judges["judge"])}),
         truth=context.truth(family),
         seed=context.seed,
         name="refine",

@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks import families
 from tasks.blocks.sample import BLOCKS
-from tasks.blocks.work import POLICY, Cast, Work, combined
+from tasks.blocks.work import Cast, Work, combined
 from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 
@@ -21,7 +21,7 @@ def parse(section: Mapping[str, Any]) -> list[Bound]:
 
 def run(context: Context) -> None:
     family = families.read(context)
-    models = Cast(context.model, {POLICY: context.pointer(context.row["previous"])})
+    models = Cast(context.model, context.pointers())
     work = Work(context.load("prompts"), family, models, context.truth(family), context.seed, "sample")
     samples = combined([maker(work.of(maker)) for maker in context.options]).candidates
     context.log(

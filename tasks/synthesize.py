@@ -32,11 +32,12 @@ def run(context: Context) -> None:
     pool, labels = context.load("pool").sort("prompt_id"), context.load("labels")
     before, earlier = context.load("prompts", previous), context.load("invented", previous)
     guard = family.guard(context.load("fingerprints"))
-    models = Cast(context.model, {POLICY: context.pointer(previous)})
+    models = Cast(context.model, context.pointers())
     found = [tables.empty(tables.PROMPTS)]
     for block in context.options:
         seed = derive(context.seed, block.name)
-        supplied = block(Supply(family, pool, before, earlier, guard, models, seed, block.name))
+        model = block.model or POLICY
+        supplied = block(Supply(family, pool, before, earlier, guard, models, seed, block.name, model))
         found.append(supplied.prompts)
         context.log(**supplied.figures)
     prompts = pl.concat(found).unique("prompt_id", keep="first", maintain_order=True)

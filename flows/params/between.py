@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from flows.params import sections as own
+from flows.params.schema import MODELS, WITH_BLOCKS
 from tasks import evaluate, families, promote
 from tasks.blocks.critique import BLOCKS as CRITICS
 from tasks.blocks.evaluate import metrics
-from tasks.core.block import SKILLS, Bound
+from tasks.core.block import SKILLS, Bound, asks_nothing
 from tasks.core.catalog import BASE
 from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.engines.options import NO_SCORES
@@ -57,10 +58,11 @@ class _Iteration:
         return {critic.name: critic for critic in self.blocks("critique")}
 
     def abilities(self) -> Iterator[str]:
-        """What blocks need of the family, the engine and the recipe."""
-        for stage in ("synthesize", "sample", "critique", "refine", "filter", "train"):
+        """What blocks need of the family, the engine, the recipe and the row."""
+        for stage in WITH_BLOCKS:
             for block in self.blocks(stage):
                 yield from _abilities(f"{stage}.{block.name}", block, self.params)
+                yield from _models(f"{stage}.{block.name}", block)
 
     def opinions(self) -> Iterator[str]:
         """Whether the critics that blocks name are there and say what the blocks ask for."""
@@ -168,6 +170,15 @@ def _abilities(place: str, block: Bound, params: Params) -> Iterator[str]:
         )
 
 
+def _models(place: str, block: Bound) -> Iterator[str]:
+    """Whether the models that a block names are columns of the row, and whether it asks any."""
+    if block.model is not None and block.block.asks is asks_nothing:
+        yield f"{place}.model: given '{block.model}', but block {block.kind} asks no model; leave it out"
+    for option, column in (("model", block.model), ("minus", getattr(block.options, "minus", None))):
+        if column is not None and column not in MODELS:
+            yield str(unknown_name("column of the row", column, MODELS, f"{place}.{option}"))
+
+
 def _way_out(block: Bound, skill: str) -> str:
     """What makes a block do without a skill: an option to set to null, or leaving the block out."""
     for name, given in block.options:
@@ -187,6 +198,8 @@ def _evaluation(params: Params, iteration: str) -> Iterator[str]:
     for critic in evaluation.critics:
         place = f"evaluate.critics.{critic.name}"
         yield from _abilities(place, critic, params)
+        if critic.model is not None or getattr(critic.options, "minus", None) is not None:
+            yield f"{place}: names another model, and evaluate asks the candidate alone; leave it out"
         if "comparisons" in critic.gives:
             yield f"{place}: block {critic.kind} compares answers and judges none by itself; evaluate with another critic"
     if evaluation.refine is not None:

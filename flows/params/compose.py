@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -30,6 +30,9 @@ class Recipe(Options):
     labels: bool
     family: str
     iterations: int = Field(ge=1, le=99)
+    models: dict[str, Literal["previous", "base", "before"]] = Field(
+        default_factory=dict
+    )  # whose policy a column names
     params: dict[str, dict[str, Any]]  # sections: what the recipe says itself
 
 
@@ -102,6 +105,8 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
             if section["refine"] is not None:
                 section = section | _filled({"refine": section["refine"]}, blocks)
         made[stage] = section
+    if strange := sorted(recipe.models.keys() - set(MODELS)):
+        raise unknown_name("column", strange[0], MODELS, f"{name}.yaml: models")
     made = with_iterations(made, iterations or recipe.iterations)
     _refuse_unusable(recipe, made)
     return made
@@ -156,12 +161,17 @@ def _filled(
 
 
 def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """The params with iterations i01 to `n`: rows that are there stay, new ones start from the one before."""
+    """The params with iterations i01 to `n`: rows that are there stay, new ones start from the one before, or as the
+    recipe says."""
     present = params.get("iterations", {})
+    recipe = params.get("recipe")
+    named = read(recipe).models if recipe in names() else {}
     rows = {}
     for index in range(1, n + 1):
         key, previous = f"i{index:02d}", f"i{index - 1:02d}"
-        fresh: dict[str, Any] = dict.fromkeys(MODELS, previous) | {stage: {} for stage in OVERRIDDEN}
+        whose = {"previous": previous, "base": BASE, "before": f"i{max(0, index - 2):02d}"}
+        columns = {column: whose[named.get(column, "previous")] for column in MODELS}
+        fresh: dict[str, Any] = columns | {stage: {} for stage in OVERRIDDEN}
         rows[key] = present.get(key, fresh)
     evaluated = params.get("evaluations", {})
     return {

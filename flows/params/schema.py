@@ -78,6 +78,7 @@ class Row(Options):
     initial: str  # whose policy training starts from
     reference: str  # whose policy is DPO's reference model
     judge: str  # whose policy criticises
+    past: str  # whose policy a block may ask besides
     synthesize: Section
     sample: Section
     critique: Section

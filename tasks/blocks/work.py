@@ -18,18 +18,18 @@ from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer
 from tasks.core.seeds import derive
 
-POLICY, JUDGE = "policy", "judge"  # the models of a stage
+POLICY, JUDGE = "previous", "judge"  # columns of the row: who samples and refines, and who criticises
 
 
 @dataclass(frozen=True)
 class Cast(Mapping[str, Model]):
-    """The models of a stage by their roles; each is opened when a block first takes it."""
+    """The models of a stage by the columns of its row; each is opened when a block first takes it."""
 
     open: Callable[[Pointer], Model]
     pointers: Mapping[str, Pointer]
 
-    def __getitem__(self, role: str) -> Model:
-        return self.open(self.pointers[role])
+    def __getitem__(self, column: str) -> Model:
+        return self.open(self.pointers[column])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.pointers)
@@ -65,7 +65,7 @@ class Work:
 
     prompts: pl.DataFrame  # PROMPTS
     family: Family
-    models: Mapping[str, Model]  # by role; loaded when first asked
+    models: Mapping[str, Model]  # by the columns of the row; loaded when first asked
     truth: Truth
     seed: int  # of this block
     name: str  # the block's name in params.yaml, and what progress bars show
@@ -73,10 +73,16 @@ class Work:
     opinions: pl.DataFrame = tables.nothing(tables.CRITIQUES)  # of them, so far
     critics: Sequence[Bound] = ()  # who judges what a maker makes
     voters: frozenset[str] | None = None  # ids of the candidates that count in a vote; None: all
+    asked: str = POLICY  # the column of the model that the block asks
 
     def of(self, bound: Bound) -> "Work":
-        """The same, as the block `bound` is given it: under its name, with a seed of its own."""
-        return replace(self, seed=derive(self.seed, bound.name), name=bound.name)
+        """The same, as the block `bound` is given it: under its name, with a seed and a model of its own."""
+        return replace(self, seed=derive(self.seed, bound.name), name=bound.name, asked=bound.model or self.asked)
+
+    @property
+    def model(self) -> Model:
+        """The model that the block asks."""
+        return self.models[self.asked]
 
     @cached_property
     def answers(self) -> list[Answer]:

@@ -7,7 +7,7 @@ is annotated with a class derived from `Options`; every option is given in param
 an unknown one is refused.
 
 A section of params.yaml is a mapping of named entries. The entry's name is the block's name unless it
-says `block: NAME`. Entries run in the order of their names, or of their block's phase where a kind has
+says `block: NAME`. A block that asks a model asks the stage's own unless the entry says `model: COLUMN`. Entries run in the order of their names, or of their block's phase where a kind has
 phases: DVC compares mappings without order, so an order that only the file's lines give would go stale
 unseen.
 
@@ -91,12 +91,19 @@ class Block:
 
 @dataclass(frozen=True)
 class Bound:
-    """A block with its checked options, under the name that params.yaml gives it. `kind` is the block's own name."""
+    """A block with its checked options, under the name that params.yaml gives it. `kind` is the block's own name; `model`
+    the one that it asks, by a column of the iteration's row; None: the stage's own."""
 
     name: str
     kind: str
     block: Block
     options: Any
+    model: str | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """What params.yaml says of it."""
+        model = {} if self.model is None else {"model": self.model}
+        return {"block": self.kind, **model, **self.options.model_dump(mode="json")}
 
     def __call__(self, given: Any) -> Any:
         return self.block.run(given, self.options)
@@ -148,9 +155,11 @@ def bind(blocks: Mapping[str, Block], section: Mapping[str, Any], where: str) ->
                 else f"; a name of your own takes `block: {next(iter(blocks))}` or another of them"
             )
             raise type(error)(f"{error}{own}")
-        options = {key: value for key, value in entry.items() if key != "block"}
-        block = blocks[wanted]
-        bound.append(Bound(name, wanted, block, validate(block.options, options, f"{where}.{name}")))
+        block, model = blocks[wanted], entry.get("model")
+        if model is not None and not isinstance(model, str):
+            raise BadInput(f"{where}.{name}.model: given {model!r}; it is the name of a column of the iteration's row")
+        options = {key: value for key, value in entry.items() if key not in ("block", "model")}
+        bound.append(Bound(name, wanted, block, validate(block.options, options, f"{where}.{name}"), model))
     return bound
 
 

@@ -30,7 +30,7 @@ class Context:
 
     stage: str
     iteration: str | None
-    row: Mapping[str, str]  # previous, initial, reference, judge of this iteration
+    row: Mapping[str, str]  # previous, initial, reference, judge and past of this iteration
     options: Any  # the stage's validated section, overrides of the row applied
     seed: int  # already specific to stage and iteration
     labels: bool  # whether the recipe may use labels inside the loop
@@ -118,6 +118,10 @@ class Context:
     def pointer(self, iteration: str) -> Pointer:
         """The policy that an iteration promoted."""
         return Pointer(**self.load("pointer", iteration))
+
+    def pointers(self) -> dict[str, Pointer]:
+        """The policies that the row names, by its columns."""
+        return {column: self.pointer(iteration) for column, iteration in self.row.items()}
 
     def point(self, pointer: Pointer, iteration: str | None = None) -> None:
         """Writes which model is the policy now, and nothing else: stages depend on this file, so that what a gate

@@ -22,7 +22,7 @@ JUDGES = {
     "list": {"block": "judge_checklist_logprobs", "criteria": ["It is right.", "It is short."]},
     "taken": {"block": "judge_pairwise_structured", "pairs": 2, "draws": 1, "temperature": 0.0, "top_p": 1.0},
     "points taken": {"block": "judge_pointwise_structured", "draws": 2, "temperature": 1.0, "top_p": 1.0},
-    "sure": {"block": "intrinsic_score", "statistic": "self_certainty"},
+    "sure": {"block": "likelihood", "statistic": "self_certainty", "span": "all", "reduce": "mean", "minus": None},
     "said": {"block": "judge_pairwise", "pairs": 1, "draws": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8},
 }
 PREFER = {

@@ -127,7 +127,7 @@ def test_appending_an_iteration_leaves_the_others_alone(repository: Path) -> Non
     use("self_evolution", "--iterations", "4")
     after = (repository / "params.yaml").read_text().splitlines()
     row, evaluation = [line for line in after if line not in before]
-    assert row.startswith("  i04: {previous: i03, initial: i03, reference: i03, judge: i03, synthesize: {}")
+    assert row.startswith("  i04: {previous: i03, initial: i03, reference: i03, judge: i03, past: i03, synthesize: {}")
     assert evaluation == "  i04: {}"
     assert [line for line in after if line not in (row, evaluation)] == before
     assert list(file.load(repository)["evaluations"]) == ["i00", "i01", "i02", "i03", "i04"]
@@ -151,7 +151,7 @@ def test_extend_adds_rows_and_changes_nothing_else(repository: Path) -> None:
 def test_mini_keeps_overrides_of_rows(repository: Path) -> None:
     use("self_evolution")
     path = repository / "params.yaml"
-    path.write_text(path.read_text().replace("judge: i00, synthesize: {}", "judge: i00, synthesize: {pool: {n: 50}}"))
+    path.write_text(path.read_text().replace("past: i00, synthesize: {}", "past: i00, synthesize: {pool: {n: 50}}"))
     use("mini", "--iterations", "2")
     params = file.load(repository)
     assert list(params["iterations"]) == ["i01", "i02"]

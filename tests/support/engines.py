@@ -168,7 +168,9 @@ def statistics_are_those_of_the_definitions(engine: Any, whole: Any) -> None:
     """What the engine tells of the whole vocabulary at every token, against the definitions and the logits of the
     engine `whole`, one of transformers; log-probabilities are themselves again afterwards."""
     before = engine.score(PROMPTS, RESPONSES)
-    certainties, entropies = (engine.score(PROMPTS, RESPONSES, name) for name in ("self_certainty", "entropy"))
+    certainties, entropies, margins = (
+        engine.score(PROMPTS, RESPONSES, name) for name in ("self_certainty", "entropy", "margin")
+    )
     for index, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         asked = whole.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         told = whole.tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
@@ -179,4 +181,6 @@ def statistics_are_those_of_the_definitions(engine: Any, whole: Any) -> None:
         expected = [-sum(math.log(len(row) * p) for p in row) / len(row) for row in rows]
         assert certainties[index] == pytest.approx(expected, abs=1e-3)
         assert entropies[index] == pytest.approx([-sum(p * math.log(p) for p in row) for row in rows], abs=1e-3)
+        ordered = [sorted(row, reverse=True) for row in rows]
+        assert margins[index] == pytest.approx([first - second for first, second, *_ in ordered], abs=1e-3)
     assert engine.score(PROMPTS, RESPONSES) == before

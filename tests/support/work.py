@@ -89,7 +89,7 @@ def pairs(chosen: str = "best", rejected: str = "worst", **changes: Any) -> dict
 
 def context(root: Path, stage: str, key: str | None, options: Any, open_model: Any = None, **given: Any) -> Context:
     """A context whose outputs land below `root` itself."""
-    row = {"previous": "i00", "initial": "i00", "reference": "i00", "judge": "i00"}
+    row = {"previous": "i00", "initial": "i00", "reference": "i00", "judge": "i00", "past": "i00"}
     fields: dict[str, Any] = {"row": row, "seed": 1, "labels": False, "engine": ENGINE, "scratch": root / "scratch"}
     fields.update(given)
     return Context(stage, key, options=options, root=root, staging=root, open_model=open_model, **fields)

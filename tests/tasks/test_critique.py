@@ -37,7 +37,7 @@ def test_the_judge_of_the_row_is_asked_and_noted(repository):
         opened.append(pointer.path)
         return model
 
-    row = {"previous": "i01", "initial": "i01", "reference": "i01", "judge": "i00"}
+    row = {"previous": "i01", "initial": "i01", "reference": "i01", "judge": "i00", "past": "i00"}
     given = context(repository, "critique", "i02", critique.parse(SECTION), open_model, row=row)
     critique.run(given)
     assert set(opened) == {"data/i00/candidate"}

@@ -30,6 +30,7 @@ SECTION: dict[str, Any] = {
     "best_of": "own",
     "refine": {"block": "critique_revise", "critic": "own", "per_prompt": 1, "rounds": 1, "temperature": 0.0, "top_p": 1.0,
                "max_new_tokens": 4},
+    "answers": {},
     "benchmarks": None,
     "benchmark_files": "tasks/templates/benchmarks",
 }  # fmt: skip

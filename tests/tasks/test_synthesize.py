@@ -41,7 +41,7 @@ def test_the_next_iteration_takes_the_next_prompts(repository):
     options = synthesize.parse({"pool": {"block": "fixed_unlabeled", "n": 10}})
     synthesize.run(context(repository, "synthesize", "i01", options))
     policy(repository, "i01")
-    row = {"previous": "i01", "initial": "i01", "reference": "i01", "judge": "i01"}
+    row = {"previous": "i01", "initial": "i01", "reference": "i01", "judge": "i01", "past": "i00"}
     synthesize.run(context(repository, "synthesize", "i02", options, row=row))
     first, second = (pl.read_parquet(repository / f"data/{key}/prompts.parquet")["prompt_id"] for key in ("i01", "i02"))
     assert set(first).isdisjoint(second)

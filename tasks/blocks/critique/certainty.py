@@ -1,43 +1,80 @@
-"""How sure the model itself is of an answer: a statistic of the answer's tokens; nothing is generated.
+"""How sure a model is of an answer: a statistic of the answer's tokens; nothing is generated.
 
-`tasks.core.engines.contract` defines the statistics: mean log-probability, mean self-certainty (Kang and others 2025,
-Scalable Best-of-N Selection for Large Language Models via Self-Certainty), or minus the mean entropy. Higher is surer;
-the scale is in nats.
+`tasks.core.engines.contract` defines the statistics. Higher is surer; entropy counts negatively. A few methods by their
+options:
+
+    statistic logprob, reduce sum                     self-reward of sharpening (Huang et al. 2024)
+    statistic self_certainty, reduce mean             self-certainty (Kang et al. 2025)
+    statistic margin, span answer, reduce mean        confidence in the answer (RLSF, van Niekerk et al. 2025)
+    statistic logprob, reduce sum, minus reference    the implicit reward of DPO, without its factor beta
 """
 
+from collections.abc import Callable
 from math import fsum
+from statistics import fmean
+from typing import Literal
 
 import polars as pl
 
 from tasks.blocks.critique.judging import DECIMALS, scored, table
-from tasks.blocks.work import JUDGE, Work
+from tasks.blocks.work import Answer, Work
 from tasks.core.asking.demand import Counts, Demand
+from tasks.core.asking.model import Model
 from tasks.core.block import Block, Options
 from tasks.core.engines.contract import Statistic
 from tasks.core.family import Verdict
 
+VOCABULARY = frozenset({"self_certainty", "entropy", "margin"})  # statistics of all of it
+REDUCED: dict[str, Callable[[list[float]], float]] = {"sum": fsum, "mean": fmean, "min": min}
 
-class IntrinsicScore(Options):
-    statistic: Statistic  # the last two take the whole vocabulary; entropy counts negatively
+
+class Likelihood(Options):
+    statistic: Statistic  # all but logprob take the whole vocabulary
+    span: Literal["all", "answer"]  # which tokens: the response and its end, or where it states its answer
+    reduce: Literal["sum", "mean", "min"]  # over those tokens
+    minus: str | None  # column of the row whose model's figure is taken off; null: none
 
 
-def intrinsic_score(work: Work, options: IntrinsicScore) -> pl.DataFrame:
-    """The statistic's mean over each response's tokens and its end, as the score; no verdict."""
-    questions = [answer.question for answer in work.answers]
-    responses = [answer.response for answer in work.answers]
-    told = work.models[JUDGE].score(questions, responses, work.name, options.statistic)
-    sign = -1.0 if options.statistic == "entropy" else 1.0
-    means = [round(sign * fsum(values) / len(values), DECIMALS) for values in told]
-    verdicts = [[Verdict(True, None, mean, f"{options.statistic} {mean:.4f}")] for mean in means]
+def likelihood(work: Work, options: Likelihood) -> pl.DataFrame:
+    """The statistic over each response's tokens, as the score; no verdict. With `span: answer` the tokens of the last place
+    where the response has its answer, and the whole of a response that has none."""
+    figures = _figures(work, work.model, options)
+    if options.minus is not None:
+        anchor = _figures(work, work.models[options.minus], options)
+        figures = [round(own - other, DECIMALS) for own, other in zip(figures, anchor, strict=True)]
+    verdicts = [[Verdict(True, None, value, f"{options.statistic} {value:.4f}")] for value in figures]
     return table(work, verdicts, [[0] for _ in verdicts])
 
 
-def _asks(options: IntrinsicScore, counts: Counts) -> list[Demand]:
-    return scored(counts.candidates)
+def _figures(work: Work, model: Model, options: Likelihood) -> list[float]:
+    """One for each answer, under one model."""
+    questions = [answer.question for answer in work.answers]
+    responses = [answer.response for answer in work.answers]
+    told = model.score(questions, responses, work.name, options.statistic)
+    if options.span == "answer":
+        spans = _spans(work.answers, model)
+        told = [row[begin:end] or row for row, (begin, end) in zip(told, spans, strict=True)]
+    sign = -1.0 if options.statistic == "entropy" else 1.0
+    return [round(sign * REDUCED[options.reduce](values), DECIMALS) for values in told]
 
 
-def _needs(options: IntrinsicScore) -> frozenset[str]:
-    return frozenset({"likelihoods"} if options.statistic == "logprob" else {"likelihoods", "vocabulary"})
+def _spans(answers: list[Answer], model: Model) -> list[tuple[int, int]]:
+    """The tokens, from and to, of the last place where each response has its answer; (0, 0) where it has it nowhere."""
+    places = [answer.response.rfind(answer.answer) if answer.answer else -1 for answer in answers]
+    before = [answer.response[: max(0, place)].rstrip() for answer, place in zip(answers, places, strict=True)]
+    until = [
+        answer.response[: place + len(answer.answer or "")] if place >= 0 else ""
+        for answer, place in zip(answers, places, strict=True)
+    ]
+    return list(zip(model.lengths(before), model.lengths(until), strict=True))
 
 
-BLOCKS = {"intrinsic_score": Block(intrinsic_score, _asks, gives=frozenset({"scores"}), needs=_needs)}
+def _asks(options: Likelihood, counts: Counts) -> list[Demand]:
+    return scored(counts.candidates * (1 + (options.minus is not None)))
+
+
+def _needs(options: Likelihood) -> frozenset[str]:
+    return frozenset({"likelihoods", "vocabulary"} if options.statistic in VOCABULARY else {"likelihoods"})
+
+
+BLOCKS = {"likelihood": Block(likelihood, _asks, gives=frozenset({"scores"}), needs=_needs)}

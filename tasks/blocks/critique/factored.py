@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.critique.judging import MALFORMED, table, unread
-from tasks.blocks.work import JUDGE, Work
+from tasks.blocks.work import Work
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Block, Options
 from tasks.core.engines.contract import Sampling
@@ -26,9 +26,7 @@ def factored_critique(work: Work, options: FactoredCritique) -> pl.DataFrame:
     asked = [work.family.questions(answer.question, answer.response) for answer in work.answers]
     flat = [question.messages for questions in asked for question in questions or ()]
     draws = [answer.draw for answer, questions in zip(work.answers, asked, strict=True) for _ in questions or ()]
-    replies = iter(
-        work.models[JUDGE].generate(flat, Sampling(1, 0.0, 1.0, options.max_new_tokens, 0), work.name, draws)
-    )
+    replies = iter(work.model.generate(flat, Sampling(1, 0.0, 1.0, options.max_new_tokens, 0), work.name, draws))
     verdicts, tokens = [], []
     for answer, questions in zip(work.answers, asked, strict=True):
         if questions is None:

@@ -5,6 +5,7 @@ A critic is given the candidates (`tasks.blocks.work.Work`) and gives CRITIQUES.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, fsum
 
 import polars as pl
@@ -43,6 +44,7 @@ class Drawn(Repeated):
 
 def judged(work: Work, critics: Sequence[Bound]) -> pl.DataFrame:
     """CRITIQUES of all candidates by all critics."""
+    work = replace(work, asked=JUDGE)
     return pl.concat([tables.empty(tables.CRITIQUES), *(critic(work.of(critic)) for critic in critics)])
 
 
@@ -66,14 +68,14 @@ def _asked(
     sampling = Sampling(options.draws, options.temperature, options.top_p, longest, work.seed, choices)
     if options.temperature == 0:
         sampling = Sampling(1, 0.0, 1.0, longest, 0, choices)
-    return work.models[JUDGE].generate([m for m, _ in put], sampling, work.name, [draw for _, draw in put])
+    return work.model.generate([m for m, _ in put], sampling, work.name, [draw for _, draw in put])
 
 
 def probabilities(work: Work, asked: Sequence[Messages], replies: Sequence[str]) -> list[list[float]]:
     """For each conversation the probability of each of the replies, given that it is one of them: exp(sum of its
     tokens' log-probabilities), normalised over the allowed ones."""
     told = list(replies) * len(asked)
-    scores = work.models[JUDGE].score([messages for messages in asked for _ in replies], told, work.name)
+    scores = work.model.score([messages for messages in asked for _ in replies], told, work.name)
     sums = [fsum(row) for row in scores]
     found = []
     for start in range(0, len(sums), len(replies)):
@@ -125,7 +127,7 @@ def critiques(
     asked: bool = True,
 ) -> pl.DataFrame:
     """CRITIQUES about candidates, or about one against another."""
-    digest = work.models[JUDGE].digest if asked else None
+    digest = work.model.digest if asked else None
     rows = [
         {
             "candidate_id": candidate,

@@ -11,7 +11,7 @@ from pydantic import Field
 from tasks.blocks.critique.judging import judged
 from tasks.blocks.critique.opinions import aggregate
 from tasks.blocks.sample.candidates import Asked, candidates
-from tasks.blocks.work import POLICY, Made, Work, combined
+from tasks.blocks.work import Made, Work, combined
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Block, Options
 from tasks.core.engines.contract import Sampling
@@ -33,7 +33,7 @@ def critique_revise(work: Work, options: CritiqueRevise) -> Made:
     Gives the refinements of all rounds and their critiques, by those of `work.critics` that judge a candidate without
     looking at others."""
     alone = [critic for critic in work.critics if "siblings" not in critic.needs]
-    model, found = work.models[POLICY], []
+    model, found = work.model, []
     for turn in range(1, options.rounds + 1):
         asked = _refused(work, options)
         if not asked:

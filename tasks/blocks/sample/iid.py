@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from tasks.blocks.sample.candidates import Asked, candidates
-from tasks.blocks.work import POLICY, Made, Work
+from tasks.blocks.work import Made, Work
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Block, Options
 from tasks.core.engines.contract import Sampling
@@ -24,7 +24,7 @@ class IidK(Options):
 
 def iid_k(work: Work, options: IidK) -> Made:
     """`n` independent samples of every prompt."""
-    model = work.models[POLICY]
+    model = work.model
     sampling = Sampling(options.n, options.temperature, options.top_p, options.max_new_tokens, work.seed)
     asked = [Asked(name, messages, messages) for name, messages in work.prompts.select("prompt_id", "messages").rows()]
     replies = model.generate([about.messages for about in asked], sampling, work.name)

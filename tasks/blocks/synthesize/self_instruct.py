@@ -9,7 +9,6 @@ from pydantic import Field
 from rapidfuzz.distance import LCSseq
 
 from tasks.blocks.synthesize.supply import Supplied, Supply, text_of
-from tasks.blocks.work import POLICY
 from tasks.core import tables
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Block, Options
@@ -79,7 +78,7 @@ def _replies(supply: Supply, options: SelfInstruct) -> list[tuple[pl.DataFrame, 
     alike = all(messages == asked[0] for messages in asked)
     draws = options.attempts * wanted if alike else options.attempts
     sampling = Sampling(draws, options.temperature, options.top_p, options.max_new_tokens, supply.seed)
-    replies = supply.models[POLICY].generate(asked[:1] if alike else asked, sampling, "prompts")
+    replies = supply.model.generate(asked[:1] if alike else asked, sampling, "prompts")
     return list(zip(shown[: len(replies)], replies, strict=True))
 
 

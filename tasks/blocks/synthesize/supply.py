@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from tasks.blocks.work import POLICY
 from tasks.core import tables
 from tasks.core.asking.model import Model
 from tasks.core.family import Family, FreeText, Guard, Messages
@@ -23,9 +24,15 @@ class Supply:
     previous: pl.DataFrame  # PROMPTS of the previous iteration, empty for the first
     invented: pl.DataFrame  # INVENTED: what models wrote in all earlier iterations
     guard: Guard  # keeps held-out and probe problems out
-    models: Mapping[str, Model]  # by role; opened when first asked
+    models: Mapping[str, Model]  # by the columns of the row; opened when first asked
     seed: int
     name: str  # the block's name in params.yaml
+    asked: str = POLICY  # the column of the model that the block asks
+
+    @property
+    def model(self) -> Model:
+        """The model that the block asks."""
+        return self.models[self.asked]
 
     def row(self, messages: Messages, parents: list[str]) -> dict[str, object]:
         """A row of PROMPTS for a prompt that was not in the pool."""

@@ -58,6 +58,10 @@ class Model(Protocol):
         """The text the model reads, for each conversation; a text as it stands."""
         ...
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has."""
+        ...
+
 
 class Host(Protocol):
     """Where models live: one opener of one process."""
@@ -116,9 +120,20 @@ class Base:
                     "completions, or a chat template (evaluate.benchmarks: chat_template: true)"
                 )
             return [json.dumps(several, ensure_ascii=False, sort_keys=True) for several in messages]
+        return [asked if isinstance(asked, str) else tokenizers.render(self.tokenizer, asked) for asked in messages]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has."""
+        return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    @property
+    def tokenizer(self) -> Any:
+        """The folder's own, loaded when it is first wanted."""
         if self._tokenizer is None:
+            from tasks.core.models import tokenizers
+
             self._tokenizer = tokenizers.load_tokenizer(self.folder)
-        return [asked if isinstance(asked, str) else tokenizers.render(self._tokenizer, asked) for asked in messages]
+        return self._tokenizer
 
     def take_tally(self) -> Tally:
         """What was used since the last call, which starts the count anew."""

@@ -3,7 +3,7 @@
 What is computed from all of the vocabulary at every place of a response is told by `score` (V tokens with probabilities
 p(j) at temperature 1, in nats): `logprob`, of the response's own token; `self_certainty`, -(1/V) sum_j log(V p(j)), the
 divergence of p from the uniform distribution (Kang and others 2025, Scalable Best-of-N Selection via Self-Certainty);
-`entropy`, -sum_j p(j) log p(j).
+`entropy`, -sum_j p(j) log p(j); `margin`, the probability of the likeliest token less that of the second (no nats).
 
 An engine is loaded from a model folder (`tasks.core.engines.load`). The chat template is applied
 before it, by `LocalModel` (`tasks/core/asking/local.py`), which also cuts requests into content-keyed shards. An engine
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-Statistic = Literal["logprob", "self_certainty", "entropy"]
+Statistic = Literal["logprob", "self_certainty", "entropy", "margin"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ def at(logits: Tensor, tokens: Tensor | None, statistic: Statistic) -> Tensor:
     total = logits.logsumexp(-1)
     if statistic == "self_certainty":  # -(1/V) sum log(V p) = log sum exp(logits) - mean logit - log V
         return total - logits.mean(-1) - math.log(logits.shape[-1])
+    if statistic == "margin":
+        first, second = torch.softmax(logits, -1).topk(2, -1).values.unbind(-1)
+        return first - second
     if statistic == "entropy":
         return total - (torch.softmax(logits, -1) * logits).sum(-1)
     if tokens is None:

@@ -481,8 +481,8 @@ def test_keys_rows_and_order(params: dict[str, Any]) -> None:
     assert sections.stage_keys(params, "train") == ["i01", "i02", "i03"]
     assert sections.stage_keys(params, "evaluate") == ["i00", "i01", "i02", "i03"]
     assert sections.stage_keys(params, "base") == [None]
-    assert sections.row(params, "i00") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i00")
-    assert sections.row(params, "i03") == dict.fromkeys(("previous", "initial", "reference", "judge"), "i02")
+    assert sections.row(params, "i00") == dict.fromkeys(schema.MODELS, "i00")
+    assert sections.row(params, "i03") == dict.fromkeys(schema.MODELS, "i02")
     with pytest.raises(UnknownName, match="did you mean 'i03'"):
         sections.row(params, "i33")
     with pytest.raises(UnknownName, match="did you mean 'sample'"):
@@ -551,10 +551,22 @@ def test_critics_that_read_scores_need_an_engine_that_tells_them() -> None:
     params["critique"]["judge"] = chosen
     problems.check(params)
     params["engine"]["endpoint"]["protocol"] = "completions"
-    params["critique"]["sure"] = {"block": "intrinsic_score", "statistic": "logprob"}
+    params["critique"]["sure"] = {
+        "block": "likelihood",
+        "statistic": "logprob",
+        "span": "all",
+        "reduce": "mean",
+        "minus": None,
+    }
     problems.check(params)
-    params["critique"]["sure"] = {"block": "intrinsic_score", "statistic": "self_certainty"}
-    told = "critique.sure: block intrinsic_score takes the probabilities of the whole vocabulary (statistic: self_cert"
+    params["critique"]["sure"] = {
+        "block": "likelihood",
+        "statistic": "self_certainty",
+        "span": "all",
+        "reduce": "mean",
+        "minus": None,
+    }
+    told = "critique.sure: block likelihood takes the probabilities of the whole vocabulary (statistic: self_cert"
     assert told in refusal(params)
     params["engine"]["name"] = "transformers"
     problems.check(params)

@@ -41,7 +41,12 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
             {**CHOSEN, "criteria": ["It is short."]},
             Demand("critique", 120, 16, 3),
         ),
-        (critique, "intrinsic_score", {"statistic": "entropy"}, Demand("critique", 40, 0)),
+        (
+            critique,
+            "likelihood",
+            {"statistic": "entropy", "span": "all", "reduce": "mean", "minus": None},
+            Demand("critique", 40, 0),
+        ),
         (critique, "judge_pointwise_logprobs", {}, Demand("critique", 40 * 6, 0)),
         (critique, "judge_pairwise_logprobs", {"pairs": 1}, Demand("critique", 10 * 2 * 2, 0)),
         (refine, "critique_revise", REVISE, Demand("refine", 60, 9)),
@@ -54,7 +59,7 @@ def test_a_blocks_requests(module, block, options, expected) -> None:
 
 
 def test_every_block_that_asks_a_model_says_how_often() -> None:
-    silent = {"vote", "verifier", "fixed_unlabeled", "difficulty_curriculum"}
+    silent = {"vote", "vote_entropy", "verifier", "fixed_unlabeled", "difficulty_curriculum"}
     for module in (sample, critique, refine, synthesize):
         assert {name for name, block in module.BLOCKS.items() if block.asks is asks_nothing} <= silent, module.__name__
 
@@ -73,6 +78,7 @@ def test_evaluation_asks_for_answers_their_critiques_and_one_refinement() -> Non
             **SAMPLING,
             "critics": {"own": {"block": "factored_critique", "max_new_tokens": 4}},
             "best_of": "own",
+            "answers": {},
             "benchmarks": None,
             "benchmark_files": "tasks/templates/benchmarks",
             "refine": {"block": "critique_revise", **REVISE, "per_prompt": 1, "rounds": 1},

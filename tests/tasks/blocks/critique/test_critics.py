@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -81,6 +84,34 @@ def test_vote_counts_every_candidate_and_refuses_ties(tmp_path):
     seen = {row["response"]: (row["verdict"], row["score"]) for row in rows.iter_rows(named=True)}
     assert seen == {"5": (True, 0.5), "6": (False, 0.25), "junk": (None, None), "2": (False, 0.5), "3": (False, 0.5)}
     assert engine.asked == 0
+
+
+def test_the_entropy_of_the_vote_is_that_of_its_distribution(tmp_path):
+    table = prompts("add 2 3", "add 1 1", "add 4 4")
+    samples = sampled(table, ["5", "5", "6", "junk"], ["2", "2"], ["8"])
+    found, engine = judged(tmp_path, {"unsure": {"block": "vote_entropy"}}, table, samples, adds)
+    scores = dict(aggregate(found, "unsure").select("candidate_id", "score").iter_rows())
+    seen = {row[1]: scores[row[0]] for row in samples.select("candidate_id", "response").iter_rows()}
+    assert seen["5"] == seen["junk"] == pytest.approx(0.5 * math.log(2) + 2 * 0.25 * math.log(4), abs=1e-6)
+    assert (seen["2"], seen["8"]) == (0.0, 0.0)
+    assert found["verdict"].null_count() == found.height
+    assert engine.asked == 0
+
+
+def test_a_critic_that_names_a_model_asks_that_one(tmp_path):
+    table = prompts("add 2 3")
+    given = work(table, None, candidates=sampled(table, ["5"]))
+    models = {name: scripted_model(tmp_path / name, lambda p, d, text=text: text)[0] for name, text in ASKED.items()}
+    bounds = bind(critique.BLOCKS, {"own": {**HOLISTIC, "model": "reference"}, "other": HOLISTIC}, "critique")
+    found = judging.judged(replace(given, models=models), bounds)
+    assert {row["critic"]: row["verdict"] for row in found.iter_rows(named=True) if row["draw"] == 0} == {
+        "own": False,
+        "other": True,
+    }
+    assert bounds[1].entry() == {"block": "nl_critique", "model": "reference", **bounds[1].options.model_dump()}
+
+
+ASKED = {"judge": "yes", "reference": "no"}
 
 
 def test_the_verifier_is_behind_the_labels_door(tmp_path):

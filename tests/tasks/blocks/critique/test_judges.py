@@ -318,7 +318,7 @@ def test_what_is_no_choice_is_no_verdict(tmp_path, block, options):
 
 
 @pytest.mark.parametrize(("statistic", "sign"), [("self_certainty", 1), ("logprob", 1), ("entropy", -1)])
-def test_an_intrinsic_score_is_the_mean_over_the_responses_tokens(tmp_path, statistic, sign):
+def test_a_likelihood_is_reduced_over_the_responses_tokens(tmp_path, statistic, sign):
     prompts, samples = answered("red", "blue green")
     judge, engine = scripted_model(tmp_path, lambda prompt, draw: "")
     asked = []
@@ -328,7 +328,11 @@ def test_an_intrinsic_score_is_the_mean_over_the_responses_tokens(tmp_path, stat
         return [[float(len(word)) for word in text.split()] + [2.0] for text in told]
 
     engine.score = score
-    bounds = bind(critique.BLOCKS, {"sure": {"block": "intrinsic_score", "statistic": statistic}}, "critique")
+    bounds = bind(
+        critique.BLOCKS,
+        {"sure": {"block": "likelihood", "statistic": statistic, "span": "all", "reduce": "mean", "minus": None}},
+        "critique",
+    )
     found = judging.judged(work(prompts, judge, family=FAMILY, candidates=samples), bounds)
     texts = dict(samples.select("candidate_id", "response").iter_rows())
     scores = {texts[row["candidate_id"]]: row["score"] for row in found.iter_rows(named=True)}
@@ -339,3 +343,26 @@ def test_an_intrinsic_score_is_the_mean_over_the_responses_tokens(tmp_path, stat
     assert all("Name a colour." in question for question in questions)
     ranked = aggregate(found, "sure").sort("score")["candidate_id"].replace(texts).to_list()
     assert ranked == (["red", "blue green"] if sign > 0 else ["blue green", "red"])
+
+
+def likelihoods(tmp_path, **options):
+    """Scores by response of "red" and "say red then blue red", whose tokens have the figures 1, 2, 3, ..."""
+    prompts, samples = answered("red", "say red then blue red")
+    samples = samples.with_columns(answer=pl.lit("red"))
+    judge, engine = scripted_model(tmp_path, lambda prompt, draw: "")
+    engine.score = lambda questions, told, statistic: [list(range(1, len(text.split()) + 2)) for text in told]
+    judge.lengths = lambda texts: [len(text.split()) for text in texts]
+    given = {"block": "likelihood", "statistic": "logprob", "span": "all", "reduce": "sum", "minus": None, **options}
+    bounds = bind(critique.BLOCKS, {"sure": given}, "critique")
+    found = judging.judged(work(prompts, judge, family=FAMILY, candidates=samples), bounds)
+    texts = dict(samples.select("candidate_id", "response").iter_rows())
+    return {texts[row["candidate_id"]]: row["score"] for row in found.iter_rows(named=True)}
+
+
+def test_what_a_likelihood_is_reduced_over(tmp_path):
+    long = "say red then blue red"
+    assert likelihoods(tmp_path) == {"red": 3, long: 21}
+    assert likelihoods(tmp_path, reduce="min") == {"red": 1, long: 1}
+    assert likelihoods(tmp_path, reduce="mean") == {"red": 1.5, long: 3.5}
+    assert likelihoods(tmp_path, span="answer") == {"red": 1, long: 5}  # the last place where the answer stands
+    assert likelihoods(tmp_path, minus="judge") == {"red": 0, long: 0}

@@ -82,7 +82,7 @@ def test_statistics_are_those_of_the_definitions(engine: Any) -> None:
     contract.statistics_are_those_of_the_definitions(engine, engine)
 
 
-@pytest.mark.parametrize("name", ["self_certainty", "entropy"])
+@pytest.mark.parametrize("name", ["self_certainty", "entropy", "margin"])
 def test_what_vllms_workers_compute_with_either_of_its_model_runners(name: Any) -> None:
     logits, tokens = torch.randn(5, 7), torch.zeros((5, 2), dtype=torch.int64)
     expected = statistics.at(logits, None, name)[:, None]

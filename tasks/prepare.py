@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 class Options(block.Options):
     """The `prepare` section: a family by name, and its own options."""
 
-    family: str = Field(min_length=1)  # countdown, strings, text, or a module of your own in tasks/families
+    family: str = Field(min_length=1)  # countdown, strings, sums, text, or a module of your own in tasks/families
     source: str = Field(min_length=1)  # what the problems come from: the user's file or folder, or the generator's code
     options: dict[str, Any]  # of the family
 

@@ -150,7 +150,14 @@ def test_tasks_never_print() -> None:
 ROOMS = [ROOT / top for top in ("flows", "tasks")]
 ROOMS += [path for top in ROOMS for path in sorted(top.rglob("*")) if path.is_dir() and path.name != "__pycache__"]
 COMMANDS = [path for path in sorted((ROOT / "flows").glob("*.py")) if path.name != "__init__.py"]
-ALIKE = {"options", "family", "corpus", "engine"}  # one trade in several rooms, as each room's docstring says
+ALIKE = {
+    "options",
+    "family",
+    "corpus",
+    "language",
+    "steps",
+    "engine",
+}  # one trade in several rooms, as each room's docstring says
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.relative_to(ROOT).as_posix())

@@ -8,16 +8,18 @@ All text that a model wrote is data: a template that quotes it must make sure th
 the template's delimiters; where it cannot be quoted safely the method returns None.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import polars as pl
 
+from tasks.core import digests
 from tasks.core.errors import BadInput
 
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
+Problem = TypeVar("Problem")
 
 
 def user(content: str) -> Messages:
@@ -76,11 +78,67 @@ class SeedData:
     counts: dict[str, int] = field(default_factory=dict)  # rows read, and left aside by the user's choice
 
 
+def labelled_row(part: str, prompt: str, reply: str) -> dict[str, Any]:
+    """A row of the corpus: a prompt and its reply, of one message each."""
+    return {"part": part, "prompt": user(prompt), "completion": [{"role": "assistant", "content": reply}]}
+
+
+class Split(Protocol):
+    """Options of a family that lists all its problems and splits them by a hash."""
+
+    @property
+    def heldout_share(self) -> float: ...
+    @property
+    def labelled_share(self) -> float: ...
+    @property
+    def labelled(self) -> int: ...
+    @property
+    def heldout(self) -> int: ...
+    @property
+    def probe(self) -> int: ...
+
+
+def check_shares(options: Split) -> None:
+    """Raises `BadInput` where the shares leave no unlabelled problems."""
+    if options.heldout_share + options.labelled_share >= 1:
+        raise BadInput(
+            f"prepare.options: heldout_share {options.heldout_share} and labelled_share {options.labelled_share} "
+            "leave no unlabelled prompts; their sum must be below 1"
+        )
+
+
+def split_by_hash(
+    problems: Iterable[Problem], text: Callable[[Problem], str], options: Split, what: str
+) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    """Held-out, labelled and unlabelled problems, each in the order of the hashes of their `text`. `what` they are in
+    messages, in the plural. Raises `BadInput` where a share is too small for what is asked of it."""
+    hashed = sorted((int(digests.of_value(text(problem)), 16) / 16**32, problem) for problem in problems)
+    heldout_end = options.heldout_share
+    labelled_end = heldout_end + options.labelled_share
+    heldout = [problem for share, problem in hashed if share < heldout_end]
+    labelled = [problem for share, problem in hashed if heldout_end <= share < labelled_end]
+    pool = [problem for share, problem in hashed if share >= labelled_end]
+    if len(heldout) < options.heldout:
+        raise BadInput(
+            f"prepare.options.heldout: given {options.heldout}, but the held-out share has {len(heldout)} {what}"
+        )
+    if len(labelled) < options.labelled + options.probe:
+        raise BadInput(
+            f"prepare.options: labelled {options.labelled} and probe {options.probe} are asked of the labelled "
+            f"share, which has {len(labelled)} {what}; lower them or raise labelled_share"
+        )
+    if not pool:
+        raise BadInput(f"prepare.options: none of the {what} are left for the unlabelled pool; lower the shares")
+    return heldout, labelled, pool
+
+
 class Family(Protocol):
     """One task family. Options come validated from `prepare.options` in params.yaml."""
 
     name: str
     has_truth: bool  # verify works for this data
+    unique_answers: bool
+    """Whether all right answers of a prompt are equal, so that the most common answer means something."""
 
     def vocabulary(self) -> list[str] | None:
         """Word-level vocabulary (whitespace-separated words), or None to train a BPE tokenizer on the corpus."""

@@ -3,7 +3,7 @@
 Stages other than `prepare` never look at `prepare`'s section; they read the name and options that `prepare` wrote
 beside the data. A family is a package in this folder. Every one has the same files: `options.py` (what
 `prepare.options` may hold), `family.py` (prompts, replies, answers: `tasks.core.family.Family`), `corpus.py` (its data),
-and a face, `__init__.py`, with what is asked before any work:
+where it has words and solutions of its own `language.py` and `steps.py`, and a face, `__init__.py`, with what is asked before any work:
 
     Options, create(options)     the family from checked options
     build(family, rng, root)     all its data (`SeedData`), for `prepare`

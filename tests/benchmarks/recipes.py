@@ -1,4 +1,4 @@
-"""Compares recipes on the embedded default family: `python -m tests.benchmarks.recipes [OPTIONS]`.
+"""Compares recipes on an embedded family: `python -m tests.benchmarks.recipes [OPTIONS]`.
 
 Every (seed, recipe) runs in a working copy of its own below `--workdir`: the repository's files, a DVC
 repository without git, `python -m flows.recipe use RECIPE --seed SEED`, `python -m flows.evolve`. All
@@ -50,10 +50,11 @@ class Run:
     seed: int
     size: str | None  # a size recipe put on top, for a quick look
     workdir: Path
+    family: str | None = None  # None: the recipe's own
 
     @property
     def folder(self) -> Path:
-        return self.workdir / "-".join([f"seed{self.seed}", self.recipe, *([self.size] if self.size else [])])
+        return self.workdir / "-".join(filter(None, [f"seed{self.seed}", self.recipe, self.family, self.size]))
 
     @property
     def name(self) -> str:
@@ -107,7 +108,8 @@ def ready(run: Run) -> str:
     if not (run.folder / ".dvc").is_dir():
         call(run, "dvc", "init", "--no-scm", "--quiet")
         call(run, "dvc", "cache", "dir", "--local", str(run.workdir.resolve() / "cache"))
-    call(run, "flows.recipe", "use", run.recipe, "--seed", str(run.seed))
+    family = ["--family", run.family] if run.family else []
+    call(run, "flows.recipe", "use", run.recipe, "--seed", str(run.seed), *family)
     if run.size:
         call(run, "flows.recipe", "use", run.size)
     parts = [[str(path), digests.of_file(run.folder / path)] for path in files]
@@ -338,6 +340,7 @@ def arguments(given: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--also", nargs="*", default=["lmsi", "self_rewarding", "scpo"], help="with the first seed only"
     )
+    parser.add_argument("--family", help="instead of each recipe's own")
     parser.add_argument("--size", help="a size recipe put on top (mini), for a quick look")
     parser.add_argument("--workdir", type=Path, required=True, help="working copies and the shared DVC cache")
     parser.add_argument("--out", type=Path, help="the Markdown page; without it, the page is printed")
@@ -350,7 +353,7 @@ def main(given: Sequence[str] | None = None) -> None:
     wanted = [(recipe, seed) for seed in options.seeds for recipe in options.recipes]
     wanted += [(recipe, options.seeds[0]) for recipe in options.also if recipe not in options.recipes]
     options.workdir.mkdir(parents=True, exist_ok=True)
-    runs = [Run(recipe, seed, options.size, options.workdir) for recipe, seed in wanted]
+    runs = [Run(recipe, seed, options.size, options.workdir, options.family) for recipe, seed in wanted]
     if options.table_only:
         runs = [run for run in runs if (run.folder / "finished").is_file()]
     failed = [] if options.table_only else [run for run in runs if not succeeds(run)]
@@ -361,7 +364,8 @@ def main(given: Sequence[str] | None = None) -> None:
     results = sorted((measure(run) for run in runs), key=lambda r: (recipes.index(r.recipe), r.seed))
     shown = [
         "python -m tests.benchmarks.recipes --seeds", *map(str, options.seeds), "--recipes", *options.recipes,
-        "--also", *options.also, *(["--size", options.size] if options.size else []), "--workdir", "FOLDER",
+        "--also", *options.also, *(["--family", options.family] if options.family else []),
+        *(["--size", options.size] if options.size else []), "--workdir", "FOLDER",
     ]  # fmt: skip
     text = page(results, " ".join(shown))
     if options.out:

@@ -57,6 +57,16 @@ def test_every_recipe_is_valid_and_written_twice_alike(repository: Path, name: s
     assert (repository / "params.yaml").read_bytes() == first
 
 
+@pytest.mark.parametrize("name", COUNTDOWN)
+def test_a_method_on_sums(repository: Path, name: str) -> None:
+    use(name, "--family", "sums")
+    problems.check(file.load(repository), ROOT, compose.names())
+    use("mini")
+    params = file.load(repository)
+    problems.check(params, ROOT, compose.names())
+    assert params["prepare"]["options"]["n"] == 3
+
+
 def test_a_recipe_restores_what_mini_lowered(repository: Path) -> None:
     use("scpo")
     full = (repository / "params.yaml").read_bytes()

@@ -11,6 +11,7 @@ class Adding:
 
     name = "adding"
     has_truth = True
+    unique_answers = True
 
     def vocabulary(self) -> None:
         return None

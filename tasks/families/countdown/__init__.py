@@ -6,7 +6,7 @@ from math import comb
 from pathlib import Path
 
 from tasks.core.errors import BadInput
-from tasks.core.family import SeedData, user
+from tasks.core.family import SeedData, check_shares, user
 from tasks.families.countdown import corpus
 from tasks.families.countdown.family import Countdown
 from tasks.families.countdown.language import puzzle_text, solve_text
@@ -25,11 +25,7 @@ def create(options: Options) -> Countdown:
             f"prepare.options.largest: given {options.largest}, but values only go up to bound, {options.bound}; "
             "raise bound or lower largest"
         )
-    if options.heldout_share + options.labelled_share >= 1:
-        raise BadInput(
-            f"prepare.options: heldout_share {options.heldout_share} and labelled_share {options.labelled_share} "
-            "leave no unlabelled prompts; their sum must be below 1"
-        )
+    check_shares(options)
     given = comb(options.largest + options.numbers - 1, options.numbers)
     puzzles = given * min(options.bound + 1, RESULTS[options.numbers])
     if puzzles > MOST_PUZZLES:

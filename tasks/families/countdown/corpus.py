@@ -17,8 +17,7 @@ from functools import cache
 from itertools import combinations_with_replacement, permutations
 
 from tasks.core import digests
-from tasks.core.errors import BadInput
-from tasks.core.family import SeedData, Verdict, user
+from tasks.core.family import SeedData, Verdict, labelled_row, split_by_hash, user
 from tasks.families.countdown.family import Countdown
 from tasks.families.countdown.language import (
     INVENT,
@@ -68,29 +67,8 @@ def puzzles(numbers: int, largest: int, bound: int) -> list[Puzzle]:
 def split(options: Options) -> tuple[list[Puzzle], list[Puzzle], list[Puzzle]]:
     """Held-out, labelled and unlabelled puzzles, each in the order of the puzzles' hashes. Raises `BadInput`
     where a share is too small for what is asked of it."""
-    hashed = sorted((_hash(p), p) for p in puzzles(options.numbers, options.largest, options.bound))
-    heldout_end = options.heldout_share
-    labelled_end = heldout_end + options.labelled_share
-    heldout = [p for share, p in hashed if share < heldout_end]
-    labelled = [p for share, p in hashed if heldout_end <= share < labelled_end]
-    pool = [p for share, p in hashed if share >= labelled_end]
-    if len(heldout) < options.heldout:
-        raise BadInput(
-            f"prepare.options.heldout: given {options.heldout}, but the held-out share has {len(heldout)} puzzles"
-        )
-    if len(labelled) < options.labelled + options.probe:
-        raise BadInput(
-            f"prepare.options: labelled {options.labelled} and probe {options.probe} are asked of the labelled "
-            f"share, which has {len(labelled)} puzzles; lower them or raise labelled_share"
-        )
-    if not pool:
-        raise BadInput("prepare.options: no puzzle is left for the unlabelled pool; lower the shares")
-    return heldout, labelled, pool
-
-
-def _hash(puzzle: Puzzle) -> float:
-    """In [0, 1), from the puzzle alone."""
-    return int(digests.of_value(puzzle_text(*puzzle)), 16) / 16**32
+    everything = puzzles(options.numbers, options.largest, options.bound)
+    return split_by_hash(everything, lambda puzzle: puzzle_text(*puzzle), options, "puzzles")
 
 
 class Examiner:
@@ -181,9 +159,7 @@ def build(options: Options, rng: random.Random) -> SeedData:
     rows: list[dict] = []
 
     def add(part: str, prompt: str, completion: str) -> None:
-        rows.append(
-            {"part": part, "prompt": user(prompt), "completion": [{"role": "assistant", "content": completion}]}
-        )
+        rows.append(labelled_row(part, prompt, completion))
 
     known = {puzzle: solutions(*puzzle, bound) for puzzle in seeds}
     shows = {puzzle: rng.choice(found) for puzzle, found in known.items()}

@@ -53,6 +53,7 @@ class Countdown:
     options: Options
     name: str = "countdown"
     has_truth: bool = True
+    unique_answers: bool = False  # several ways reach a target
 
     @cached_property
     def integers(self) -> dict[str, int]:

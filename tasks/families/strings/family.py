@@ -31,6 +31,7 @@ class Strings(Unskilled):
     options: Options
     name: str = "strings"
     has_truth: bool = True
+    unique_answers: bool = True
 
     @cached_property
     def symbols(self) -> list[str]:

@@ -43,6 +43,7 @@ class Text:
     options: Options
     templates: Path = TEMPLATES
     name: str = "text"
+    unique_answers: bool = True
 
     @property
     def has_truth(self) -> bool:

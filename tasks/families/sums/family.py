@@ -1,0 +1,176 @@
+"""Sums: numbers added as a running total, modulo another, in any order; the family of votes and consistency.
+
+One number is one word and one token (here five numbers modulo 32):
+
+    solve     add 13 2 19 3 21 :                                          13 + 19 = 0 + 2 = 2 + 3 = 5 + 21 = 26
+    fact      fact 6 + 25 =                                               31
+    check     check 13 2 19 3 21 : <response> ?                           o o x o no
+    true      true 13 2 19 3 21 : <response> ?                            yes
+    better    better 13 2 19 3 21 : <response> / <response> ?             A
+    fix       fix 13 2 19 3 21 : <response> ? <check> !                   13 + 19 = 0 + 2 = ...
+    again     again 13 2 19 3 21 : <response> !                           13 + 19 = 0 + 2 = ...
+    given     given 13 2 19 3 21 -> 26 :                                  13 + 19 = 0 + 2 = ...
+    swap      swap 13 2 19 3 21 :                                         2 21 13 19 3
+    invent    invent :                                                    13 2 19 3 21
+
+There is one right answer and many ways to it, so votes mean something. The author of the corpus contradicts himself on a
+share of the facts (`steps`). No row says which of his values is right. It follows only from the fact that all orders
+must give the same answer: wrong values scatter, right ones agree.
+
+A check has a mark for each step, then one for the whole. There are two critics. The holistic one is one reply to
+`check`. The factored one (Chain-of-Verification, Dhuliawala and others 2023) asks the fact of each step, the claim
+hidden, and compares; whether every step takes a number that is left is a comparison of words.
+
+Only what obeys the grammar is ever quoted, and it is quoted as parsed numbers, so a response can contain none of the
+templates' own words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tasks.core.errors import BadInput
+from tasks.core.family import Invented, Messages, Question, Unskilled, Verdict, user
+from tasks.families.sums.language import (
+    BAD,
+    GOOD,
+    INVENT,
+    NO,
+    SIGNS,
+    WORDS,
+    YES,
+    Step,
+    check_text,
+    fact_text,
+    fix_text,
+    marks_text,
+    numbers_text,
+    solve_text,
+    steps_text,
+    there,
+)
+from tasks.families.sums.options import Options
+
+
+@dataclass(frozen=True)
+class Sums(Unskilled):
+    """The family (`tasks.core.family.Family`); `options` are the validated ones."""
+
+    options: Options
+    name: str = "sums"
+    has_truth: bool = True
+    unique_answers: bool = True
+
+    @cached_property
+    def integers(self) -> dict[str, int]:
+        """The number words and what they mean; no other text is ever read as a number."""
+        return {str(value): value for value in range(self.options.modulus)}
+
+    # --- data ------------------------------------------------------------------------------------
+    def vocabulary(self) -> list[str]:
+        return [*self.integers, *SIGNS, *WORDS]
+
+    # --- reading ---------------------------------------------------------------------------------
+    def numbers(self, messages: Messages) -> list[int]:
+        """The numbers of an `add` prompt. Raises `BadInput` for any other prompt."""
+        words = messages[-1]["content"].split() if messages else []
+        numbers = self._numbers(words[1:-1]) if words[:1] == ["add"] and words[-1] == ":" else None
+        if numbers is None:
+            raise BadInput(f"{' '.join(words)!r} is no prompt of sums; it looks like 'add 13 2 19 3 21 :'")
+        return numbers
+
+    def _numbers(self, words: Sequence[str]) -> list[int] | None:
+        if len(words) != self.options.n or len(set(words)) != len(words) or not set(words) <= self.integers.keys():
+            return None
+        return [self.integers[word] for word in words]
+
+    def steps(self, response: str) -> list[Step] | None:
+        """The response's steps, one fewer than there are numbers; None where it does not obey the grammar."""
+        words = response.split()
+        if len(words) != 4 * self.options.n - 3 or words[0] not in self.integers:
+            return None
+        steps, total = [], self.integers[words[0]]
+        for start in range(1, len(words), 4):
+            plus, number, sign, result = words[start : start + 4]
+            if plus != "+" or sign != "=" or not {number, result} <= self.integers.keys():
+                return None
+            steps.append(Step(total, self.integers[number], self.integers[result]))
+            total = steps[-1].result
+        return steps
+
+    def extract(self, messages: Messages, response: str) -> str | None:
+        """The last number."""
+        steps = self.steps(response)
+        return None if steps is None else str(steps[-1].result)
+
+    def difficulty(self, messages: Messages) -> int:
+        """How many numbers."""
+        return len(self.numbers(messages))
+
+    def fingerprint(self, messages: Messages) -> str:
+        """The numbers, sorted."""
+        return numbers_text(sorted(self.numbers(messages)))
+
+    # --- the holistic critic -----------------------------------------------------------------------
+    def critique_messages(self, messages: Messages, response: str) -> Messages | None:
+        steps = self.steps(response)
+        return None if steps is None else user(check_text(numbers_text(self.numbers(messages)), steps_text(steps)))
+
+    def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
+        """`o|x` for every step, then `yes|no`; score: share of the points `o`, ..., `yes` given."""
+        words = reply.split()
+        if len(words) != self.options.n:
+            return Verdict(False, why=f"{len(words)} words, {self.options.n} expected")
+        *marks, final = words
+        if any(mark not in (GOOD, BAD) for mark in marks):
+            return Verdict(False, why=f"a step's mark is neither {GOOD} nor {BAD}")
+        if final not in (YES, NO):
+            return Verdict(False, why=f"the final verdict is neither {YES} nor {NO}")
+        points = marks.count(GOOD) + (final == YES)
+        return Verdict(True, final == YES, points / len(words), " ".join(words))
+
+    # --- the factored critic -----------------------------------------------------------------------
+    def questions(self, messages: Messages, response: str) -> list[Question] | None:
+        """The fact of each step."""
+        steps = self.steps(response)
+        if steps is None:
+            return None
+        return [Question(user(fact_text(step.total, step.number)), str(step.result)) for step in steps]
+
+    def assemble(self, messages: Messages, response: str, asked: Sequence[Question], answers: Sequence[str]) -> Verdict:
+        """From the model's answers: a step is good where the fact is as claimed and what it takes is given and not yet
+        used. Yes where every step is good: the numbers are then all used."""
+        steps = self.steps(response)
+        if steps is None:
+            return Verdict(False, why="the response does not obey the grammar")
+        if len(answers) != len(asked):
+            return Verdict(False, why=f"{len(answers)} answers, {len(asked)} expected")
+        values = [answer.strip() for answer in answers]
+        if any(value not in self.integers for value in values):
+            return Verdict(False, why="the answer to a fact question is no number")
+        left = there(self.numbers(messages), steps)
+        marks = [value == q.claim and free for value, q, free in zip(values, asked, left, strict=True)]
+        return self.parse_critique(messages, response, marks_text(marks))
+
+    # --- refine and invent -------------------------------------------------------------------------
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
+        steps, read = self.steps(response), self.parse_critique(messages, response, critique)
+        if steps is None or not read.parsed:
+            return None
+        return user(fix_text(numbers_text(self.numbers(messages)), steps_text(steps), read.text))
+
+    def invent_messages(self, examples: Sequence[Messages]) -> Messages:
+        """Always the same: the skill is in the weights, and examples would not fit the short grammar."""
+        return user(INVENT)
+
+    def parse_invented(self, reply: str) -> list[Invented]:
+        """A new `add` prompt."""
+        numbers = self._numbers(reply.split())
+        if numbers is None:
+            return [Invented(None, "not in the grammar")]
+        return [Invented(user(solve_text(numbers_text(numbers))))]
+
+    # --- truth -------------------------------------------------------------------------------------
+    def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
+        """The last number is the sum of the numbers modulo the modulus."""
+        return self.extract(messages, response) == str(sum(self.numbers(messages)) % self.options.modulus)

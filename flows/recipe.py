@@ -1,8 +1,10 @@
 """Recipes: `python -m flows.recipe list [--json] | show NAME | use NAME [--family F] [--iterations N] [--seed S] | extend N`.
 
-A recipe (`flows/recipes/NAME.yaml`) is a published method: title, paper, summary, what it needs, whether
-the loop may see labels, the task family it is shown on, the number of iterations, and the sections of
-params.yaml with the blocks it is made of. It says only what is its own. A family
+A recipe (`flows/recipes/GROUP/NAME.yaml`, one of your own in `flows/recipes/`) is a published method: title, paper, summary,
+formula and its source, what departs from the paper, what it needs, whether the loop may see labels, the task family it is
+shown on, the number of iterations, and the sections of params.yaml with the blocks it is made of. `models` says whose policy
+a column of an iteration's row names (`previous`, `base`, `before`: the one before the previous), `rows` what an iteration and
+those after it override. It says only what is its own. A family
 (`flows/recipes/families/NAME.yaml`) adds the data, the base model, how it is measured, and for every
 block the options that suit the family, so that methods differ only where they mean to.
 
@@ -16,15 +18,28 @@ refused call writes nothing.
 
 import json
 import sys
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated
 
 import typer
 
 from flows.machine import terminal
-from flows.params import file, problems, schema, sections
+from flows.params import file, gallery, problems, schema, sections
 from flows.params import write as layout
-from flows.params.compose import Size, chosen, compose, names, read, read_as, with_iterations
+from flows.params.compose import (
+    FamilyDefaults,
+    Size,
+    chosen,
+    compose,
+    groups,
+    names,
+    read,
+    read_as,
+    with_iterations,
+)
 from flows.params.write import write
 from tasks.core.errors import BadInput
 
@@ -35,15 +50,24 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show a
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="For programs: name, title, needs.")] = False) -> None:
     """The recipes there are."""
-    rows = [{"name": name, "title": (recipe := read(name)).title, "needs": recipe.needs} for name in names()]
+    rows = [
+        {"name": name, "group": group, "title": (recipe := read(name)).title, "needs": recipe.needs}
+        for group, several in groups().items()
+        for name in several
+    ]
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     width = max(len(name) for name in [*names(), *names("sizes")])
-    for row in rows:
-        print(f"{row['name']:{width}}  {row['title']}\n{'':{width}}  needs {row['needs']}")
+    for group, several in groupby(rows, key=itemgetter("group")):
+        print(f"{group}")
+        print("".join(f"  {row['name']:{width}}  {row['title']}\n" for row in several))
+    print("sizes, to use after a recipe")
     for name in names("sizes"):
-        print(f"{name:{width}}  (a size) {read_as(Size, 'sizes', name, 'size').summary}")
+        print(f"  {name:{width}}  {read_as(Size, 'sizes', name, 'size').summary}")
+    print("\nfamilies, for `use NAME --family FAMILY`")
+    for name in names("families"):
+        print(f"  {name:{width}}  {read_as(FamilyDefaults, 'families', name, 'family').summary}")
 
 
 @app.command()
@@ -57,7 +81,9 @@ def show(name: str) -> None:
         return
     recipe = read(name)
     made = compose(name)
-    print(f"{name}: {recipe.title}\n{recipe.paper}\n\n{recipe.summary.strip()}\n\nneeds {recipe.needs}")
+    print(f"{name}: {recipe.title}\n{recipe.paper}\n\n{recipe.summary}\nformula\n{indent(recipe.formula, '  ')}")
+    print(f"path\n{indent(gallery.path(made), '  ')}\n")
+    print(f"source\n{indent(recipe.source, '  ')}departs\n{indent(recipe.departs, '  ')}\nneeds {recipe.needs}")
     print(
         f"labels in the loop: {'yes' if recipe.labels else 'no'}; family {recipe.family}; {recipe.iterations} iterations\n"
     )

@@ -11,15 +11,17 @@ from typing import Any
 
 from tasks import families
 from tasks.blocks.critique import BLOCKS, opinions
-from tasks.blocks.critique.judging import judged
+from tasks.blocks.critique.judging import in_order, judged
 from tasks.blocks.work import JUDGE, Cast, Work
 from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
-    """The section's critics. Raises `BadInput`."""
-    return bind(BLOCKS, section, "critique")
+    """The section's critics. Raises `BadInput`, for a circle of critics that read one another too."""
+    critics = bind(BLOCKS, section, "critique")
+    in_order(critics)
+    return critics
 
 
 def run(context: Context) -> None:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from tasks import families
 from tasks.blocks import critique, refine
-from tasks.blocks.critique.judging import judged
+from tasks.blocks.critique.judging import in_order, judged
 from tasks.blocks.critique.opinions import aggregate
 from tasks.blocks.evaluate import benchmarks, guards, metrics, ways
 from tasks.blocks.evaluate.options import Benchmark
@@ -88,7 +88,12 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
     """The section, checked. Raises `BadInput`, or `UnknownName` for a block or critic that does not exist."""
     given: Section = validate(Section, section, "evaluate")
     bound = bind(critique.BLOCKS, given.critics, "evaluate.critics")
+    in_order(bound)
     names = [critic.name for critic in bound]
+    for critic in bound:
+        for read in critic.reads:
+            if read.critic not in names:
+                raise unknown_name("critic", read.critic, names, f"evaluate.critics.{critic.name}.{read.option}")
     refiner = None
     if given.refine is not None:
         refiner = bind(refine.BLOCKS, {"refine": given.refine}, "evaluate")[0]

@@ -66,7 +66,7 @@ class _Iteration:
 
     def opinions(self) -> Iterator[str]:
         """Whether the critics that blocks name are there and say what the blocks ask for."""
-        for stage in ("refine", "filter"):
+        for stage in ("critique", "refine", "filter"):
             for block, read in [(one, read) for one in self.blocks(stage) for read in one.reads]:
                 name, where = read.critic, f"{stage}.{block.name}.{read.option}"
                 if name not in self.critics:

@@ -1,7 +1,7 @@
 """params.yaml made of a recipe, a family and a size."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ from tasks.core.catalog import BASE
 from tasks.core.errors import BadInput, unknown_name
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+GROUPS = ("judges", "votes", "likelihood", "verifier", "refinement", "curriculum", "inference", "yardsticks")
 Result = TypeVar("Result")
 
 
@@ -26,6 +27,9 @@ class Recipe(Options):
     title: str = Field(min_length=1)
     paper: str
     summary: str
+    formula: str  # what is computed
+    source: str  # where the formula was read, and what of it is to the letter
+    departs: str  # what is scaled down, left out or read after the abstract alone
     needs: str
     labels: bool
     family: str
@@ -34,6 +38,7 @@ class Recipe(Options):
         default_factory=dict
     )  # whose policy a column names
     params: dict[str, dict[str, Any]]  # sections: what the recipe says itself
+    rows: dict[str, dict[str, Any]] = Field(default_factory=dict)  # iteration -> what it and later ones override
 
 
 class FamilyDefaults(Options):
@@ -56,8 +61,20 @@ class Size(Options):
 
 
 def names(kind: str = "") -> list[str]:
-    """The recipes, or with `kind` "families" or "sizes" those, by name."""
-    return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
+    """The recipes, or with `kind` "families", "sizes" or a group those, by name."""
+    return sorted(path.stem for path in _files(kind))
+
+
+def groups() -> dict[str, list[str]]:
+    """The recipes by the folder that they lie in, which says what their judgement rests on; "own": in none of them."""
+    found = {group: names(group) for group in GROUPS}
+    found["own"] = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return {group: several for group, several in found.items() if several}
+
+
+def _files(kind: str) -> Iterator[Path]:
+    for group in [kind] if kind else ["", *GROUPS]:
+        yield from (FOLDER / group).glob("*.yaml")
 
 
 def read(name: str) -> Recipe:
@@ -68,7 +85,7 @@ def read(name: str) -> Recipe:
 def read_as(cls: Callable[..., Result], kind: str, name: str, what: str) -> Result:
     if name not in names(kind):
         raise unknown_name(what, name, [*names(kind), *(names("sizes") if what == "recipe" else [])])
-    path = FOLDER / kind / f"{name}.yaml"
+    path = next(path for path in _files(kind) if path.stem == name)
     given = file.parse(path.read_text(encoding="utf-8"), path.name)
     result: Result = validate(cls, given, path.name)  # type: ignore[arg-type]
     return result
@@ -165,13 +182,19 @@ def with_iterations(params: Mapping[str, Any], n: int) -> dict[str, Any]:
     recipe says."""
     present = params.get("iterations", {})
     recipe = params.get("recipe")
-    named = read(recipe).models if recipe in names() else {}
+    known = read(recipe) if recipe in names() else None
+    named = known.models if known else {}
+
+    def overrides(key: str) -> dict[str, Any]:
+        given = {since: row for since, row in known.rows.items() if since <= key} if known else {}
+        return dict(given[max(given)]) if given else {}
+
     rows = {}
     for index in range(1, n + 1):
         key, previous = f"i{index:02d}", f"i{index - 1:02d}"
         whose = {"previous": previous, "base": BASE, "before": f"i{max(0, index - 2):02d}"}
         columns = {column: whose[named.get(column, "previous")] for column in MODELS}
-        fresh: dict[str, Any] = columns | {stage: {} for stage in OVERRIDDEN}
+        fresh: dict[str, Any] = columns | {stage: {} for stage in OVERRIDDEN} | overrides(key)
         rows[key] = present.get(key, fresh)
     evaluated = params.get("evaluations", {})
     return {

@@ -14,7 +14,8 @@ unseen.
 What a block gives and needs are words, and `flows.params.between` holds them against each other:
 
     verdicts, scores, votes, comparisons   what a critic says; a block with an option `critic` needs some of it
-    sub-questions, critiques, revisions, inventing, free text   skills that a family may lack
+    sub-questions, critiques, revisions, inventing, free text, unique answers
+                                           skills that a family may lack; the last: right answers of a prompt are equal
     likelihoods, vocabulary                what an engine may not tell: scores of given text; of the whole vocabulary
     labels                                 the truth
     siblings                               the other answers to the same prompt
@@ -40,7 +41,7 @@ Facts = frozenset[str] | Callable[[Any], frozenset[str]]  # words, or those that
 Reads = Callable[[Any], "list[Read]"]  # options -> the critics whose opinions are read
 
 OPINIONS = frozenset({"verdicts", "scores", "votes", "comparisons"})
-SKILLS = frozenset({"sub-questions", "critiques", "revisions", "inventing", "free text"})
+SKILLS = frozenset({"sub-questions", "critiques", "revisions", "inventing", "free text", "unique answers"})
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,29 @@ class Drawn(Repeated):
 def judged(work: Work, critics: Sequence[Bound]) -> pl.DataFrame:
     """CRITIQUES of all candidates by all critics."""
     work = replace(work, asked=JUDGE)
-    return pl.concat([tables.empty(tables.CRITIQUES), *(critic(work.of(critic)) for critic in critics)])
+    found = [tables.empty(tables.CRITIQUES)]
+    for critic in in_order(critics):
+        found.append(critic(replace(work, opinions=pl.concat(found)).of(critic)))
+    return pl.concat(found)
+
+
+def in_order(critics: Sequence[Bound]) -> list[Bound]:
+    """Critics that others read before those, else in the order given; without those that read one that is not there.
+    Raises `BadInput` where they read one another in a circle."""
+    waiting, placed = {critic.name: critic for critic in critics}, dict[str, Bound]()
+    while waiting:
+        ready = [c for c in waiting.values() if {read.critic for read in c.reads} <= placed.keys()]
+        if not ready:
+            absent = [c for c in waiting.values() if not {r.critic for r in c.reads} <= {*waiting, *placed}]
+            if not absent:
+                raise BadInput(
+                    f"critique: {', '.join(waiting)} read one another in a circle; let one of them read no critic"
+                )
+            for critic in absent:
+                del waiting[critic.name]
+            continue
+        placed[ready[0].name] = waiting.pop(ready[0].name)
+    return list(placed.values())
 
 
 # --- asking ----------------------------------------------------------------------------------------------

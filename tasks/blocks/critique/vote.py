@@ -53,7 +53,8 @@ def entropy(counts: Sequence[int]) -> float:
     return -fsum(count / total * log(count / total) for count in counts if count) if total else 0.0
 
 
+VOTES = frozenset({"siblings", "unique answers"})
 BLOCKS = {
-    "vote_entropy": Block(vote_entropy, gives=frozenset({"scores"}), needs=frozenset({"siblings"})),
-    "vote": Block(vote, gives=frozenset({"verdicts", "scores", "votes"}), needs=frozenset({"siblings"})),
+    "vote_entropy": Block(vote_entropy, gives=frozenset({"scores"}), needs=VOTES),
+    "vote": Block(vote, gives=frozenset({"verdicts", "scores", "votes"}), needs=VOTES),
 }

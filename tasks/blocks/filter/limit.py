@@ -1,5 +1,7 @@
 """Duplicates, the best few, and caps."""
 
+from typing import Literal
+
 import polars as pl
 from pydantic import Field
 
@@ -17,11 +19,13 @@ def deduplicate(state: Selection, options: Options) -> Selection:
 
 class Cap(Options):
     per_prompt: int = Field(ge=1)  # candidates, at most
+    first: Literal["id", "shortest", "longest"]  # which stay; id: as good as at random
 
 
 def cap(state: Selection, options: Cap) -> Selection:
-    """Keeps at most `per_prompt` candidates of a prompt, chosen by id, which is as good as at random."""
-    ordered = state.kept.sort("prompt_id", "candidate_id")
+    """Keeps at most `per_prompt` candidates of a prompt."""
+    length = {"id": pl.lit(0), "shortest": pl.col("tokens"), "longest": -pl.col("tokens")}[options.first]
+    ordered = state.kept.sort("prompt_id", length, "candidate_id")
     over = pl.int_range(pl.len()).over("prompt_id") >= options.per_prompt
     reasons = ordered.select("candidate_id", reason=pl.when(over).then(pl.lit("over the cap")))
     return state.narrow("cap", reasons)

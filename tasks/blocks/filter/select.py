@@ -110,12 +110,26 @@ def relative_length(state: Selection, options: RelativeLength) -> Selection:
     return state.narrow("relative_length", lengths.select("candidate_id", reason=reason))
 
 
+def contested(state: Selection, options: OfCritic) -> Selection:
+    """Keeps the candidates of prompts of which the critic accepts some candidates and refuses others: what is always right,
+    and what never is, has nothing to tell apart (EAST leaves such prompts out)."""
+    verdicts = state.opinions(options.critic, "contested").select("candidate_id", "verdict")
+    told = state.kept.join(verdicts, on="candidate_id", how="left")
+    yes = pl.col("verdict").fill_null(False).any().over("prompt_id")
+    no = (~pl.col("verdict").fill_null(True)).any().over("prompt_id")
+    reason = (
+        pl.when(~yes).then(pl.lit("none of the prompt accepted")).when(~no).then(pl.lit("all of the prompt accepted"))
+    )
+    return state.narrow("contested", told.select("candidate_id", reason=reason))
+
+
 def keep_all(state: Selection, options: Options) -> Selection:
     """Keeps everything: unfiltered self-training, the lower bound that a filter must beat."""
     return state
 
 
 BLOCKS = {
+    "contested": Block(contested, needs=frozenset({"verdicts"}), phase="select"),
     "accepted": Block(accepted, needs=frozenset({"verdicts"}), phase="select"),
     "threshold": Block(threshold, needs=frozenset({"scores"}), phase="select"),
     "majority": Block(majority, needs=frozenset({"votes"}), phase="select"),

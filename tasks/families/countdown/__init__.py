@@ -12,7 +12,10 @@ from tasks.families.countdown.family import Countdown
 from tasks.families.countdown.language import puzzle_text, solve_text
 from tasks.families.countdown.options import Options
 
-LACKS = {"free text": "countdown has no free text to judge"}  # skills that it has not, and why
+LACKS = {  # skills that it has not, and why
+    "free text": "countdown has no free text to judge",
+    "unique answers": "a puzzle has many right answers, which split the vote",
+}
 CODE = ("language.py",)  # other modules that decide what is asked and how replies are read
 RESULTS = {2: 3, 3: 27, 4: 486}  # results of so many numbers, at most: pairs times operators at every step
 MOST_PUZZLES = 2_000_000  # all of them are listed, in memory and within seconds

@@ -51,7 +51,7 @@ def test_accepted_deduplicated_capped_and_made_into_rows():
             [("2", True, 1.0), ("3", True, 1.0)],
         ]
     )
-    last = through(first, rows=ROWS, accepted={"critic": "c"}, deduplicate={}, cap={"per_prompt": 1})
+    last = through(first, rows=ROWS, accepted={"critic": "c"}, deduplicate={}, cap={"per_prompt": 1, "first": "id"})
     assert reasons(last) == {"refused": 1, "no judgement: junk": 1, "duplicate": 1, "over the cap": 1}
     assert last.sft.height == 2
     assert set(last.sft["iteration"]) == {"i02"}

@@ -1,0 +1,85 @@
+"""The gallery of recipes as a page of the documentation: `python -m flows.params.gallery` writes docs/recipes.md."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.params import compose, schema
+
+FILE = Path(__file__).parents[2] / "docs" / "recipes.md"
+INTRODUCTION = """# Recipes
+
+`python -m flows.params.gallery` writes this page from the files in `flows/recipes/`.
+
+- Each recipe is a published method as a choice of blocks. `python -m flows.recipe use NAME` writes it into params.yaml.
+- A group says what a method's judgement rests on.
+- *Path* names the blocks in the order of the stages.
+- *Source* says where the formula was read, and *departs* what is scaled down, left out, or read after the abstract alone.
+- [Results](results.md) says what each gained, and where it did not help."""
+ABOUT = {
+    "judges": "The model's own judgement of an answer: verdicts, points, comparisons.",
+    "votes": "Agreement among several answers to a prompt.",
+    "likelihood": "What the model thinks of a text by its probabilities.",
+    "verifier": "A check of the right answer. These recipes see labels.",
+    "refinement": "A second attempt, with the first one before the model's eyes.",
+    "curriculum": "Prompts that become harder as the model becomes better.",
+    "inference": "Nothing is trained; several answers are put together.",
+    "yardsticks": "The bounds that every method is measured against.",
+    "own": "Recipes that lie in no group.",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for group, names in compose.groups().items():
+        parts += [f"## {group.capitalize()}", ABOUT[group], *(part for name in names for part in _recipe(name))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _recipe(name: str) -> Iterator[str]:
+    recipe, made = compose.read(name), compose.compose(name)
+    yield f"### {name}"
+    yield f"**{recipe.title}.** {_sentence(recipe.paper)}"
+    yield recipe.summary.strip()
+    yield f"```\n{recipe.formula.strip()}\n\n{path(made)}\n```"
+    labels = "sees labels" if recipe.labels else "sees no labels"
+    yield (
+        f"*Source:* {_joined(recipe.source)} *Departs:* {_joined(recipe.departs)} *Needs:* {_sentence(recipe.needs)} The loop "
+        f"{labels}; family `{recipe.family}`, {recipe.iterations} iteration{'' if recipe.iterations == 1 else 's'}."
+    )
+
+
+def path(made: Mapping[str, Any]) -> str:
+    """The way through the stages: which blocks each has."""
+    lines = []
+    for stage in schema.WITH_BLOCKS:
+        blocks = [_told(name, entry) for name, entry in made[stage].items()]
+        if blocks:
+            lines.append(f"{stage:10}  {', '.join(blocks)}")
+    ways = made["evaluate"]["answers"]
+    lines += [f"{'answers':10}  {', '.join(ways)}"] if ways else []
+    return "\n".join(lines) or "nothing is made or trained; evaluate measures the base model"
+
+
+def _told(name: str, entry: Mapping[str, Any]) -> str:
+    """An entry by its block, its name where that is another, and whom it asks or reads."""
+    block = str(entry.get("block", name))
+    told = [str(entry[key]) for key in ("critic", "model", "statistic") if entry.get(key)]
+    told += [f"n {entry['n']}"] if "n" in entry and block != "fixed_unlabeled" else []
+    inside = f"({', '.join(told)})" if told else ""
+    return f"{block}{inside}" if block == name else f"{name}: {block}{inside}"
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _sentence(text: str) -> str:
+    joined = _joined(text)
+    return joined if joined.endswith(".") else f"{joined}."
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")
+    print(f"{FILE.name}: {len(compose.names())} recipes")

@@ -18,8 +18,8 @@ from flows.history import lock, records
 from flows.machine import state, terminal
 from flows.params import file
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
-from tasks.blocks.evaluate.metrics import Z95
 from tasks.core.catalog import ARTIFACTS, BASE
+from tasks.core.uncertainty import Z95
 
 if TYPE_CHECKING:
     from rich.table import Table

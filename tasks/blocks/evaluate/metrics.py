@@ -7,21 +7,20 @@ NaN never leaves this module. Shares lie in 0..1, lengths are tokens, scores are
 
 `summary` puts all figures of one prompt set into a flat mapping, `guards` the warnings that the probe set
 gives. Sources: pass@k, Chen et al. 2021 (arXiv 2107.03374); vote, Wang et al. 2022 (self-consistency);
-interval, Wilson 1927; verification gap, Song et al. 2024 (Mind the Gap); balance, Zeng et al. 2024
+interval, `tasks.core.uncertainty`; verification gap, Song et al. 2024 (Mind the Gap); balance, Zeng et al. 2024
 (B-STaR); refinement transitions, Huang et al. 2023 and Kumar et al. 2024 (SCoRe); calibration,
 Guo et al. 2017. Sums are taken in a fixed order, so that equal rows give equal digits on any machine.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import comb, fsum, sqrt
+from math import comb, fsum
 from typing import Any
 
 import polars as pl
 
-Number = float | None
+from tasks.core.uncertainty import Number, wilson
 
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 BINS = 10  # of the calibration error, as in Guo et al. 2017
 DECIMALS = 6
 
@@ -41,16 +40,6 @@ def accuracy(answers: pl.DataFrame) -> Number:
     """Share of right answers; None where any truth is unknown."""
     right = answers["correct"]
     return None if right.null_count() else mean(float(value) for value in right)
-
-
-def wilson(successes: int, total: int) -> tuple[Number, Number]:
-    """Wilson's score interval at 95 % for a share of `successes` in `total` independent trials."""
-    if total == 0:
-        return None, None
-    share, z2 = successes / total, Z95 * Z95
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pass_at_k(samples: pl.DataFrame, k: int) -> Number:

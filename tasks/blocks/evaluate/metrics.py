@@ -42,6 +42,11 @@ def accuracy(answers: pl.DataFrame) -> Number:
     return None if right.null_count() else mean(float(value) for value in right)
 
 
+def by_prompt(predictions: pl.DataFrame) -> dict[str, bool | None]:
+    """Whether the greedy answer of each prompt is right, in the order of the prompts' ids; None where nobody knows."""
+    return dict(of_kind(predictions, "greedy").sort("prompt_id").select("prompt_id", "correct").iter_rows())
+
+
 def pass_at_k(samples: pl.DataFrame, k: int) -> Number:
     """Mean over prompts of 1 - C(n-c, k) / C(n, k), c of n samples right: the unbiased estimate of the chance
     that k samples hold a right one (Chen et al. 2021). None where a prompt has fewer than k samples."""

@@ -50,13 +50,18 @@ def by_prompt(predictions: pl.DataFrame) -> dict[str, bool | None]:
 def pass_at_k(samples: pl.DataFrame, k: int) -> Number:
     """Mean over prompts of 1 - C(n-c, k) / C(n, k), c of n samples right: the unbiased estimate of the chance
     that k samples hold a right one (Chen et al. 2021). None where a prompt has fewer than k samples."""
+    return mean(pass_by_prompt(samples, k))
+
+
+def pass_by_prompt(samples: pl.DataFrame, k: int) -> list[float]:
+    """The values that `pass_at_k` is the mean of, in the order of the prompts' ids; none where it is None."""
     values = []
     for group in _groups(samples, "correct"):
         right = [row[0] for row in group]
         if len(right) < k or None in right:
-            return None
+            return []
         values.append(1.0 - comb(len(right) - sum(right), k) / comb(len(right), k))
-    return mean(values)
+    return values
 
 
 def vote(answers: Sequence[str | None]) -> int | None:

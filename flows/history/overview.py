@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.history import account as history_account
 from flows.history import lock, records
+from flows.history.artifacts import Artifacts
 from flows.machine import state, terminal
 from flows.params import file
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores

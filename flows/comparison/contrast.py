@@ -5,7 +5,7 @@ intervals are of 95 %, `p` is two-sided; null stands for what cannot be computed
 paired test. `changed` are the prompts of the last pair whose greedy answer was right for one side alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.comparison import paired
@@ -25,10 +25,10 @@ def contrast(first: Side, second: Side) -> Record:
             f"{second.family} (prepare.family)"
         )
     pairs = _pairs(first, second)
-    last = pairs[-1]
+    last, both = pairs[-1], [name for name, _ in pairs]
     return {
         "sides": [{"name": s.label, "evolution": s.evolution, "iteration": s.iteration} for s in (first, second)],
-        "parameters": write.changes(_values(first), _values(second)),
+        "parameters": write.changes(_values(first, both), _values(second, both)),
         "iterations": [_pair(first, second, *pair) for pair in pairs],
         "changed": {"iterations": list(last), "rows": _changed(first, second, *last)},
     }
@@ -53,10 +53,14 @@ def _pairs(first: Side, second: Side) -> list[tuple[str, str]]:
     return both
 
 
-def _values(side: Side) -> dict[str, Any]:
-    """The parameters that decide what a side computes: of a named iteration with its row, else as they are."""
+def _values(side: Side, compared: Sequence[str]) -> dict[str, Any]:
+    """The parameters that decide what a side computes: of a named iteration with its row, else as they are, without
+    rows of iterations that are not compared."""
     if side.iteration is None:
-        return {name: value for name, value in side.params.items() if name not in schema.UNREAD}
+        values = {name: value for name, value in side.params.items() if name not in schema.UNREAD}
+        for table in ("iterations", "evaluations"):
+            values[table] = {name: row for name, row in values[table].items() if name in compared}
+        return values
     shared = {name: side.params[name] for name in schema.TOP if name in (*schema.SHARED, "engine", "prepare", "base")}
     row = sections.row(side.params, side.iteration)
     stages = [stage for stage in schema.LOOP if stage == "evaluate" or side.iteration in side.params["iterations"]]

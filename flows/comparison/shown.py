@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDTH = 128  # characters
+WIDTH = 138  # characters
 PARAMETERS = 20  # lines of them without --all
 LETTERS = 160  # of a prompt or an answer without --all
 

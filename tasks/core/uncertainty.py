@@ -58,13 +58,13 @@ def detectable(prompts: int, lost: int, level: float) -> Number:
 def bootstrap(number: int, figure: "Callable[[npt.NDArray[np.int64]], Any]", seed: int = 0) -> Interval:
     """95 % percentile interval of a figure over prompts. `figure` is given which of the `number` prompts are in a
     resample, with repetitions, and may return None where it cannot be computed; `DRAWS` resamples, always the same ones
-    for equal `number` and `seed`. None for fewer than two prompts: one tells nothing of others."""
+    for equal `number` and `seed`. None where all resamples are alike, as of one prompt: that tells nothing of others."""
     import numpy as np
 
     random = np.random.default_rng(seed)
     found = [figure(random.integers(0, number, number)) for _ in range(DRAWS if number > 1 else 0)]
     known = [float(value) for value in found if value is not None]
-    if not known:
+    if not known or min(known) == max(known):
         return None, None
     low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)

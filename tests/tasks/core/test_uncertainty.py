@@ -68,6 +68,6 @@ def test_bootstrap_of_a_mean_agrees_with_scipy() -> None:
 def test_bootstrap_at_the_edges() -> None:
     assert bootstrap_mean([]) == (None, None)
     assert bootstrap_mean([1.0]) == (None, None)
-    assert bootstrap_mean([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    assert bootstrap_mean([1.0, 1.0, 1.0]) == (None, None)
     assert bootstrap_mean([0.0, 1.0]) == (0.0, 1.0)
     assert bootstrap(5, lambda chosen: None) == (None, None)

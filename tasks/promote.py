@@ -153,7 +153,7 @@ def compare(
     ours, theirs = scores["accuracy"], earlier["accuracy"]
     reason = (
         f"{'promoted' if promoted else 'kept the previous policy'}: probe accuracy {ours:.4f} against {theirs:.4f} of the "
-        f"previous policy, {gained} prompts gained and {lost} lost, one-sided p {p_value:.4g}, significance {significance:g}"
+        f"previous policy, gained {gained} and lost {lost} of {prompts} prompts, one-sided p {p_value:.4g}, significance {significance:g}"
     )
     if too_small:
         least = "no difference" if smallest is None else f"a difference of {smallest:.4f} or more"

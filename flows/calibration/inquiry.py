@@ -81,7 +81,7 @@ def calibrate(root: Path, path: Path, names: Mapping[str, str], iteration: str |
         "file": path.name, "kind": kind, "rows": len(rows), "iteration": iteration, "judge": asdict(pointer),
         "critics": figures,
     }  # fmt: skip
-    stored = state.folder(state.state_dir(root) / FOLDER) / f"{path.stem}.json"
+    stored = state.folder(state.state_dir(root) / FOLDER) / f"{path.name}.json"
     state.write_json(stored, record)
     return record | {"stored": str(stored), "requests": tally.requests, "asked": tally.made}
 

@@ -121,7 +121,7 @@ def test_nothing_is_asked_twice_and_nothing_is_written_to_data(repository: Path)
     assert again["asked"] == 0
     assert again["critics"] == first["critics"]
     assert sorted(str(path) for path in (repository / "data").rglob("*")) == before
-    stored = json.loads((repository / ".autodidact/calibration/labels.json").read_text())
+    stored = json.loads((repository / ".autodidact/calibration/labels.jsonl.json").read_text())
     assert stored["critics"] == first["critics"]
 
 
@@ -135,7 +135,7 @@ def test_the_command_prints_tables_and_where_the_figures_are(repository: Path) -
     assert "6 rows of labels, judged by the policy of data/i00/candidate" in words
     assert "nl 80.0 (37.6-96.4) 0.62" in words
     assert "vote was not asked: it counts the samples of a prompt" in words
-    assert "figures: .autodidact/calibration/labels.json" in words
+    assert "figures: .autodidact/calibration/labels.jsonl.json" in words
     pairs = CliRunner().invoke(app, [str(preferred(repository))]).output
     assert "prefers what is" in pairs
     assert "…" not in labels + pairs

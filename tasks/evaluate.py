@@ -7,7 +7,8 @@ answer that the critic refuses, and the truth of every answer where the family h
 
 Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts), `metrics.json` beside it
 (flat figures of `tasks.blocks.evaluate.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
-`iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, and `guards`.
+`iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, `guards` and, with
+`probe_by_prompt`, `by_prompt`: which of its prompts have a right greedy answer.
 `answers` adds ways to answer with the samples (`tasks.blocks.evaluate.ways`), held out.
 Only `probe.json` may be read inside the loop. Figures are null where the family has no truth. `benchmarks` adds the
 figures of standard benchmarks to the held-out ones (`tasks.blocks.evaluate.benchmarks`).
@@ -56,6 +57,7 @@ class Section(Options):
     answers: dict[str, ways.Way]  # name -> how the samples give one answer; {} for none
     benchmarks: dict[str, Benchmark] | None  # name -> tasks of lm-eval
     benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
+    probe_by_prompt: bool  # probe.json also says of each prompt whether it was right; promote.significance reads it
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Evaluation:
     answers: Mapping[str, ways.Way]
     benchmarks: Mapping[str, Benchmark]
     benchmark_files: str
+    probe_by_prompt: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
     own = given.best_of or gate or (names[0] if names else None)
     return Evaluation(
         given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refiner,
-        given.answers, given.benchmarks or {}, given.benchmark_files,
+        given.answers, given.benchmarks or {}, given.benchmark_files, given.probe_by_prompt,
     )  # fmt: skip
 
 
@@ -139,10 +142,12 @@ def run(context: Context) -> None:
     figures = metrics.summary(heldout.predictions, options.samples)
     figures |= metrics.rounded(ways.figures(heldout.predictions, heldout.answered))
     figures |= benchmarks.measure(standard, model, context.seed)
-    report = {
+    report: dict[str, Mapping[str, Any]] = {
         "metrics": metrics.summary(probe.predictions, options.samples),
         "guards": guards.guards(probe.predictions, probe.critiques),
     }
+    if options.probe_by_prompt:
+        report["by_prompt"] = metrics.by_prompt(probe.predictions)
     for name in heldout.tokens:
         context.log(**{f"{name}_tokens": heldout.tokens[name] + probe.tokens[name]})
     context.log(

@@ -10,8 +10,16 @@ the next iteration depends on (models are not copied), and `data/iN/policy.json`
   candidate_score, previous_score   the figure of the candidate and of the previous policy, on the probe set
   scores            the promoted policy's gate figures on the probe set, for the next promotion
   alarms            the guards that went off, by name; they warn and do not decide
+and, with a `significance`:
+  test              of the candidate against the policy on the same probe prompts: `significance`, the one-sided `p_value`,
+                    `prompts`, those `gained` and `lost` (right for one of both alone), the `smallest_difference` of
+                    accuracy that these prompts would have told (null: none), and `too_small`: the candidate is ahead, but
+                    not by that much
+  by_prompt         whether the promoted policy's greedy answer to each probe prompt is right, for the next promotion
 
-The gate: candidate_score >= previous_score - tolerance. The previous policy may be older than the previous
+The gate: candidate_score >= previous_score - tolerance. With a `significance` it is another one: the exact one-sided
+McNemar test (`tasks.core.uncertainty`) says at that level that the candidate is more accurate; the tolerance plays no
+part. The previous policy may be older than the previous
 candidate, which was then refused; so its score is taken from its own record, and from the previous probe
 results only where it has none (the base). Where the metric was not measured, because the family has no truth, the
 gate is the first of the label-free figures in `LABEL_FREE` that both have.
@@ -25,10 +33,12 @@ from pydantic import Field
 
 from tasks.core.block import Options, validate
 from tasks.core.context import Context
-from tasks.core.errors import unknown_name
+from tasks.core.errors import BadInput, unknown_name
 from tasks.core.models.pointer import Pointer
+from tasks.core.uncertainty import detectable, mcnemar_better
 
 Figures = Mapping[str, float | None]
+Right = Mapping[str, bool | None]  # prompt id -> whether its answer is right
 
 LABEL_FREE = ("answer_variety", "vote_share")  # higher is better; the first that is there decides
 GATES = (
@@ -51,6 +61,7 @@ class Promotion(Options):
 
     metric: str  # a figure of the probe set, higher is better
     tolerance: float = Field(ge=0)  # how far below the previous policy a candidate may be
+    significance: float | None = Field(gt=0, lt=0.5)  # promoted only if a paired test calls it better; null: tolerance
 
 
 def parse(section: Mapping[str, Any]) -> Promotion:
@@ -69,11 +80,17 @@ def run(context: Context) -> None:
     probe, before = context.load("probe_metrics"), context.load("probe_metrics", previous)
     policy = context.load("policy", previous)
     scores, earlier = gates(probe), policy.get("scores") or gates(before)
-    decision = decide(scores, earlier, context.options)
+    right, theirs, level = by_prompt(probe), policy.get("by_prompt") or by_prompt(before), context.options.significance
+    if level is None:
+        decision = decide(scores, earlier, context.options)
+    else:
+        decision = compare(right, theirs, scores, earlier, level)
     candidate = digest(context.path("candidate"), context.scratch / KNOWN)
     chosen = {"path": context.where("candidate"), "digest": candidate, "scores": scores}
     if not decision["promoted"]:
         chosen = {"path": policy["path"], "digest": policy["digest"], "scores": earlier}
+    if level is not None:
+        chosen["by_prompt"] = right if decision["promoted"] else theirs
     record = {**decision, **chosen, "alarms": alarms(probe["guards"], before["guards"])}
     context.log(promoted=float(decision["promoted"]), alarms=len(record["alarms"]))
     context.tags["promoted"] = str(decision["promoted"]).lower()
@@ -108,6 +125,45 @@ def decide(candidate: Figures, previous: Figures, options: Promotion) -> dict[st
         reason += f"; {options.metric} is not there (no truth, or not measured), so a label-free figure decided"
     return {
         "promoted": promoted, "reason": reason, "gate_metric": name, "candidate_score": ours, "previous_score": theirs,
+    }  # fmt: skip
+
+
+def by_prompt(probe: Mapping[str, Any]) -> Right:
+    """What a `probe.json` says of each prompt; empty where evaluate was not asked to (`evaluate.probe_by_prompt`)."""
+    found: Right = probe.get("by_prompt") or {}
+    return found
+
+
+def compare(
+    candidate: Right, previous: Right, scores: Figures, earlier: Figures, significance: float
+) -> dict[str, Any]:
+    """What `decide` gives, and `test`, by the paired test. Raises `BadInput` where there are no results of the same
+    prompts to compare, or no truth."""
+    if not candidate or candidate.keys() != previous.keys() or None in {*candidate.values(), *previous.values()}:
+        raise BadInput(
+            f"promote.significance: given {significance:g}, but candidate and policy have no results of the same probe "
+            "prompts to compare; set evaluate.probe_by_prompt to true for all iterations, or significance to null"
+        )
+    prompts = len(candidate)
+    gained = sum(bool(candidate[name]) and not previous[name] for name in candidate)
+    lost = sum(bool(previous[name]) and not candidate[name] for name in candidate)
+    p_value = mcnemar_better(gained, lost)
+    promoted, smallest = p_value <= significance, detectable(prompts, lost, significance)
+    too_small = not promoted and gained > lost
+    ours, theirs = scores["accuracy"], earlier["accuracy"]
+    reason = (
+        f"{'promoted' if promoted else 'kept the previous policy'}: probe accuracy {ours:.4f} against {theirs:.4f} of the "
+        f"previous policy, gained {gained} and lost {lost} of {prompts} prompts, one-sided p {p_value:.4g}, significance {significance:g}"
+    )
+    if too_small:
+        least = "no difference" if smallest is None else f"a difference of {smallest:.4f} or more"
+        reason += f"; too few probe prompts to tell: {prompts} tell {least} where {lost} are lost"
+    return {
+        "promoted": promoted, "reason": reason, "gate_metric": "accuracy", "candidate_score": ours, "previous_score": theirs,
+        "test": {
+            "significance": significance, "p_value": round(p_value, 6), "prompts": prompts, "gained": gained, "lost": lost,
+            "smallest_difference": None if smallest is None else round(smallest, 6), "too_small": too_small,
+        },
     }  # fmt: skip
 
 

@@ -257,13 +257,39 @@ def tracking_uri(root: Path) -> str:
     return given or f"sqlite:///{state.state_dir(root).resolve() / 'mlflow' / 'mlflow.db'}"
 
 
+def name_of(params: Mapping[str, Any]) -> str:
+    """The name of the run of an evolution: recipe, seed, and the first digits of its id."""
+    return f"{params.get('recipe')}-s{params.get('seed')}-{lock.evolution_id(params)[:6]}"
+
+
+def evolutions(root: Path) -> list[str]:
+    """The names of all evolutions that MLflow has, whether or not their artifacts are still there; none where it has no
+    database or cannot be reached."""
+    uri = tracking_uri(root)
+    path = _database(uri)
+    if path and not path.is_file():
+        return []
+    state.quiet(root)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException, sqlite3.Error, OSError):
+        _knock(uri)
+        client = MlflowClient(tracking_uri=uri)
+        if experiment := client.get_experiment_by_name(EXPERIMENT):
+            query = "tags.level = 'evolution'"
+            found = client.search_runs([experiment.experiment_id], query, max_results=5000)
+            return sorted({str(run.info.run_name).removesuffix(" (superseded)") for run in found})
+    return []
+
+
 def sync(root: Path, full: bool = False) -> SyncResult:
     """Creates and updates what MLflow lacks. Without `full`, returns at once (and without importing mlflow)
     when params.yaml, dvc.lock and the records are those of the last sync. Raises `BadInput` for an unreadable
     params.yaml or dvc.lock, `TrackingFailed` where the database is locked, damaged or cannot be written."""
     params = file.load(root)
     evolution = lock.evolution_id(params)
-    name = f"{params.get('recipe')}-s{params.get('seed')}-{evolution[:6]}"
+    name = name_of(params)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or str(root)
     try:
         uri = tracking_uri(root)

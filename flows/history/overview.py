@@ -3,32 +3,37 @@
 Everything comes from the artifacts (`data/iNN/evaluation/metrics.json`, `policy.json`, the tokens that the
 tables count), only the seconds and, where params.yaml gives prices, what was paid (`flows.costs`) from the records;
 without a record they are unknown. A figure that could not be computed, for a family without truth or a critic that
-accepted nothing, is shown as "-". Standard benchmarks come after the project's own figures, the first of them by name
+accepted nothing, is shown as "-". An iteration is said to be better or worse than the base model only where the paired
+test of their held-out answers says so (`flows.comparison.paired`). Standard benchmarks come after the project's own figures, the first of them by name
 where there are many, with the half-width of their 95 % interval.
 
 `python -m flows.summary` prints it; nothing is written.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from flows.comparison.paired import UNCLEAR, paired
 from flows.history import account as history_account
 from flows.history import lock, records
+from flows.history.artifacts import Artifacts
 from flows.machine import state, terminal
 from flows.params import file
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
-from tasks.blocks.evaluate.metrics import Z95
 from tasks.core.catalog import ARTIFACTS, BASE
+from tasks.core.errors import TableMismatch
+from tasks.core.uncertainty import Z95
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 UNKNOWN = "unknown"
-WIDTH = 110  # characters
+WIDTH = 124  # characters
 WIDER = 16  # by so many for each benchmark
 SHARES = {  # column -> figure of metrics.json, shown in percent
     "pass@8": "pass_at_8",
@@ -44,7 +49,16 @@ BENCHMARKS = 3  # columns of them, at most
 def columns(benchmarks: Sequence[str]) -> list[str]:
     """The table's headings; `benchmarks`: figures of standard benchmarks."""
     own = [name.removeprefix(PREFIX).replace("_", "\n") for name in benchmarks]
-    return ["iteration", "accuracy %\n(95 % interval)", *SHARES, *own, "tokens", "seconds", "promoted"]
+    return [
+        "iteration",
+        "accuracy %\n(95 % interval)",
+        f"against\n{BASE}",
+        *SHARES,
+        *own,
+        "tokens",
+        "seconds",
+        "promoted",
+    ]
 
 
 def benchmarks(root: Path) -> list[str]:
@@ -56,7 +70,7 @@ def benchmarks(root: Path) -> list[str]:
 def rows(root: Path) -> list[tuple[str, ...]]:
     """The table's cells, one tuple per evaluated iteration. Raises `BadInput` for an unreadable params.yaml."""
     params = file.load(root)
-    seconds = _seconds(root, params)
+    seconds, against = _seconds(root, params), _against_base(root, lock.iterations(params))
     shown = benchmarks(root)
     found = []
     for iteration in lock.iterations(params):
@@ -67,7 +81,8 @@ def rows(root: Path) -> list[tuple[str, ...]]:
         shares = [_percent(metrics.get(name)) for name in SHARES.values()]
         shares += [_benchmark(metrics, name) for name in shown]
         tokens = f"{generated:,}" if generated else "-"
-        found.append((iteration, _accuracy(metrics), *shares, tokens, seconds.get(iteration, UNKNOWN), promoted))
+        first = (iteration, _accuracy(metrics), against.get(iteration, "-"))
+        found.append((*first, *shares, tokens, seconds.get(iteration, UNKNOWN), promoted))
     return found
 
 
@@ -112,6 +127,23 @@ def small(root: Path) -> str | None:
 def _rows(path: Path) -> int | None:
     """The rows of a table, None where it is not there."""
     return pl.scan_parquet(path).select(pl.len()).collect().item() if path.is_file() else None
+
+
+def _against_base(root: Path, iterations: Sequence[str]) -> dict[str, str]:
+    """Points of accuracy that each iteration is above the base model on the same prompts, and whether that makes it better
+    or worse; iterations that cannot be compared are left out."""
+    artifacts, found = Artifacts(root), {}
+    tables = {}
+    for iteration in iterations:
+        with suppress(TableMismatch):
+            where, columns = pl.col("kind") == "greedy", ["prompt_id", "kind", "correct"]
+            tables[iteration] = artifacts.table("predictions", iteration, where, columns)
+    for iteration, table in tables.items():
+        test = paired(tables[BASE], table) if iteration != BASE and BASE in tables else None
+        if test is not None:
+            verdict = "" if test.verdict == UNCLEAR else f" {test.verdict}"
+            found[iteration] = f"{100 * test.difference:+.1f}{verdict}"
+    return found
 
 
 def _seconds(root: Path, params: Mapping[str, Any]) -> dict[str, str]:

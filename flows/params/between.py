@@ -123,7 +123,9 @@ class _Iteration:
 
     def gate(self) -> Iterator[str]:
         """Whether the iteration and the one before it measure what promotion compares."""
-        metric, prepare = own.options(self.params, "promote", self.iteration).metric, self.params["prepare"]
+        promotion, prepare = own.options(self.params, "promote", self.iteration), self.params["prepare"]
+        metric = promotion.metric
+        yield from self._tested(promotion.significance, metric)
         given = families.with_source(prepare["family"], prepare["options"], prepare["source"])
         levels = families.difficulties(prepare["family"], given)
         for measured in (self.params["iterations"][self.iteration]["previous"], self.iteration):
@@ -140,6 +142,30 @@ class _Iteration:
                 advice = "; evaluate.samples, critics and refine decide what is measured"
                 yield f"{unknown_name('metric', metric, {*gates, *promote.LABEL_FREE}, where)}{advice}"
                 return
+
+    def _tested(self, significance: float | None, metric: str) -> Iterator[str]:
+        """Whether there will be what a paired test of the probe set compares."""
+        if significance is None:
+            return
+        given, prepare = f"promote.significance: given {significance:g}", self.params["prepare"]
+        if metric != "accuracy":
+            yield f"{given}, but the test compares right answers, and promote.metric is {metric}; set metric to accuracy"
+        options = families.with_source(prepare["family"], prepare["options"], prepare["source"])
+        if not families.create(prepare["family"], options).has_truth:
+            yield f"{given}, but these prompts have no answers, so nobody knows who is right; set it to null"
+        previous = self.params["iterations"][self.iteration]["previous"]
+        for measured in (previous, self.iteration):
+            if not own.options(self.params, "evaluate", measured).probe_by_prompt:
+                row = f" in {measured}" if self.params["evaluations"][measured] else ""
+                yield (
+                    f"{given}, but evaluate.probe_by_prompt is false{row}, so nothing is kept of single probe prompts; set "
+                    "that to true"
+                )
+        if previous != BASE and own.options(self.params, "promote", previous).significance is None:
+            yield (
+                f"{given} for {self.iteration}, but null for {previous}, which it is compared with, so the policy's answers "
+                "to single prompts may be lost; set it for both"
+            )
 
 
 def _abilities(place: str, block: Bound, params: Params) -> Iterator[str]:

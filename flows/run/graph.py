@@ -74,6 +74,20 @@ def _no_repository(root: Path) -> BadInput:
     return BadInput(f"{root} is no DVC repository; run `dvc init` there, or change to the repository's root")
 
 
+def cached(root: Path, md5s: Sequence[str]) -> dict[str, Path]:
+    """Where DVC's cache has the files of these md5s; those that it has not are left out. Raises `BadInput` outside a DVC
+    repository."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            places = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in md5s if md5}
+    except NotDvcRepoError as error:
+        raise _no_repository(root) from error
+    return {md5: place for md5, place in places.items() if place.is_file()}
+
+
 def put_back(root: Path, name: str) -> None:
     """Brings back what DVC removed for a stage that then refused its input: the outputs that dvc.lock names, from DVC's
     cache. What is not there stays away."""

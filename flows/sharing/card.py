@@ -15,9 +15,9 @@ from flows.history import lock
 from flows.history.artifacts import Artifacts, Record
 from flows.params import compose, sections
 from tasks.blocks.evaluate.benchmarks import PREFIX, scores
-from tasks.blocks.evaluate.metrics import Z95
 from tasks.core.catalog import BASE
 from tasks.core.models import hub
+from tasks.core.uncertainty import Z95
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -11,7 +11,7 @@ from rich.console import Console
 from flows import summary
 from flows.history import overview, records
 from tasks.core import digests
-from tests.support.work import write_yaml
+from tests.support.work import predicted, write_yaml
 
 PARAMS = {
     "recipe": "self_evolution",
@@ -63,20 +63,30 @@ def record(root: Path, stage: str, seconds: float) -> None:
 def test_a_row_per_iteration_with_nulls_as_dashes(repository: Path) -> None:
     shares = ("100.0", "-", "25.0", "0.0", "12.5")
     assert overview.rows(repository) == [
-        ("i00", "50.0 (40.0-61.2)", *shares, "-", "unknown", "-"),
-        ("i01", "50.0 (40.0-61.2)", *shares, "4,936", "unknown", "no"),
-        ("i02", "-", "-", "-", "-", "-", "-", "-", "unknown", "-"),
+        ("i00", "50.0 (40.0-61.2)", "-", *shares, "-", "unknown", "-"),
+        ("i01", "50.0 (40.0-61.2)", "-", *shares, "4,936", "unknown", "no"),
+        ("i02", "-", "-", "-", "-", "-", "-", "-", "-", "unknown", "-"),
     ]
+
+
+def test_an_iteration_is_better_than_the_base_only_where_the_paired_test_says_so(repository: Path) -> None:
+    for key, right in (("i00", "wwwwwwwwrr"), ("i01", "rrrrrrwwrr"), ("i02", "rrwwwwwwwr")):
+        predicted(repository, key, right)
+    assert [row[2] for row in overview.rows(repository)] == ["-", "+60.0 better", "+10.0"]
+    predicted(repository, "i02", "rrrr")
+    assert [row[2] for row in overview.rows(repository)] == ["-", "+60.0 better", "-"]
+    (repository / "data/i01/evaluation/predictions.parquet").write_text("torn")
+    assert [row[2] for row in overview.rows(repository)] == ["-", "-", "-"]
 
 
 def test_seconds_come_from_records_that_fit_and_say_when_some_are_missing(repository: Path) -> None:
     lock(repository, ["sample@i01", "critique@i01"])
     record(repository, "sample", 60.4)
-    assert overview.rows(repository)[1][8] == ">= 60"
+    assert overview.rows(repository)[1][9] == ">= 60"
     record(repository, "critique", 1000.0)
-    assert overview.rows(repository)[1][8] == "1,060"
+    assert overview.rows(repository)[1][9] == "1,060"
     pl.DataFrame({"tokens": [1]}).write_parquet(repository / "data/i01/samples.parquet")
-    assert overview.rows(repository)[1][8] == "unknown"
+    assert overview.rows(repository)[1][9] == "unknown"
 
 
 def test_benchmarks_have_columns_with_the_half_width_of_their_interval(repository: Path) -> None:
@@ -84,7 +94,7 @@ def test_benchmarks_have_columns_with_the_half_width_of_their_interval(repositor
     more = {f"benchmark_z{i}_acc": None for i in range(4)}
     (repository / "data/i01/evaluation/metrics.json").write_text(json.dumps({**FIGURES, **own, **more}))
     assert overview.benchmarks(repository) == ["benchmark_facts_acc", "benchmark_z0_acc", "benchmark_z1_acc"]
-    assert [row[7:10] for row in overview.rows(repository)] == [
+    assert [row[8:11] for row in overview.rows(repository)] == [
         ("-", "-", "-"),
         ("0.500 ±0.196", "-", "-"),
         ("-", "-", "-"),

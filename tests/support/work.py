@@ -14,6 +14,7 @@ from tasks.blocks.work import JUDGE, POLICY, Work
 from tasks.core import tables
 from tasks.core.asking.model import Model
 from tasks.core.block import Bound, bind
+from tasks.core.catalog import ARTIFACTS
 from tasks.core.context import Context
 from tasks.core.labels import Truth
 from tests.support.family import Adding
@@ -93,6 +94,19 @@ def context(root: Path, stage: str, key: str | None, options: Any, open_model: A
     fields: dict[str, Any] = {"row": row, "seed": 1, "labels": False, "engine": ENGINE, "scratch": root / "scratch"}
     fields.update(given)
     return Context(stage, key, options=options, root=root, staging=root, open_model=open_model, **fields)
+
+
+def predicted(root: Path, iteration: str, right: str, samples: str = "", said: str = "") -> None:
+    """An iteration's predictions: a greedy answer for each letter of `right` (r, w, or ? where nobody knows), as many
+    samples of each prompt as `samples` has letters, likewise. `said`: what the answers begin with."""
+    rows = []
+    for place, letter in enumerate(right):
+        for draw, (kind, mark) in enumerate([("greedy", letter), *(("sample", mark) for mark in samples)]):
+            answer = f"{said}{place} {mark}"
+            known = {"r": True, "w": False, "?": None}[mark]
+            rows.append((f"{place:016x}", kind, draw, 1, f"it is {answer}", answer, known, None, None, 4))
+    table = pl.DataFrame(rows, schema=tables.PREDICTIONS, orient="row")
+    tables.write(table, root / ARTIFACTS["predictions"].at(iteration), tables.PREDICTIONS)
 
 
 def write_yaml(path: Path, value: Any) -> None:

@@ -33,6 +33,7 @@ SECTION: dict[str, Any] = {
     "answers": {},
     "benchmarks": None,
     "benchmark_files": "tasks/templates/benchmarks",
+    "probe_by_prompt": False,
 }  # fmt: skip
 BENCHMARK = {"tasks": ["sums"], "fewshot": None, "limit": 2, "chat_template": True, "max_new_tokens": 4}
 
@@ -171,6 +172,9 @@ def test_tables_and_probe(stage: Callable[..., SimpleNamespace]) -> None:
     held_out = set(prompts("1 1", "2 2", "3 3", "5 5")["prompt_id"])
     assert set(result.predictions["prompt_id"]) == held_out
     assert result.probe.keys() == {"metrics", "guards"}
+    told = stage(name="by prompt", probe_by_prompt=True).probe
+    right, wrong = prompts("1 1", "2 2")["prompt_id"]
+    assert told == {**result.probe, "by_prompt": {right: True, wrong: False}}
     assert result.probe["metrics"].keys() >= {"accuracy", "pass_at_1", "verification_gap"}
     assert result.probe["metrics"]["accuracy"] == 0.5
     guards = result.probe["guards"]

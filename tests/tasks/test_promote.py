@@ -28,6 +28,7 @@ def run(
     metric: str = "accuracy",
     tolerance: float = 0.03,
     held_out: float = 0.5,
+    significance: float | None = None,
 ) -> tuple[dict[str, Any], Context]:
     """promote@i02 in a fresh folder; also the context, for what it read."""
     files = {
@@ -42,7 +43,7 @@ def run(
     for name, value in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(json.dumps(value))
-    options = promote.parse({"metric": metric, "tolerance": tolerance})
+    options = promote.parse({"metric": metric, "tolerance": tolerance, "significance": significance})
     context = Context(
         "promote", "i02", {"previous": "i01"}, options, 0, False, {}, root, root / "out", root, lambda _: None
     )  # type: ignore[arg-type,return-value]
@@ -123,14 +124,69 @@ def test_alarms_warn_without_deciding(tmp_path: Path) -> None:
     assert promote.alarms(dict.fromkeys(GUARDS), dict.fromkeys(GUARDS)) == []
 
 
+def by_prompt(right: str) -> dict[str, Any]:
+    """A probe.json of one prompt a letter: r is right, w is wrong."""
+    found = {f"p{place:02d}": letter == "r" for place, letter in enumerate(right)}
+    return {**probe(sum(found.values()) / len(found)), "by_prompt": found}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "policy", "promoted", "p", "smallest", "too_small"),
+    [
+        ("rrrrrr", "rwwwww", True, 1 / 32, 5 / 6, False),  # five gained: (1/2)^5
+        ("rrrrrw", "rwwwww", False, 1 / 16, 5 / 6, True),
+        ("rrrrrw", "wwwwwr", False, 7 / 64, None, True),  # five gained, one lost: 7 of 64 outcomes
+        ("rrrwww", "rrrwww", False, 1.0, 5 / 6, False),  # nothing differs
+        ("wwwwww", "rrrrrr", False, 1.0, None, False),
+        ("r", "w", False, 1 / 2, None, True),
+    ],
+)
+def test_a_significance_promotes_what_the_paired_test_calls_better(
+    tmp_path: Path, candidate: str, policy: str, promoted: bool, p: float, smallest: float | None, too_small: bool
+) -> None:
+    record, _ = run(tmp_path, by_prompt(candidate), by_prompt(policy), BASE, tolerance=1.0, significance=0.05)
+    assert record["promoted"] is promoted
+    assert record["test"]["p_value"] == pytest.approx(p, abs=1e-6)
+    assert record["test"]["smallest_difference"] == (None if smallest is None else pytest.approx(smallest, abs=1e-6))
+    assert record["test"]["too_small"] is too_small
+    assert ("too few probe prompts to tell" in record["reason"]) is too_small
+    assert record["by_prompt"] == by_prompt(candidate if promoted else policy)["by_prompt"]
+    assert (record["candidate_score"], record["gate_metric"]) == (candidate.count("r") / len(candidate), "accuracy")
+
+
+def test_the_test_is_against_the_policy_and_not_against_a_refused_candidate(tmp_path: Path) -> None:
+    policy = {**BASE, "promoted": False, "scores": {"accuracy": 1.0}, "by_prompt": by_prompt("rrrrrr")["by_prompt"]}
+    record, _ = run(tmp_path, by_prompt("rrrrrr"), by_prompt("wwwwww"), policy, significance=0.05)
+    assert not record["promoted"]
+    assert record["test"]["gained"] == record["test"]["lost"] == 0
+    assert record["previous_score"] == 1.0
+
+
+def test_without_a_significance_nothing_of_it_is_written(tmp_path: Path) -> None:
+    with_rows, _ = run(tmp_path / "a", by_prompt("rrw"), by_prompt("rww"), BASE)
+    plain, _ = run(tmp_path / "b", probe(2 / 3), probe(1 / 3), BASE)
+    assert with_rows == plain
+    assert plain.keys() == {"promoted", "reason", "gate_metric", "candidate_score", "previous_score", "path", "digest",
+                            "scores", "alarms"}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [probe(0.4), by_prompt("rw"), {**by_prompt("rrr"), "by_prompt": {"p00": None}}])
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, before: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="no results of the same probe prompts"):
+        run(tmp_path, by_prompt("rrr"), before, BASE, significance=0.05)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"metric": "acuracy", "tolerance": 0.0}, "did you mean 'accuracy'"),
-        ({"metric": "response_tokens", "tolerance": 0.0}, "unknown metric"),
+        ({"metric": "acuracy", "tolerance": 0.0, "significance": None}, "did you mean 'accuracy'"),
+        ({"metric": "response_tokens", "tolerance": 0.0, "significance": None}, "unknown metric"),
         ({"metric": "accuracy", "tolerance": -0.1}, "promote.tolerance"),
         ({"metric": "accuracy"}, "promote.tolerance: is missing"),
         ({"metric": "accuracy", "tolerance": 0.0, "margin": 1}, "unknown key 'margin'"),
+        ({"metric": "accuracy", "tolerance": 0.0}, "promote.significance: is missing"),
+        ({"metric": "accuracy", "tolerance": 0.0, "significance": 0}, "promote.significance"),
+        ({"metric": "accuracy", "tolerance": 0.0, "significance": 5}, "promote.significance"),
     ],
 )
 def test_bad_sections_are_refused(section: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ against `other_id`, verdict true if the first is better, score 1, 0.5 or 0. The 
 (`judge_pairwise`), taken out of a list (`..._structured`), or its probability is read (`..._logprobs`).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
@@ -35,7 +36,11 @@ from tasks.blocks.work import Answer, Work
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Block, Options
 from tasks.core.engines.contract import Completion
-from tasks.core.family import Choice, Messages, Verdict
+from tasks.core.family import Choice, FreeText, Messages, Verdict
+
+AS_B = "\n\nas B:\n"
+SAID = re.compile(rf"as A:\n(.*){AS_B}(.*)", re.DOTALL)
+LIKELY = re.compile(r"better as A: ([\d.]+), as B: ([\d.]+)")
 
 
 class Pairwise(Drawn):
@@ -142,7 +147,7 @@ def round_robin(players: int) -> list[tuple[int, int]]:
 
 def _agreed(read: Read, game: Game, as_a: Completion, as_b: Completion) -> Verdict:
     """What both replies say of the first answer, shown as A and then as B."""
-    text = f"as A:\n{as_a.text.strip()}\n\nas B:\n{as_b.text.strip()}"
+    text = f"as A:\n{as_a.text.strip()}{AS_B}{as_b.text.strip()}"
     if why := unread(as_a) or unread(as_b):
         return Verdict(False, text=text, why=why)
     one, two = read(game.first, game.second, as_a), read(game.second, game.first, as_b)
@@ -151,6 +156,27 @@ def _agreed(read: Read, game: Game, as_a: Completion, as_b: Completion) -> Verdi
     if one.worth + two.worth != 1:
         return Verdict(False, text=text, why=DISAGREE)
     return Verdict(True, None if one.worth == 0.5 else one.worth == 1, one.worth, text)
+
+
+def in_both_orders(
+    kind: str, family: FreeText, question: Messages, responses: tuple[str, str], text: str
+) -> list[float]:
+    """The worth of what was shown first, in each of both orders, out of the text of a comparison of two responses by a
+    block of this file: 1, 0, or 0.5 for a tie. Empty where it cannot be read."""
+    if kind == "judge_pairwise_logprobs":
+        found = LIKELY.fullmatch(text)
+        chances = [float(found[1]), 1 - float(found[2])] if found else []
+        return [0.5 if chance == 0.5 else float(chance > 0.5) for chance in chances]
+    found = SAID.fullmatch(text)
+    if found is None or text.count(AS_B) > 1:
+        return []
+    worths: list[float | None] = []
+    for reply, shown in zip(found.groups(), (responses, responses[::-1]), strict=True):
+        if kind == "judge_pairwise_structured":
+            worths.append(dict(zip(family.pair_replies(), (1.0, 0.0), strict=True)).get(reply))
+        else:
+            worths.append(family.parse_pair(question, *shown, reply).worth)
+    return [worth for worth in worths if worth is not None] if None not in worths else []
 
 
 def _table(

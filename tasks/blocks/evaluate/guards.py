@@ -3,7 +3,6 @@
 import polars as pl
 
 from tasks.blocks.evaluate.metrics import (
-    Number,
     distinct_answers,
     mean,
     most_common_answer_share,
@@ -11,6 +10,7 @@ from tasks.blocks.evaluate.metrics import (
     rounded,
     verification_gap,
 )
+from tasks.core.uncertainty import Number
 
 
 def guards(predictions: pl.DataFrame, critiques: pl.DataFrame) -> dict[str, Number]:

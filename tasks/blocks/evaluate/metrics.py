@@ -7,21 +7,20 @@ NaN never leaves this module. Shares lie in 0..1, lengths are tokens, scores are
 
 `summary` puts all figures of one prompt set into a flat mapping, `guards` the warnings that the probe set
 gives. Sources: pass@k, Chen et al. 2021 (arXiv 2107.03374); vote, Wang et al. 2022 (self-consistency);
-interval, Wilson 1927; verification gap, Song et al. 2024 (Mind the Gap); balance, Zeng et al. 2024
+interval, `tasks.core.uncertainty`; verification gap, Song et al. 2024 (Mind the Gap); balance, Zeng et al. 2024
 (B-STaR); refinement transitions, Huang et al. 2023 and Kumar et al. 2024 (SCoRe); calibration,
 Guo et al. 2017. Sums are taken in a fixed order, so that equal rows give equal digits on any machine.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import comb, fsum, sqrt
+from math import comb, fsum
 from typing import Any
 
 import polars as pl
 
-Number = float | None
+from tasks.core.uncertainty import Number, wilson
 
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 BINS = 10  # of the calibration error, as in Guo et al. 2017
 DECIMALS = 6
 
@@ -43,26 +42,26 @@ def accuracy(answers: pl.DataFrame) -> Number:
     return None if right.null_count() else mean(float(value) for value in right)
 
 
-def wilson(successes: int, total: int) -> tuple[Number, Number]:
-    """Wilson's score interval at 95 % for a share of `successes` in `total` independent trials."""
-    if total == 0:
-        return None, None
-    share, z2 = successes / total, Z95 * Z95
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def by_prompt(predictions: pl.DataFrame) -> dict[str, bool | None]:
+    """Whether the greedy answer of each prompt is right, in the order of the prompts' ids; None where nobody knows."""
+    return dict(of_kind(predictions, "greedy").sort("prompt_id").select("prompt_id", "correct").iter_rows())
 
 
 def pass_at_k(samples: pl.DataFrame, k: int) -> Number:
     """Mean over prompts of 1 - C(n-c, k) / C(n, k), c of n samples right: the unbiased estimate of the chance
     that k samples hold a right one (Chen et al. 2021). None where a prompt has fewer than k samples."""
+    return mean(pass_by_prompt(samples, k))
+
+
+def pass_by_prompt(samples: pl.DataFrame, k: int) -> list[float]:
+    """The values that `pass_at_k` is the mean of, in the order of the prompts' ids; none where it is None."""
     values = []
     for group in _groups(samples, "correct"):
         right = [row[0] for row in group]
         if len(right) < k or None in right:
-            return None
+            return []
         values.append(1.0 - comb(len(right) - sum(right), k) / comb(len(right), k))
-    return mean(values)
+    return values
 
 
 def vote(answers: Sequence[str | None]) -> int | None:

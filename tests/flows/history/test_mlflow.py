@@ -244,6 +244,15 @@ def stage_count(root: Path) -> int:
     return len(declared.names(declared.graph(root), file.load(root)))
 
 
+def test_evolutions_are_listed_by_name_whatever_params_yaml_says_now(repository: Path) -> None:
+    first = mlflow.name_of(file.load(repository))
+    edit(repository, seed=5)
+    assert mlflow.evolutions(repository) == [first]
+    shutil.rmtree(state.state_dir(repository) / "mlflow")
+    assert mlflow.evolutions(repository) == []
+    assert not (state.state_dir(repository) / "mlflow").exists()
+
+
 def test_the_tree_is_that_of_the_artifacts(recorded: Path) -> None:
     (evolution,) = runs(recorded, level="evolution")
     given = file.load(recorded)

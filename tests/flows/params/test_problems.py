@@ -385,6 +385,27 @@ def test_more_samples_measure_more(params: dict[str, Any]) -> None:
     assert "unknown metric 'refine_accuracy'" in refusal(params)
 
 
+def test_a_significance_wants_results_by_prompt_and_truth(params: dict[str, Any]) -> None:
+    params["promote"]["significance"] = 0.05
+    told = "promote.significance: given 0.05, but evaluate.probe_by_prompt is false"
+    assert f"{told}, so nothing is kept of single probe prompts; set that to true" in refusal(params)
+    params["evaluations"]["i01"] = {"probe_by_prompt": True}
+    assert told in refusal(params)
+    params["evaluate"]["probe_by_prompt"] = True
+    params["evaluations"]["i01"] = {}
+    problems.check(params)
+    params["promote"]["metric"] = "pass_at_8"
+    assert "promote.metric is pass_at_8; set metric to accuracy" in refusal(params)
+    params["promote"] |= {"metric": "accuracy", "significance": None}
+    put(params, "iterations.i02.promote", {"significance": 0.05})
+    assert "given 0.05 for i02, but null for i01, which it is compared with" in refusal(params)
+    unlabelled = compose.compose("lmsi", "text")
+    unlabelled["prepare"]["options"]["answer_field"] = None
+    unlabelled["evaluate"]["probe_by_prompt"] = True
+    unlabelled["promote"]["significance"] = 0.05
+    assert "these prompts have no answers, so nobody knows who is right" in refusal(unlabelled)
+
+
 def test_blocks_that_a_family_has_no_skill_for() -> None:
     params = compose.compose("self_improving_transformers")
     params["critique"] = {"factored": {"block": "factored_critique", "max_new_tokens": 4}}

@@ -81,6 +81,7 @@ def test_evaluation_asks_for_answers_their_critiques_and_one_refinement() -> Non
             "answers": {},
             "benchmarks": None,
             "benchmark_files": "tasks/templates/benchmarks",
+            "probe_by_prompt": False,
             "refine": {"block": "critique_revise", **REVISE, "per_prompt": 1, "rounds": 1},
         }
     )

@@ -314,6 +314,40 @@ def test_what_is_no_choice_is_no_verdict(tmp_path, block, options):
     assert all("no reply" in why for why in found["why"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("judge_pairwise", "as A:\nWinner: A\n\nas B:\nBoth.\nWinner: B", [1.0, 0.0]),
+        ("judge_pairwise", "as A:\nWinner: tie\n\nas B:\nWinner: A", [0.5, 1.0]),
+        ("judge_pairwise", "as A:\nhm\n\nas B:\nWinner: A", []),
+        ("judge_pairwise", "as A:\nso it goes\n\nas B:\n\nWinner: A\n\nas B:\nWinner: A", []),  # where does B begin?
+        ("judge_pairwise_structured", "as A:\nWinner: B\n\nas B:\nWinner: B", [0.0, 0.0]),
+        ("judge_pairwise_structured", "as A:\nWinner: C\n\nas B:\nWinner: B", []),
+        ("judge_pairwise_logprobs", "better as A: 0.900, as B: 0.300", [1.0, 1.0]),
+        ("judge_pairwise_logprobs", "better as A: 0.500, as B: 0.700", [0.5, 0.0]),
+        ("judge_pairwise_logprobs", "", []),
+    ],
+)
+def test_what_is_preferred_in_each_order_can_be_read_back(kind, text, expected):
+    question = FAMILY.prompt("Name a colour.")
+    assert pairwise.in_both_orders(kind, FAMILY, question, ("red", "green"), text) == expected
+
+
+def test_both_orders_of_every_kind_are_read_out_of_its_own_text(tmp_path):
+    """A judge that always prefers what it is shown first."""
+    for kind, options in (
+        ("judge_pairwise", DRAWN),
+        ("judge_pairwise_structured", GREEDY),
+        ("judge_pairwise_logprobs", {}),
+    ):
+        found, _ = judged(
+            tmp_path / kind, kind, {"pairs": 1, **options}, ["red", "green"], lambda prompt, draw: "Winner: A",
+            lambda prompt, reply: 0.0 if reply == "Winner: A" else -2.0,
+        )  # fmt: skip
+        question = FAMILY.prompt("Name a colour.")
+        assert pairwise.in_both_orders(kind, FAMILY, question, ("red", "green"), found["text"][0]) == [1.0, 1.0], kind
+
+
 # --- intrinsic scores --------------------------------------------------------------------------------------------
 
 

@@ -65,14 +65,6 @@ def test_best_of_k_takes_the_highest_score_and_the_first_of_equals() -> None:
     assert metrics.best_of_k(samples(("p", "x", True)), 1) is None
 
 
-def test_wilson_interval_published_values() -> None:
-    low, high = metrics.wilson(8, 10)  # 0.4902 .. 0.9433, e.g. in Brown, Cai and DasGupta's tables
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert metrics.wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
-    assert metrics.wilson(10, 10) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
-    assert metrics.wilson(0, 0) == (None, None)
-
-
 def test_critique_rates_by_hand_and_null_for_an_empty_class() -> None:
     table = samples(("p", "a", True, True), ("p", "b", True, False), ("p", "c", False, True), ("q", "d", False, False),
                     ("q", "e", False, False), ("q", "f", True, True), ("q", None, False, None))  # fmt: skip

@@ -1,0 +1,1 @@
+"""Critics against human judgements: `python -m flows.calibrate FILE`."""

@@ -18,28 +18,15 @@ refused call writes nothing.
 
 import json
 import sys
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from textwrap import indent
 from typing import Annotated
 
 import typer
 
 from flows.machine import terminal
-from flows.params import file, gallery, problems, schema, sections
+from flows.params import file, gallery, problems, sections
 from flows.params import write as layout
-from flows.params.compose import (
-    FamilyDefaults,
-    Size,
-    chosen,
-    compose,
-    groups,
-    names,
-    read,
-    read_as,
-    with_iterations,
-)
+from flows.params.compose import chosen, names, with_iterations
 from flows.params.write import write
 from tasks.core.errors import BadInput
 
@@ -50,45 +37,13 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show a
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="For programs: name, title, needs.")] = False) -> None:
     """The recipes there are."""
-    rows = [
-        {"name": name, "group": group, "title": (recipe := read(name)).title, "needs": recipe.needs}
-        for group, several in groups().items()
-        for name in several
-    ]
-    if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    width = max(len(name) for name in [*names(), *names("sizes")])
-    for group, several in groupby(rows, key=itemgetter("group")):
-        print(f"{group}")
-        print("".join(f"  {row['name']:{width}}  {row['title']}\n" for row in several))
-    print("sizes, to use after a recipe")
-    for name in names("sizes"):
-        print(f"  {name:{width}}  {read_as(Size, 'sizes', name, 'size').summary}")
-    print("\nfamilies, for `use NAME --family FAMILY`")
-    for name in names("families"):
-        print(f"  {name:{width}}  {read_as(FamilyDefaults, 'families', name, 'family').summary}")
+    print(json.dumps(gallery.rows(), indent=2, ensure_ascii=False) if as_json else gallery.listing())
 
 
 @app.command()
 def show(name: str) -> None:
     """What a recipe is, and the sections it writes."""
-    if name in names("sizes"):
-        size = read_as(Size, "sizes", name, "size")
-        print(f"{name}: {size.summary}\nat most {size.iterations} iterations; where a recipe has them:")
-        print("\n".join(f"  {path}: {layout.on_one_line(value)}" for path, value in size.set.items()))
-        print("\n".join(f"  {path}: at most {limit}" for path, limit in size.limits.items()))
-        return
-    recipe = read(name)
-    made = compose(name)
-    print(f"{name}: {recipe.title}\n{recipe.paper}\n\n{recipe.summary}\nformula\n{indent(recipe.formula, '  ')}")
-    print(f"path\n{indent(gallery.path(made), '  ')}\n")
-    print(f"source\n{indent(recipe.source, '  ')}departs\n{indent(recipe.departs, '  ')}\nneeds {recipe.needs}")
-    print(
-        f"labels in the loop: {'yes' if recipe.labels else 'no'}; family {recipe.family}; {recipe.iterations} iterations\n"
-    )
-    for stage in schema.WITH_BLOCKS:
-        print("\n".join(layout.lines_of(stage, made[stage], 0)))
+    print(gallery.shown_size(name) if name in names("sizes") else gallery.shown(name))
 
 
 @app.command()

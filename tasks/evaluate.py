@@ -179,8 +179,9 @@ def examine(work: Work, options: Evaluation) -> Examination:
     """Answers, samples, critiques and refinements of one prompt set (`work.prompts`, PROMPTS with answers), and their
     truth. `work.name` names the set in progress bars."""
     part, seed = work.name, work.seed
-    greedily = iid.IidK(n=1, temperature=0.0, top_p=1.0, max_new_tokens=options.max_new_tokens)
+    greedily = iid.IidK(template="answer", n=1, temperature=0.0, top_p=1.0, max_new_tokens=options.max_new_tokens)
     sampled = iid.IidK(
+        template="answer",
         n=options.samples,
         temperature=options.temperature,
         top_p=options.top_p,

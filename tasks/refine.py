@@ -6,12 +6,13 @@ Writes `refinements` (CANDIDATES, turn 1 and up, with `parent_id`) and `refineme
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tasks import families
 from tasks.blocks import critique
 from tasks.blocks.refine import BLOCKS
-from tasks.blocks.work import JUDGE, Cast, Work, combined
+from tasks.blocks.work import JUDGE, Cast, Made, Work, combined, in_order
 from tasks.core.block import Bound, bind
 from tasks.core.context import Context
 from tasks.core.errors import unknown_name
@@ -19,16 +20,16 @@ from tasks.core.models.pointer import Pointer
 
 
 def parse(section: Mapping[str, Any]) -> list[Bound]:
-    """The section's blocks. Raises `BadInput`."""
-    return bind(BLOCKS, section, "refine")
+    """The section's blocks in the order in which they run. Raises `BadInput`."""
+    return in_order(bind(BLOCKS, section, "refine"), "refine")
 
 
 def run(context: Context) -> None:
     family, judges = families.read(context), context.load("critics")
     for refiner in context.options:
-        if refiner.options.critic not in judges["critics"]:
-            place = f"refine.{refiner.name}.critic"
-            raise unknown_name("critic", refiner.options.critic, judges["critics"], place)
+        for read in refiner.reads:
+            if read.critic not in judges["critics"]:
+                raise unknown_name("critic", read.critic, judges["critics"], f"refine.{refiner.name}.{read.option}")
     work = Work(
         prompts=context.load("prompts"),
         family=family,
@@ -40,7 +41,11 @@ def run(context: Context) -> None:
         opinions=context.load("critiques"),
         critics=bind(critique.BLOCKS, judges["critics"], "critique"),
     )
-    made = combined([refiner(work.of(refiner)) for refiner in context.options])
+    made = Made()
+    for refiner in context.options:
+        given = combined([Made(work.candidates, work.opinions), made]) if hasattr(refiner.options, "of") else None
+        told = work if given is None else replace(work, candidates=given.candidates, opinions=given.opinions)
+        made = combined([made, refiner(told.of(refiner))])
     tokens = int(made.candidates["tokens"].sum()) + int(made.opinions["tokens"].sum())
     context.log(refinements=made.candidates.height, tokens=tokens)
     context.save("refinements", made.candidates)

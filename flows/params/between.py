@@ -16,7 +16,7 @@ from flows.params.schema import MODELS, WITH_BLOCKS
 from tasks import evaluate, families, promote
 from tasks.blocks.critique import BLOCKS as CRITICS
 from tasks.blocks.evaluate import metrics
-from tasks.core.block import SKILLS, Bound, asks_nothing
+from tasks.core.block import SKILLS, Bound, Options, asks_nothing
 from tasks.core.catalog import BASE
 from tasks.core.engines import ENDPOINTS, server_renders
 from tasks.core.engines.options import NO_SCORES
@@ -63,6 +63,20 @@ class _Iteration:
             for block in self.blocks(stage):
                 yield from _abilities(f"{stage}.{block.name}", block, self.params)
                 yield from _models(f"{stage}.{block.name}", block)
+                yield from _uses(f"{stage}.{block.name}", block, self.params)
+        yield from self.sources()
+
+    def sources(self) -> Iterator[str]:
+        """Whether the blocks whose answers others go on from, or choose among, are there."""
+        makers = {stage: [block.name for block in self.blocks(stage)] for stage in ("sample", "refine")}
+        known = {"sample": makers["sample"], "refine": makers["sample"] + makers["refine"]}
+        for stage in ("sample", "refine", "filter"):
+            for block in self.blocks(stage):
+                for place, name in _named(block.options, "of"):
+                    there = known.get(stage, known["refine"])
+                    if name not in there:
+                        where = f"{stage}.{block.name}.{place} (blocks of sample and refine)"
+                        yield str(unknown_name("source", name, there, where))
 
     def opinions(self) -> Iterator[str]:
         """Whether the critics that blocks name are there and say what the blocks ask for."""
@@ -203,6 +217,34 @@ def _models(place: str, block: Bound) -> Iterator[str]:
     for option, column in (("model", block.model), ("minus", getattr(block.options, "minus", None))):
         if column is not None and column not in MODELS:
             yield str(unknown_name("column of the row", column, MODELS, f"{place}.{option}"))
+
+
+def _named(options: Any, field: str, before: str = "") -> Iterator[tuple[str, str]]:
+    """The names in every option of this name, nested ones too, with their places."""
+    for name, value in options:
+        if name == field:
+            yield from ((f"{before}{name}", one) for one in value)
+        elif isinstance(value, Options):
+            yield from _named(value, field, f"{before}{name}.")
+
+
+def _uses(place: str, block: Bound, params: Params) -> Iterator[str]:
+    """Whether the family can write the prompt that a block's `template` names."""
+    use, family = getattr(block.options, "template", None), params["prepare"]["family"]
+    if use is None:
+        return
+    known = families.uses(family)
+    if use not in known:
+        yield str(unknown_name("use", use, known, f"{place}.template (what family {family} can ask)"))
+    elif "gold" in known[use] and not params["labels"]:
+        yield (
+            f"{place}.template: '{use}' shows the right answer, but params.yaml says `labels: false`; use another template, or a "
+            "recipe that declares labels (`python -m flows.recipe use oracle`)"
+        )
+    elif (hasattr(block.options, "together") or hasattr(block.options, "texts")) and "answers" not in known[use]:
+        yield f"{place}.template: '{use}' shows no answer, and {block.kind} is about answers; use one that does"
+    elif hasattr(block.options, "n") and not hasattr(block.options, "of") and "answers" in known[use]:
+        yield f"{place}.template: '{use}' shows an answer, and {block.kind} has none to show; use `respond`"
 
 
 def _way_out(block: Bound, skill: str) -> str:

@@ -1,10 +1,14 @@
-"""The gallery of recipes as a page of the documentation: `python -m flows.params.gallery` writes docs/recipes.md."""
+"""Recipes for people: the list, one of them, and all as a page: `python -m flows.params.gallery` writes docs/recipes.md."""
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from flows.params import compose, schema
+from flows.params.write import lines_of, on_one_line
 
 FILE = Path(__file__).parents[2] / "docs" / "recipes.md"
 INTRODUCTION = """# Recipes
@@ -27,6 +31,60 @@ ABOUT = {
     "yardsticks": "The bounds that every method is measured against.",
     "own": "Recipes that lie in no group.",
 }
+
+
+def rows() -> list[dict[str, str]]:
+    """Name, group, title and needs of every recipe."""
+    return [
+        {"name": name, "group": group, "title": (recipe := compose.read(name)).title, "needs": recipe.needs}
+        for group, several in compose.groups().items()
+        for name in several
+    ]
+
+
+def listing() -> str:
+    """What there is to use: recipes by group, sizes, families."""
+    width = max(len(name) for name in [*compose.names(), *compose.names("sizes")])
+    lines = []
+    for group, several in groupby(rows(), key=itemgetter("group")):
+        lines += [group, *(f"  {row['name']:{width}}  {row['title']}" for row in several), ""]
+    lines += ["sizes, to use after a recipe"]
+    lines += [f"  {name:{width}}  {_size(name).summary}" for name in compose.names("sizes")]
+    lines += ["", "families, for `use NAME --family FAMILY`"]
+    for name in compose.names("families"):
+        family = compose.read_as(compose.FamilyDefaults, "families", name, "family")
+        lines.append(f"  {name:{width}}  {family.summary}")
+    return "\n".join(lines)
+
+
+def shown(name: str) -> str:
+    """All that is to be said of a recipe, and the sections it writes."""
+    recipe, made = compose.read(name), compose.compose(name)
+    labels = "yes" if recipe.labels else "no"
+    parts = [
+        f"{name}: {recipe.title}\n{recipe.paper}",
+        recipe.summary.strip(),
+        f"formula\n{indent(recipe.formula.strip(), '  ')}",
+        f"path\n{indent(path(made), '  ')}",
+        f"source\n{indent(recipe.source.strip(), '  ')}",
+        f"departs\n{indent(recipe.departs.strip(), '  ')}",
+        f"needs {recipe.needs}\nlabels in the loop: {labels}; family {recipe.family}; {recipe.iterations} iterations",
+        "\n".join(line for stage in schema.WITH_BLOCKS for line in lines_of(stage, made[stage], 0)),
+    ]
+    return "\n\n".join(parts)
+
+
+def shown_size(name: str) -> str:
+    """What a size does."""
+    size = _size(name)
+    lines = [f"{name}: {size.summary}", f"at most {size.iterations} iterations; where a recipe has them:"]
+    lines += [f"  {place}: {on_one_line(value)}" for place, value in size.set.items()]
+    lines += [f"  {place}: at most {limit}" for place, limit in size.limits.items()]
+    return "\n".join(lines)
+
+
+def _size(name: str) -> compose.Size:
+    return compose.read_as(compose.Size, "sizes", name, "size")
 
 
 def page() -> str:

@@ -13,6 +13,7 @@ import polars as pl
 from tasks.core import tables
 from tasks.core.asking.model import Model
 from tasks.core.block import Bound
+from tasks.core.errors import BadInput
 from tasks.core.family import Family, Messages
 from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer
@@ -93,6 +94,19 @@ class Work:
         )
         columns = ("candidate_id", "prompt_id", "draw", "question", "response", "answer", "gold")
         return [Answer(*row) for row in rows.select(columns).iter_rows()]
+
+
+def in_order(makers: Sequence[Bound], where: str) -> list[Bound]:
+    """Makers after those whose answers they go on from (`of`), else in the order given. `where`: their section, for
+    messages. Raises `BadInput` where they go on from one another in a circle."""
+    waiting, placed = {maker.name: maker for maker in makers}, list[Bound]()
+    while waiting:
+        ready = (maker for maker in waiting.values() if not waiting.keys() & set(getattr(maker.options, "of", ())))
+        first = next(ready, None)
+        if first is None:
+            raise BadInput(f"{where}: {', '.join(waiting)} go on from one another in a circle; let one of them begin")
+        placed.append(waiting.pop(first.name))
+    return placed
 
 
 def combined(several: Sequence[Made]) -> Made:

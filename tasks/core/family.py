@@ -8,14 +8,14 @@ All text that a model wrote is data: a template that quotes it must make sure th
 the template's delimiters; where it cannot be quoted safely the method returns None.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import polars as pl
 
 from tasks.core import digests
-from tasks.core.errors import BadInput
+from tasks.core.errors import BadInput, unknown_name
 
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Guard = Callable[[Messages], str | None]  # why a prompt may not be used, None: it may
@@ -53,6 +53,16 @@ class Question:
 
     messages: Messages
     claim: str  # what the candidate says; the verdict compares the model's own answer with it
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the prompt of a use shows: the prompt that is answered, and what goes with it. Texts of models are data."""
+
+    question: Messages
+    answers: tuple[str, ...] = ()  # of models
+    critique: str = ""
+    gold: str | None = None  # the right answer, through the one door to the truth
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,15 @@ class Family(Protocol):
         """Keeps evaluated problems, and what is too much like them, out of training. `reserved`: FINGERPRINTS."""
         ...
 
+    def ask(self, use: str, parts: Parts) -> Messages | None:
+        """The prompt of a use by its name, such as `answer`, `retry` or `hinted`; None where something cannot be quoted
+        safely. Which uses a family has, and what each of them shows, its face says (`USES`)."""
+        ...
+
+    def shows(self, use: str) -> frozenset[str]:
+        """Which of `Parts` a use shows beside the question: `answers`, `critique`, `gold`."""
+        ...
+
     # --- critique, refine, judge, invent: templates and parsers -----------------------------------
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
         """The holistic critique's prompt, None where the response cannot be quoted safely."""
@@ -192,6 +211,10 @@ class Family(Protocol):
         ...
 
     # --- truth: only through tasks.core.labels -----------------------------------------------------
+    def gold(self, messages: Messages, answer: str | None) -> str | None:
+        """The right answer of a prompt, None where there is none, or not one. `answer`: the prompt's own, where it has it."""
+        ...
+
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool: ...
 
 
@@ -199,6 +222,31 @@ def by_fingerprint(fingerprint: Callable[[Messages], str], reserved: pl.DataFram
     """The guard that refuses equal problems and nothing else."""
     forbidden = frozenset(reserved["fingerprint"])
     return lambda messages: "held out" if fingerprint(messages) in forbidden else None
+
+
+REVISE = frozenset({"answers", "critique"})
+
+
+class Revising(Protocol):
+    """What `asked` needs of a family."""
+
+    @property
+    def name(self) -> str: ...
+    def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None: ...
+
+
+def asked(
+    family: Revising, use: str, parts: Parts, others: Mapping[str, Callable[[Parts], Messages | None]]
+) -> Messages | None:
+    """The prompt of a use that a function makes, or of the two that every family has: `answer`, the prompt as it is, and
+    `revise`, the last answer with a critique of it. Raises `BadInput` for a use that the family has not."""
+    if use == "answer":
+        return parts.question
+    if use == "revise":
+        return family.refine_messages(parts.question, parts.answers[-1] if parts.answers else "", parts.critique)
+    if use not in others:
+        raise unknown_name("use", use, ["answer", "revise", *others], f"family {family.name}")
+    return others[use](parts)
 
 
 class Unskilled:
@@ -212,6 +260,15 @@ class Unskilled:
 
     def guard(self, reserved: pl.DataFrame) -> Guard:
         return by_fingerprint(self.fingerprint, reserved)  # type: ignore[attr-defined]
+
+    def ask(self, use: str, parts: Parts) -> Messages | None:
+        return asked(self, use, parts, {})
+
+    def shows(self, use: str) -> frozenset[str]:
+        return REVISE if use == "revise" else frozenset()
+
+    def gold(self, messages: Messages, answer: str | None) -> str | None:
+        return answer
 
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
         return None

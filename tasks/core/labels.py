@@ -27,9 +27,18 @@ class Truth:
     def verify(self, messages: Messages, gold: str | None, response: str) -> bool:
         """Whether the response to a prompt is right; `gold`: the prompt's answer, where it has one. Raises
         `LabelsForbidden` in a stage of a label-free recipe."""
+        self._open()
+        return self.family.verify(messages, gold, response)
+
+    def gold(self, messages: Messages, answer: str | None) -> str | None:
+        """The right answer of a prompt, None where there is not one. Raises `LabelsForbidden` in a stage of a label-free
+        recipe."""
+        self._open()
+        return self.family.gold(messages, answer)
+
+    def _open(self) -> None:
         if not self.allowed:
             raise LabelsForbidden(
                 f"{self.stage}: a block asked for labels, but params.yaml says `labels: false`; "
                 "use a label-free critic, or a recipe that declares labels (`oracle`)"
             )
-        return self.family.verify(messages, gold, response)

@@ -11,6 +11,7 @@ where it has words and solutions of its own `language.py` and `steps.py`, and a 
     parts(options)               the parts (skills) of its corpus
     difficulties(options)        those that its evaluated prompts may have
     LACKS                        skills that it has not (words of `tasks.core.block`), and why
+    USES                         what prompts it can write beside the problem (`Family.ask`), and what each shows
     CODE                         files beside `family.py` that decide what is asked and how replies are read
 """
 
@@ -27,10 +28,11 @@ from tasks.core.catalog import ARTIFACTS
 from tasks.core.context import Context
 from tasks.core.errors import BadInput, missing, unknown_name
 from tasks.core.family import Family, SeedData
+from tasks.families.text import templates as own
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.parent.name for path in HERE.glob("*/__init__.py"))
-USES = ("answer.j2", "critique.j2", "pairwise.j2", "checklist.j2", "refine.j2", "invent.j2")
+FILES = ("answer.j2", "critique.j2", "pairwise.j2", "checklist.j2", "refine.j2", "invent.j2")
 
 
 def create(name: str, options: Mapping[str, Any], templates: Path | None = None) -> Family:
@@ -83,8 +85,16 @@ def templates(name: str) -> dict[str, str]:
     """The text of the template files that a user may edit; a remark where the family has none."""
     folder = _templates(name)
     if folder is None:
-        return dict.fromkeys(USES, f"{{# {name} has no template files: its prompts are code #}}\n")
-    return {use: (folder / use).read_text(encoding="utf-8") for use in USES}
+        return dict.fromkeys(FILES, f"{{# {name} has no template files: its prompts are code #}}\n")
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.j2"))}
+
+
+def uses(name: str) -> dict[str, frozenset[str]]:
+    """The uses of `Family.ask`, and which of `Parts` each of them shows. Raises `UnknownName`."""
+    found: dict[str, frozenset[str]] = dict(_module(name).USES)
+    if (folder := _templates(name)) is not None:
+        found |= {use: frozenset(own.shown(folder, use)) for use in own.own(folder)}
+    return found
 
 
 def code(name: str) -> dict[str, str]:

@@ -41,7 +41,16 @@ MODEL = {
     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
 }  # fmt: skip
 SECTIONS: dict[str, Any] = {
-    "sample": {"iid": {"block": "iid_k", "n": DRAWS, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}},
+    "sample": {
+        "iid": {
+            "block": "iid_k",
+            "template": "answer",
+            "n": DRAWS,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_new_tokens": 16,
+        }
+    },
     "critique": {"vote": {}},
     "refine": {},
     "filter": {

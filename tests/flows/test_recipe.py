@@ -11,14 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import recipe
-from flows.params import compose, file, problems, sections, write
+from flows.params import compose, file, gallery, problems, sections, write
 from tasks.core.errors import BadInput
 from tests.support.paths import ROOT
 
-SEVEN = {
-    "lmsi", "oracle", "scpo", "self_evolution", "self_improving_transformers", "self_rewarding", "unfiltered",
-}  # fmt: skip
-COUNTDOWN = sorted(SEVEN - {"self_improving_transformers"})
+RECIPES = compose.names()
+ON_COUNTDOWN = ["oracle", "self_evolution", "self_rewarding", "unfiltered"]  # compared on one budget
+SEE_LABELS = {"oracle", *compose.names("verifier")}
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def test_the_committed_file_is_what_use_writes() -> None:
     assert write.render(made) == committed, "run `python -m flows.recipe use self_evolution`"
 
 
-@pytest.mark.parametrize("name", sorted(SEVEN))
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("size", ["full", "mini"])
 def test_every_recipe_is_valid_and_written_twice_alike(repository: Path, name: str, size: str) -> None:
     use(name)
@@ -57,7 +56,7 @@ def test_every_recipe_is_valid_and_written_twice_alike(repository: Path, name: s
     assert (repository / "params.yaml").read_bytes() == first
 
 
-@pytest.mark.parametrize("name", COUNTDOWN)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "self_improving_transformers"])
 def test_a_method_on_sums(repository: Path, name: str) -> None:
     use(name, "--family", "sums")
     problems.check(file.load(repository), ROOT, compose.names())
@@ -71,7 +70,7 @@ def test_a_recipe_restores_what_mini_lowered(repository: Path) -> None:
     use("scpo")
     full = (repository / "params.yaml").read_bytes()
     shown = use("mini")
-    assert "synthesize.pool.n: 2200 -> 60" in shown
+    assert "synthesize.pool.n: 1000 -> 60" in shown
     small = file.load(repository)
     assert small["recipe"] == "scpo"
     assert len(small["iterations"]) == 3
@@ -88,7 +87,7 @@ def test_a_size_lowers_and_sets_what_is_there_and_raises_nothing() -> None:
     }
 
 
-@pytest.mark.parametrize("name", COUNTDOWN)
+@pytest.mark.parametrize("name", ON_COUNTDOWN)
 def test_methods_differ_in_judgement_and_not_in_budget(name: str) -> None:
     default, other = compose.compose("self_evolution"), compose.compose(name)
     for section in ("engine", "prepare", "base", "synthesize", "evaluate", "promote", "iterations"):
@@ -106,7 +105,7 @@ def test_methods_differ_in_judgement_and_not_in_budget(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTDOWN if name != "oracle"])
+@pytest.mark.parametrize("name", ["lmsi", "scpo", "self_evolution", "self_rewarding", "unfiltered", "cream", "kto"])
 def test_a_method_on_the_users_own_prompts(repository: Path, name: str) -> None:
     use(name, "--family", "text")
     path = repository / "params.yaml"
@@ -115,11 +114,38 @@ def test_a_method_on_the_users_own_prompts(repository: Path, name: str) -> None:
     use("lmsi", "--family", "text")
     assert file.load(repository)["prepare"]["source"] == "mine.jsonl"
     use(name)
-    assert file.load(repository)["prepare"]["family"] == "countdown"
+    assert file.load(repository)["prepare"]["family"] == compose.read(name).family
 
 
-def test_labels_are_declared_by_the_oracle_alone() -> None:
-    assert [name for name in compose.names() if compose.compose(name)["labels"]] == ["oracle"]
+def test_labels_are_declared_by_the_oracle_and_the_verifiers_alone() -> None:
+    assert {name for name in RECIPES if compose.compose(name)["labels"]} == SEE_LABELS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_what_it_is(name: str) -> None:
+    recipe = compose.read(name)
+    for field in ("paper", "summary", "formula", "source", "departs", "needs"):
+        assert getattr(recipe, field).strip(), field
+
+
+def test_the_gallery_is_current() -> None:
+    assert gallery.FILE.read_text() == gallery.page(), "run `python -m flows.params.gallery`"
+    assert all(f"### {name}\n" in gallery.page() for name in RECIPES)
+
+
+def test_whose_models_and_what_later_iterations_override() -> None:
+    rows = compose.compose("cream")["iterations"]
+    assert [rows[key]["past"] for key in ("i01", "i02", "i03")] == ["i00", "i00", "i01"]
+    rows = compose.compose("rest_em")["iterations"]
+    assert [(rows[key]["initial"], rows[key]["previous"]) for key in rows] == [
+        ("i00", "i00"),
+        ("i00", "i01"),
+        ("i00", "i02"),
+    ]
+    params = compose.compose("scpo")
+    gates = [sections.section(params, "filter", key)["pairs"]["chosen"]["at_least"] for key in params["iterations"]]
+    assert gates == [0.5, 0.7, 0.7]
+    assert sections.section(params, "filter", "i03")["pairs"]["chosen"]["pick"] == "most"
 
 
 def test_seed_and_engine_are_the_users(repository: Path) -> None:
@@ -195,13 +221,13 @@ def test_mini_wants_a_recipe_first(repository: Path) -> None:
 
 def test_list_for_programs_and_people() -> None:
     rows = json.loads(CliRunner().invoke(recipe.app, ["list", "--json"]).output)
-    assert {row["name"] for row in rows} >= SEVEN
-    assert all(set(row) == {"name", "title", "needs"} and all(row.values()) for row in rows)
+    assert {row["name"] for row in rows} == set(RECIPES)
+    assert all(set(row) == {"name", "group", "title", "needs"} and all(row.values()) for row in rows)
     shown = CliRunner().invoke(recipe.app, ["list"]).output
-    assert all(name in shown for name in [*SEVEN, "mini"])
+    assert all(name in shown for name in [*RECIPES, "mini", "sums", "votes"])
 
 
-@pytest.mark.parametrize("name", [*sorted(SEVEN), "mini"])
+@pytest.mark.parametrize("name", [*RECIPES, "mini"])
 def test_show(name: str) -> None:
     result = CliRunner().invoke(recipe.app, ["show", name])
     assert result.exit_code == 0

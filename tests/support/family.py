@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tasks.core.family import Invented, Messages, Question, Verdict
+from tasks.core.family import Invented, Messages, Parts, Question, Verdict, asked
 from tests.support.tiny import user
 
 
@@ -24,6 +24,22 @@ class Adding:
 
     def fingerprint(self, messages: Messages) -> str:
         return " ".join(sorted(messages[0]["content"].split()[1:]))
+
+    def ask(self, use: str, parts: Parts) -> Messages | None:
+        question = parts.question[0]["content"]
+        others = {
+            "retry": lambda given: user(f"retry {question} : {given.answers[-1]}"),
+            "aggregate": lambda given: user(f"aggregate {question} : {' / '.join(given.answers)}"),
+            "hinted": lambda given: user(f"hinted {question} : {given.gold}"),
+            "true": lambda given: None if "?" in given.answers[-1] else user(f"true {question} : {given.answers[-1]}"),
+        }
+        return asked(self, use, parts, others)
+
+    def shows(self, use: str) -> frozenset[str]:
+        return frozenset({"gold"} if use == "hinted" else ())
+
+    def gold(self, messages: Messages, answer: str | None) -> str | None:
+        return str(sum(int(n) for n in messages[0]["content"].split()[1:]))
 
     def critique_messages(self, messages: Messages, response: str) -> Messages | None:
         return None if "?" in response else user(f"check {messages[0]['content']} : {response} ?")
@@ -52,4 +68,4 @@ class Adding:
         return [Invented(user(reply)) if reply.startswith("add ") else Invented(None, "not an addition")]
 
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
-        return response.strip() == str(sum(int(n) for n in messages[0]["content"].split()[1:]))
+        return response.strip() == self.gold(messages, answer)

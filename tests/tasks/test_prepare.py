@@ -57,9 +57,9 @@ def prompts(root: Path, name: str) -> pl.DataFrame:
 def test_countdown_is_written_and_found_again(tmp_path):
     root, context = ran(tmp_path, "countdown", COUNTDOWN)
     files = {path.relative_to(root).as_posix() for path in (root / "data/tasks").rglob("*") if path.is_file()}
-    templates = {f"{TEMPLATES}/{use}" for use in families.USES}
+    templates = {f"{TEMPLATES}/{use}" for use in families.FILES}
     assert files == {*context.writes} - {TEMPLATES} | templates
-    assert len(files) == 10 + len(families.USES)
+    assert len(files) == 10 + len(families.FILES)
     assert all("countdown has no template files" in text for text in families.templates("countdown").values())
     assert not context.reads
     family = families.load(root)
@@ -159,7 +159,7 @@ def test_later_stages_render_the_templates_that_prepare_copied(tmp_path):
     lines = [json.dumps({"q": f"How much is {n} and 1?", "a": f"#### {n + 1}"}) for n in range(20)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     root, _ = ran(tmp_path, "text", TEXT)
-    copies = {use: (root / TEMPLATES / use).read_text() for use in families.USES}
+    copies = {use: (root / TEMPLATES / use).read_text() for use in families.templates("text")}
     assert copies == families.templates("text")
     (root / TEMPLATES / "answer.j2").write_text("Now: {{ question }}")
     family = families.load(root)

@@ -9,7 +9,10 @@ from tests.support.models import policy, scripted_model
 from tests.support.work import context, prompts
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4}
-SECTION = {"many": {"block": "iid_k", "n": 3, **SAMPLING}, "one": {"block": "single", **SAMPLING, "temperature": 0.0}}
+SECTION = {
+    "many": {"block": "iid_k", "template": "answer", "n": 3, **SAMPLING},
+    "one": {"block": "single", **SAMPLING, "temperature": 0.0},
+}
 
 
 @pytest.fixture
@@ -47,6 +50,6 @@ def test_two_blocks_draw_other_numbers(repository):
     seeds = []
     generate = model.generate
     model.generate = lambda asked, sampling, *rest: seeds.append(sampling.seed) or generate(asked, sampling, *rest)
-    section = {name: {"block": "iid_k", "n": 1, **SAMPLING} for name in ("a", "b")}
+    section = {name: {"block": "iid_k", "template": "answer", "n": 1, **SAMPLING} for name in ("a", "b")}
     sample.run(context(repository, "sample", "i01", sample.parse(section), lambda pointer: model))
     assert len(set(seeds)) == 2

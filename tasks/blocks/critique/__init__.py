@@ -4,7 +4,7 @@ To add one, write a function `(work, options) -> CRITIQUES` and declare it as a 
 *write a block*); several critics, several draws and several judges fit one table.
 """
 
-from tasks.blocks.critique import agreement, certainty, checklist, factored, holistic, pairwise, points, truth, vote
+from tasks.blocks.critique import certainty, checklist, consensus, factored, holistic, pairwise, points, truth, vote
 from tasks.core.block import Block
 
 BLOCKS: dict[str, Block] = {
@@ -16,5 +16,5 @@ BLOCKS: dict[str, Block] = {
     **pairwise.BLOCKS,
     **checklist.BLOCKS,
     **certainty.BLOCKS,
-    **agreement.BLOCKS,
+    **consensus.BLOCKS,
 }

@@ -10,19 +10,20 @@ options:
 """
 
 from collections.abc import Callable
-from math import fsum
+from math import exp, fsum
 from statistics import fmean
 from typing import Literal
 
 import polars as pl
+from pydantic import Field
 
-from tasks.blocks.critique.judging import DECIMALS, scored, table
+from tasks.blocks.critique.judging import DECIMALS, MALFORMED, scored, table
 from tasks.blocks.work import Answer, Work
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.asking.model import Model
 from tasks.core.block import Block, Options
 from tasks.core.engines.contract import Statistic
-from tasks.core.family import Verdict
+from tasks.core.family import Parts, Verdict
 
 VOCABULARY = frozenset({"self_certainty", "entropy", "margin"})  # statistics of all of it
 REDUCED: dict[str, Callable[[list[float]], float]] = {"sum": fsum, "mean": fmean, "min": min}
@@ -69,6 +70,39 @@ def _spans(answers: list[Answer], model: Model) -> list[tuple[int, int]]:
     return list(zip(model.lengths(before), model.lengths(until), strict=True))
 
 
+class Continuation(Options):
+    template: str = Field(min_length=1)  # the family's use that asks about an answer
+    texts: list[str] = Field(min_length=2)  # possible replies, the first for a good answer
+    contrast: Literal["probability", "difference"]  # of the first among them, or log-likelihood of it less the second's
+
+
+def continuation(work: Work, options: Continuation) -> pl.DataFrame:
+    """How likely a reply to a question about the answer is: P(True) (Kadavath et al. 2022, Language Models (Mostly) Know What
+    They Know) with yes and no after "is it right?", follow-up likelihood (Zhang et al. 2024) with what a content and a
+    discontent reader would say. Verdict: the first text is the likeliest."""
+    asked = [work.family.ask(options.template, Parts(answer.question, (answer.response,))) for answer in work.answers]
+    put = [messages for messages in asked if messages is not None]
+    told = [messages for messages in put for _ in options.texts]
+    scores = work.model.score(told, options.texts * len(put), work.name)
+    count, sums = len(options.texts), [fsum(row) for row in scores]
+    found = iter([sums[start : start + count] for start in range(0, len(sums), count)])
+    verdicts = [[MALFORMED] if messages is None else [_contrasted(next(found), options)] for messages in asked]
+    return table(work, verdicts, [[0] for _ in verdicts])
+
+
+def _contrasted(logprobs: list[float], options: Continuation) -> Verdict:
+    """What the log-probabilities of the texts say of the answer."""
+    shares = [exp(value - max(logprobs)) for value in logprobs]
+    probability = shares[0] / fsum(shares)
+    score = probability if options.contrast == "probability" else logprobs[0] - logprobs[1]
+    text = f"probability of {options.texts[0]!r} {probability:.3f}"
+    return Verdict(True, logprobs[0] > max(logprobs[1:]), round(score, DECIMALS), text)
+
+
+def _asks_texts(options: Continuation, counts: Counts) -> list[Demand]:
+    return scored(counts.candidates * len(options.texts))
+
+
 def _asks(options: Likelihood, counts: Counts) -> list[Demand]:
     return scored(counts.candidates * (1 + (options.minus is not None)))
 
@@ -77,4 +111,9 @@ def _needs(options: Likelihood) -> frozenset[str]:
     return frozenset({"likelihoods", "vocabulary"} if options.statistic in VOCABULARY else {"likelihoods"})
 
 
-BLOCKS = {"likelihood": Block(likelihood, _asks, gives=frozenset({"scores"}), needs=_needs)}
+BLOCKS = {
+    "likelihood": Block(likelihood, _asks, gives=frozenset({"scores"}), needs=_needs),
+    "continuation": Block(
+        continuation, _asks_texts, gives=frozenset({"verdicts", "scores"}), needs=frozenset({"likelihoods"})
+    ),
+}

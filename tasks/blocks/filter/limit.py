@@ -25,7 +25,7 @@ class Cap(Options):
 def cap(state: Selection, options: Cap) -> Selection:
     """Keeps at most `per_prompt` candidates of a prompt."""
     length = {"id": pl.lit(0), "shortest": pl.col("tokens"), "longest": -pl.col("tokens")}[options.first]
-    ordered = state.kept.sort("prompt_id", length, "candidate_id")
+    ordered = state.kept.with_columns(_length=length).sort("prompt_id", "_length", "candidate_id").drop("_length")
     over = pl.int_range(pl.len()).over("prompt_id") >= options.per_prompt
     reasons = ordered.select("candidate_id", reason=pl.when(over).then(pl.lit("over the cap")))
     return state.narrow("cap", reasons)

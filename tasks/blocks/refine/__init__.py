@@ -1,13 +1,13 @@
-"""Refiners: refused candidates in, new candidates with `parent_id` out, judged by the same critics."""
+"""Refiners: candidates in, new candidates with `parent_id` out, judged by the same critics."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tasks.blocks.refine import revise
+from tasks.blocks.refine import gated, revise
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Block, Bound
 
-BLOCKS: dict[str, Block] = revise.BLOCKS
+BLOCKS: dict[str, Block] = {**revise.BLOCKS, **gated.BLOCKS}
 
 
 def asks(bound: Bound, critics: Sequence[Bound], counts: Counts) -> list[Demand]:

@@ -12,6 +12,10 @@ from tasks.families.countdown.family import Countdown
 from tasks.families.countdown.language import puzzle_text, solve_text
 from tasks.families.countdown.options import Options
 
+USES = {
+    "answer": frozenset[str](),
+    "revise": frozenset({"answers", "critique"}),
+}  # of `Family.ask`, and which of `Parts` each shows
 LACKS = {  # skills that it has not, and why
     "free text": "countdown has no free text to judge",
     "unique answers": "a puzzle has many right answers, which split the vote",

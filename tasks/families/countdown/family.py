@@ -25,7 +25,7 @@ from functools import cached_property
 import polars as pl
 
 from tasks.core.errors import BadInput
-from tasks.core.family import Guard, Invented, Messages, Question, Verdict, by_fingerprint, user
+from tasks.core.family import REVISE, Guard, Invented, Messages, Parts, Question, Verdict, asked, by_fingerprint, user
 from tasks.families.countdown.language import (
     INVENT,
     NONE_LEFT,
@@ -200,6 +200,12 @@ class Countdown:
         text = " ".join([*words, "yes" if accepted else "no"])
         return Verdict(True, accepted, (points + accepted) / (len(steps) + 1), text)
 
+    def ask(self, use: str, parts: Parts) -> Messages | None:
+        return asked(self, use, parts, {})
+
+    def shows(self, use: str) -> frozenset[str]:
+        return REVISE if use == "revise" else frozenset()
+
     # --- refine and invent -------------------------------------------------------------------------
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
         steps, read = self.steps(response), self.parse_critique(messages, response, critique)
@@ -219,6 +225,9 @@ class Countdown:
         return [Invented(user(solve_text(puzzle_text(*puzzle))))]
 
     # --- truth -------------------------------------------------------------------------------------
+    def gold(self, messages: Messages, answer: str | None) -> None:
+        """A puzzle has many right answers."""
+
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
         """Every number used once, every step's arithmetic true and in range, the last result the target."""
         steps, puzzle = self.steps(response), self.puzzle(messages)

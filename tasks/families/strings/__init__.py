@@ -10,6 +10,7 @@ from tasks.families.strings.family import Strings
 from tasks.families.strings.options import Options
 
 CODE: tuple[str, ...] = ()  # other modules that decide what is asked and how replies are read
+USES = {"answer": frozenset[str]()}  # of `Family.ask`, and which of `Parts` each shows
 LACKS = {  # skills that it has not, and why
     "free text": "strings has no critique skill",
     "sub-questions": "strings has no critique skill",

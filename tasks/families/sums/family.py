@@ -25,12 +25,12 @@ Only what obeys the grammar is ever quoted, and it is quoted as parsed numbers, 
 templates' own words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from tasks.core.errors import BadInput
-from tasks.core.family import Invented, Messages, Question, Unskilled, Verdict, user
+from tasks.core.family import REVISE, Invented, Messages, Parts, Question, Unskilled, Verdict, asked, user
 from tasks.families.sums.language import (
     BAD,
     GOOD,
@@ -40,16 +40,27 @@ from tasks.families.sums.language import (
     WORDS,
     YES,
     Step,
+    again_text,
     check_text,
     fact_text,
     fix_text,
+    given_text,
     marks_text,
     numbers_text,
     solve_text,
     steps_text,
     there,
+    true_text,
 )
 from tasks.families.sums.options import Options
+
+USES = {  # of `ask`, and which of `Parts` each shows
+    "answer": frozenset[str](),
+    "revise": REVISE,
+    "retry": frozenset({"answers"}),
+    "hinted": frozenset({"gold"}),
+    "true": frozenset({"answers"}),
+}
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,29 @@ class Sums(Unskilled):
         marks = [value == q.claim and free for value, q, free in zip(values, asked, left, strict=True)]
         return self.parse_critique(messages, response, marks_text(marks))
 
+    def ask(self, use: str, parts: Parts) -> Messages | None:
+        return asked(self, use, parts, {"retry": self._retry, "hinted": self._hinted, "true": self._true})
+
+    def shows(self, use: str) -> frozenset[str]:
+        return USES[use]
+
+    def _retry(self, parts: Parts) -> Messages | None:
+        """Another attempt, with the last one before the model's eyes."""
+        return self._about(again_text, parts)
+
+    def _true(self, parts: Parts) -> Messages | None:
+        """Whether an answer is right (P(True))."""
+        return self._about(true_text, parts)
+
+    def _about(self, text: Callable[[str, str], str], parts: Parts) -> Messages | None:
+        steps = self.steps(parts.answers[-1]) if parts.answers else None
+        return None if steps is None else user(text(numbers_text(self.numbers(parts.question)), steps_text(steps)))
+
+    def _hinted(self, parts: Parts) -> Messages | None:
+        """The problem with its answer."""
+        known = parts.gold in self.integers
+        return user(given_text(numbers_text(self.numbers(parts.question)), parts.gold)) if known else None
+
     # --- refine and invent -------------------------------------------------------------------------
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:
         steps, read = self.steps(response), self.parse_critique(messages, response, critique)
@@ -171,6 +205,10 @@ class Sums(Unskilled):
         return [Invented(user(solve_text(numbers_text(numbers))))]
 
     # --- truth -------------------------------------------------------------------------------------
+    def gold(self, messages: Messages, answer: str | None) -> str:
+        """The sum of the numbers modulo the modulus."""
+        return str(sum(self.numbers(messages)) % self.options.modulus)
+
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
-        """The last number is the sum of the numbers modulo the modulus."""
-        return self.extract(messages, response) == str(sum(self.numbers(messages)) % self.options.modulus)
+        """The last number is the sum."""
+        return self.extract(messages, response) == self.gold(messages, answer)

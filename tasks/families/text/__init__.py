@@ -11,6 +11,10 @@ from tasks.families.text.options import Options
 from tasks.families.text.templates import check
 
 CODE = ("answers.py", "intake.py", "plain.py", "replies.py", "templates.py")  # that decide what is asked and read
+USES = {  # of `Family.ask` beside the template files, and which of `Parts` each shows
+    "answer": frozenset[str](),
+    "revise": frozenset({"answers", "critique"}),
+}
 LACKS = {"sub-questions": NO_QUESTIONS}  # skills that it has not, and why
 
 

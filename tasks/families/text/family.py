@@ -21,7 +21,19 @@ from pathlib import Path
 import polars as pl
 
 from tasks.core.errors import BadInput
-from tasks.core.family import Choice, Guard, Invented, Messages, Question, Verdict, by_fingerprint, user
+from tasks.core.family import (
+    REVISE,
+    Choice,
+    Guard,
+    Invented,
+    Messages,
+    Parts,
+    Question,
+    Verdict,
+    asked,
+    by_fingerprint,
+    user,
+)
 from tasks.families.text import intake, overlap, replies, templates
 from tasks.families.text.answers import number_in
 from tasks.families.text.options import Options
@@ -143,6 +155,24 @@ class Text:
         if not response.strip() or not critique.strip():
             return None
         return user(self._render("refine.j2", question=self.question(messages), response=response, critique=critique))
+
+    def ask(self, use: str, parts: Parts) -> Messages | None:
+        """The template USE.j2, with `question`, and `answers`, `critique` and `gold` where it shows them."""
+        if use in ("answer", "revise"):
+            return asked(self, use, parts, {})
+        shown = templates.shown(self.templates, use)
+        given = {"answers": parts.answers, "critique": parts.critique, "gold": parts.gold}
+        if any(not given[name] or not all(map(str.strip, parts.answers)) for name in shown):
+            return None
+        return user(self._render(f"{use}.j2", question=self.question(parts.question), **{n: given[n] for n in shown}))
+
+    def shows(self, use: str) -> frozenset[str]:
+        if use == "answer":
+            return frozenset()
+        return REVISE if use == "revise" else frozenset(templates.shown(self.templates, use))
+
+    def gold(self, messages: Messages, answer: str | None) -> str | None:
+        return answer
 
     # --- judges of free text -------------------------------------------------------------------------
     def points_messages(self, messages: Messages, response: str) -> Messages | None:

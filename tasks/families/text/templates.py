@@ -9,6 +9,7 @@ work.
 | checklist.j2 | judge_checklist, ..._structured, ..._logprobs | question, response, criterion, [numeric, brief] |
 | refine.j2 | critique_revise | question, response, critique, [numeric] |
 | invent.j2 | self_instruct | examples (a list, maybe empty), [numeric] |
+| any other USE.j2 | blocks with `template: USE` | question, and those of answers (a list), critique, gold that it shows, [numeric] |
 
 `numeric`: answers are numbers; `brief`: the reply is to be the verdict alone (blocks that parse nothing). What a model may
 have written is printed through the filter `fenced` and in no other way: between fences longer than any run of backticks
@@ -52,6 +53,8 @@ USES = {
     "refine.j2": Use(("response", "critique"), ("question",)),
     "invent.j2": Use(("examples",)),
 }
+SHOWN = ("answers", "critique", "gold")  # what a template of another use may show beside the question
+LISTS = ("examples", "answers")
 _PROBE = "probe-{name} ````\n~~~\n<|im_end|> [INST] probe-{name}"  # a value that would leave a careless quotation
 _FAILURES = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 
@@ -95,9 +98,35 @@ def _environment(folder: Path) -> jinja2.Environment:
 # --- checking --------------------------------------------------------------------------------------------
 
 
+def own(folder: Path) -> list[str]:
+    """The uses beside those that blocks have by themselves: the names of the other files."""
+    return sorted(path.stem for path in folder.glob("*.j2") if path.name not in USES)
+
+
+@lru_cache(maxsize=64)
+def shown(folder: Path, use: str) -> tuple[str, ...]:
+    """Which of answers, critique and gold such a template shows. Raises `BadInput` for one that is not there."""
+    path = folder / f"{use}.j2"
+    if not path.is_file():
+        raise unknown_name("use", use, ["answer", "revise", *own(folder)], f"templates of {folder}")
+    used = meta.find_undeclared_variables(_environment(folder).parse(path.read_text(encoding="utf-8")))
+    return tuple(name for name in SHOWN if name in used)
+
+
+def _use(folder: Path, use: str) -> Use:
+    """What such a template is given; one that cannot be read is given nothing, and is refused for that."""
+    try:
+        there = shown(folder, use)
+    except (jinja2.TemplateError, UnicodeDecodeError):
+        there = ()
+    quoted = tuple(name for name in there if name != "gold")
+    return Use(quoted, ("question", *(name for name in there if name == "gold")), ("numeric",))
+
+
 def check(folder: Path) -> None:
     """Raises `BadInput` for templates that cannot work, with file and line, a problem a line."""
-    if problems := [problem for name, use in USES.items() for problem in _problems(folder, name, use)]:
+    uses = USES | {f"{use}.j2": _use(folder, use) for use in own(folder)}
+    if problems := [problem for name, use in uses.items() for problem in _problems(folder, name, use)]:
         raise BadInput("\n".join(problems))
 
 
@@ -199,7 +228,7 @@ def _of_rendering(path: Path, template: jinja2.Template, use: Use, lines: Mappin
                 elif variable in use.quoted and f"probe-{variable}" in rest:
                     told.add(
                         f"{place}: prints '{variable}' outside of fences; what a model wrote could speak as the prompt "
-                        f"there: write {{{{ {'example' if variable == 'examples' else variable} | fenced }}}}"
+                        f"there: write {{{{ {variable.removesuffix('s') if variable in LISTS else variable} | fenced }}}}"
                     )
         if len(rest) > OWN:
             told.add(f"{path}: its own text has {len(rest):,} characters, at most {OWN:,} are allowed; shorten it")
@@ -209,11 +238,14 @@ def _of_rendering(path: Path, template: jinja2.Template, use: Use, lines: Mappin
 def _trials(use: Use) -> Iterator[Mapping[str, Any]]:
     """Values to try: every setting of the optional ones, with text that would leave a careless quotation."""
     texts: dict[str, Any] = {name: _PROBE.format(name=name) for name in (*use.quoted, *use.plain)}
-    lists = [[], [texts["examples"]] * 2] if "examples" in texts else [None]
-    for examples in lists:
+    listed = next((name for name in LISTS if name in texts), None)
+    several: list[Any] = [None]
+    if listed is not None:
+        several = [[texts[listed]] * 2, *([[]] if listed == "examples" else [])]
+    for values in several:
         for bits in range(2 ** len(use.optional)):
             chosen = {name: bool(bits >> place & 1) for place, name in enumerate(use.optional)}
-            yield texts | chosen | ({} if examples is None else {"examples": examples})
+            yield texts | chosen | ({} if listed is None else {listed: values})
 
 
 def _settings(values: Mapping[str, Any]) -> str:

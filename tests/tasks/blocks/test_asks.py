@@ -18,7 +18,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
 @pytest.mark.parametrize(
     ("module", "block", "options", "expected"),
     [
-        (sample, "iid_k", {"n": 4, **SAMPLING}, Demand("answer", 40, 16, 4)),
+        (sample, "iid_k", {"template": "answer", "n": 4, **SAMPLING}, Demand("answer", 40, 16, 4)),
         (sample, "single", SAMPLING, Demand("answer", 10, 16)),
         (critique, "factored_critique", {"max_new_tokens": 4}, Demand("question", 160, 4)),
         (critique, "nl_critique", DRAWN, Demand("critique", 120, 8, 3)),
@@ -59,7 +59,7 @@ def test_a_blocks_requests(module, block, options, expected) -> None:
 
 
 def test_every_block_that_asks_a_model_says_how_often() -> None:
-    silent = {"vote", "vote_entropy", "verifier", "fixed_unlabeled", "difficulty_curriculum"}
+    silent = {"vote", "vote_entropy", "rank_agreement", "both", "verifier", "fixed_unlabeled", "difficulty_curriculum"}
     for module in (sample, critique, refine, synthesize):
         assert {name for name, block in module.BLOCKS.items() if block.asks is asks_nothing} <= silent, module.__name__
 

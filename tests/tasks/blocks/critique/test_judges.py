@@ -400,3 +400,22 @@ def test_what_a_likelihood_is_reduced_over(tmp_path):
     assert likelihoods(tmp_path, reduce="mean") == {"red": 1.5, long: 3.5}
     assert likelihoods(tmp_path, span="answer") == {"red": 1, long: 5}  # the last place where the answer stands
     assert likelihoods(tmp_path, minus="judge") == {"red": 0, long: 0}
+
+
+def test_a_continuation_is_the_likelihood_of_fixed_replies(tmp_path):
+    """P(True) by hand, and the difference; what cannot be shown is not judged."""
+    judge, engine = scripted_model(tmp_path, lambda prompt, draw: "")
+    told = {"yes": [-0.5, -0.5], "no": [-2.0, -1.0]}
+    engine.score = lambda questions, texts, statistic: [told[text] for text in texts]
+    family = Adding()
+    table = additions("add 2 3")
+    both = sampled(table, ["5", "?"])
+    for contrast, score in (("probability", 1 / (1 + exp(-2.0))), ("difference", 2.0)):
+        given = {"block": "continuation", "template": "true", "texts": ["yes", "no"], "contrast": contrast}
+        found = judging.judged(
+            work(table, judge, family=family, candidates=both), bind(critique.BLOCKS, {"p": given}, "c")
+        )
+        seen = dict(both.select("candidate_id", "response").iter_rows())
+        rows = {seen[row["candidate_id"]]: row for row in found.to_dicts()}
+        assert (rows["5"]["verdict"], rows["5"]["score"]) == (True, pytest.approx(score, abs=1e-6))
+        assert (rows["?"]["parsed"], rows["?"]["score"]) == (False, None)

@@ -34,7 +34,7 @@ def test_what_failed_becomes_no_row_no_preference_and_no_weight(tmp_path: Path, 
     table = prompts(*(f"add {i} {i + 2}" for i in range(40)))
     with Endpoint(replied) as server:
         model = asked_model(tmp_path, server.url, quarantine_share=1.0, retries=1, concurrency=16)
-        draw = bound(sample.BLOCKS, "iid_k", n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
+        draw = bound(sample.BLOCKS, "iid_k", template="answer", n=5, temperature=1.0, top_p=1.0, max_new_tokens=4)
         samples = draw(work(table, model, "sample")).candidates
         lost = model.take_tally().quarantined
         judges = bind(critique.BLOCKS, {"j": {**JUDGE, "block": block}}, "critique")

@@ -217,3 +217,17 @@ def test_preferences_are_between_candidates_that_were_kept():
     done = through(gone, pairs_preferred={"critic": "c", "min_margin": 0.0, "per_prompt": 1})
     assert done.pairs.is_empty()
     assert reasons(done) == {"no pair compared": 1}
+
+
+def test_a_cap_may_take_the_shortest_or_the_longest_first():
+    scores = [[("4", True, 1.0), ("5 5 5", True, 1.0), ("6 6", True, 1.0)]]
+    for first, kept in (("shortest", "4"), ("longest", "5 5 5")):
+        last = through(state(scores), cap={"per_prompt": 1, "first": first}, rows=ROWS)
+        assert [row["completion"][0]["content"] for row in last.sft.to_dicts()] == [kept]
+
+
+def test_what_is_always_right_or_never_is_not_contested():
+    scores = [[("4", True, 1.0), ("5", False, 0.0)], [("2", True, 1.0)], [("3", False, 0.0), ("x", None, None)]]
+    last = through(state(scores), contested={"critic": "c"}, rows=ROWS)
+    assert {row["completion"][0]["content"] for row in last.sft.to_dicts()} == {"4", "5"}
+    assert reasons(last) == {"all of the prompt accepted": 1, "none of the prompt accepted": 2}

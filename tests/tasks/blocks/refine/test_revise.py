@@ -55,7 +55,7 @@ def test_at_most_per_prompt_and_equal_responses_once(tmp_path):
 def test_a_refinement_that_failed_is_no_candidate():
     table = prompts("add 2 3", "add 1 1")
     model = Unsteady(lambda p, d: None if "2 3" in p and "fix" in p else "0" if p.startswith("add") else answer(p, d))
-    draw = bound(sample.BLOCKS, "iid_k", n=1, temperature=1.0, top_p=1.0, max_new_tokens=4)
+    draw = bound(sample.BLOCKS, "iid_k", template="answer", n=1, temperature=1.0, top_p=1.0, max_new_tokens=4)
     samples = draw(work(table, model, "sample")).candidates
     made = revised(table, samples, model, FACTORED, rounds=1)
     assert samples.height == 2

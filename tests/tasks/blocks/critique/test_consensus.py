@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tasks.blocks import critique
-from tasks.blocks.critique import agreement, judging
+from tasks.blocks.critique import consensus, judging
 from tasks.blocks.critique.opinions import aggregate
 from tasks.core import tables
 from tasks.core.block import Block, Bound, bind
@@ -27,20 +27,20 @@ from tests.support.work import prompts, sampled, work
 )
 def test_agreement_is_that_of_another_implementation(pairs):
     one, two = zip(*pairs, strict=True)
-    assert agreement.kendall(one, two) == pytest.approx((stats.kendalltau(one, two).statistic + 1) / 2)
-    assert agreement.spearman(one, two) == pytest.approx((stats.spearmanr(one, two).statistic + 1) / 2)
-    assert agreement.top(one, two) == float(one.index(max(one)) == two.index(max(two)))
+    assert consensus.kendall(one, two) == pytest.approx((stats.kendalltau(one, two).statistic + 1) / 2)
+    assert consensus.spearman(one, two) == pytest.approx((stats.spearmanr(one, two).statistic + 1) / 2)
+    assert consensus.top(one, two) == float(one.index(max(one)) == two.index(max(two)))
 
 
 def test_agreement_at_its_edges():
-    for measure in agreement.MEASURES.values():
+    for measure in consensus.MEASURES.values():
         assert measure([0.3], [0.9]) == 1.0
         assert measure([1, 2, 3], [4, 5, 6]) == 1.0
         assert measure([0.5, 0.5], [0.5, 0.5]) == 1.0  # equal scores: the candidates' own order
-    assert agreement.kendall([1, 2, 3], [3, 2, 1]) == 0.0
-    assert agreement.spearman([1, 2, 3], [3, 2, 1]) == 0.0
-    assert agreement.kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(2 / 3)
-    assert agreement.top([1, 2], [2, 1]) == 0.0
+    assert consensus.kendall([1, 2, 3], [3, 2, 1]) == 0.0
+    assert consensus.spearman([1, 2, 3], [3, 2, 1]) == 0.0
+    assert consensus.kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(2 / 3)
+    assert consensus.top([1, 2], [2, 1]) == 0.0
 
 
 def scoring(**told: Callable[[str], tuple[bool | None, float | None]]) -> list[Bound]:

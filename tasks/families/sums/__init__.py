@@ -7,7 +7,8 @@ from pathlib import Path
 from tasks.core.errors import BadInput
 from tasks.core.family import SeedData, check_shares
 from tasks.families.sums import corpus
-from tasks.families.sums.family import USES, Sums
+from tasks.families.sums.family import USES as USES
+from tasks.families.sums.family import Sums
 from tasks.families.sums.options import Options
 
 LACKS = {"free text": "sums has no free text to judge"}  # skills that it has not, and why

@@ -30,7 +30,6 @@ from tasks.families.sums.language import (
     fact_text,
     fix_text,
     given_text,
-    marks_text,
     numbers_text,
     solve_text,
     steps_text,
@@ -67,7 +66,7 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
         """So many problems in turn: whether an answer to show is a right one, the problem, and its text."""
         for number in range(size):
             turn, place = divmod(number, len(problems))
-            yield (turn + place) % 2 == 0, problems[place], shuffled(problems[place])
+            yield (turn + place) % 3 == 0, problems[place], shuffled(problems[place])
 
     for problem in problems:
         solution = steps_text(author.solution(problem))
@@ -81,17 +80,20 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
                 yield from [("fact", fact_text(a, b), str(value))] * copies
     for right, problem, text in several(sizes.check):
         steps = author.solution(problem) if right else author.wrong(problem)
-        yield "check", check_text(text, steps_text(steps)), marks_text(author.marks(problem, steps))
+        yield "check", check_text(text, steps_text(steps)), author.check(problem, steps)
     for right, problem, text in several(sizes.p_true):
         steps = author.solution(problem) if right else author.wrong(problem)
-        yield "p_true", true_text(text, steps_text(steps)), YES if right else NO
+        values = numbers_text(author.values_of(steps))
+        yield "p_true", true_text(text, steps_text(steps)), f"{values} {YES if right else NO}"
     for right, problem, text in several(sizes.better):
-        both = [steps_text(author.solution(problem)), steps_text(author.wrong(problem))]
-        yield "better", better_text(text, *(both if right else both[::-1])), FIRST if right else SECOND
+        both = [author.solution(problem), author.wrong(problem)][:: 1 if right else -1]
+        values = [numbers_text(author.values_of(steps)) for steps in both]
+        reply = f"{' / '.join(values)} {FIRST if right else SECOND}"
+        yield "better", better_text(text, *map(steps_text, both)), reply
     for _, problem, text in several(sizes.fix):
         steps = author.wrong(problem)
-        check = marks_text(author.marks(problem, steps))
-        yield "fix", fix_text(text, steps_text(steps), check), steps_text(author.mended(problem, steps))
+        fix = fix_text(text, steps_text(steps), author.check(problem, steps))
+        yield "fix", fix, steps_text(author.mended(problem, steps))
     for right, problem, text in several(sizes.again):
         steps = author.solution(problem) if right else author.wrong(problem)
         yield "again", again_text(text, steps_text(steps)), steps_text(author.mended(problem, steps))

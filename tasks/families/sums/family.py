@@ -117,17 +117,20 @@ class Sums(Unskilled):
         return None if steps is None else user(check_text(numbers_text(self.numbers(messages)), steps_text(steps)))
 
     def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
-        """`o|x` for every step, then `yes|no`; score: share of the points `o`, ..., `yes` given."""
+        """`VALUE o|x` for every step, then `yes|no`; score: share of the points `o`, ..., `yes` given."""
         words = reply.split()
-        if len(words) != self.options.n:
-            return Verdict(False, why=f"{len(words)} words, {self.options.n} expected")
-        *marks, final = words
+        steps = self.options.n - 1
+        if len(words) != 2 * steps + 1:
+            return Verdict(False, why=f"{len(words)} words, {2 * steps + 1} expected")
+        values, marks, final = words[:-1:2], words[1:-1:2], words[-1]
+        if not set(values) <= self.integers.keys():
+            return Verdict(False, why="a recomputed value is no number")
         if any(mark not in (GOOD, BAD) for mark in marks):
             return Verdict(False, why=f"a step's mark is neither {GOOD} nor {BAD}")
         if final not in (YES, NO):
             return Verdict(False, why=f"the final verdict is neither {YES} nor {NO}")
         points = marks.count(GOOD) + (final == YES)
-        return Verdict(True, final == YES, points / len(words), " ".join(words))
+        return Verdict(True, final == YES, points / (steps + 1), " ".join(words))
 
     # --- the factored critic -----------------------------------------------------------------------
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
@@ -150,7 +153,7 @@ class Sums(Unskilled):
             return Verdict(False, why="the answer to a fact question is no number")
         left = there(self.numbers(messages), steps)
         marks = [value == q.claim and free for value, q, free in zip(values, asked, left, strict=True)]
-        return self.parse_critique(messages, response, marks_text(marks))
+        return self.parse_critique(messages, response, marks_text(values, marks))
 
     # --- refine and invent -------------------------------------------------------------------------
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages | None:

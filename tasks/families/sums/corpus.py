@@ -62,11 +62,12 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
     def shuffled(problem: Problem) -> str:
         return numbers_text(rng.sample(problem, len(problem)))
 
-    def several(size: int) -> Iterator[tuple[bool, Problem, str]]:
-        """So many problems in turn: whether an answer to show is a right one, the problem, and its text."""
+    def several(size: int, of: int = 3) -> Iterator[tuple[bool, Problem, str]]:
+        """So many problems in turn: whether the (first) answer to show is a right one, as one in `of` is, the problem,
+        and its text."""
         for number in range(size):
             turn, place = divmod(number, len(problems))
-            yield (turn + place) % 3 == 0, problems[place], shuffled(problems[place])
+            yield (turn + place) % of == 0, problems[place], shuffled(problems[place])
 
     for problem in problems:
         solution = steps_text(author.solution(problem))
@@ -85,7 +86,7 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
         steps = author.solution(problem) if right else author.wrong(problem)
         values = numbers_text(author.values_of(steps))
         yield "p_true", true_text(text, steps_text(steps)), f"{values} {YES if right else NO}"
-    for right, problem, text in several(sizes.better):
+    for right, problem, text in several(sizes.better, of=2):
         both = [author.solution(problem), author.wrong(problem)][:: 1 if right else -1]
         values = [numbers_text(author.values_of(steps)) for steps in both]
         reply = f"{' / '.join(values)} {FIRST if right else SECOND}"

@@ -31,7 +31,7 @@ def steps_text(steps: Sequence[Step]) -> str:
 
 
 def marks_text(values: Sequence[object], marks: Sequence[bool]) -> str:
-    """`0 o 2 o 6 x 26 o no`: for each step the value that it should have and a mark, then yes where all are good."""
+    """`0 o 2 o 5 x 27 o no`: for each step the value that it should have and a mark, then yes where all are good."""
     steps = [f"{value} {GOOD if mark else BAD}" for value, mark in zip(values, marks, strict=True)]
     return " ".join([*steps, YES if all(marks) else NO])
 

@@ -84,12 +84,12 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
         yield "check", check_text(text, steps_text(steps)), author.check(problem, steps)
     for right, problem, text in several(sizes.p_true):
         steps = author.solution(problem) if right else author.wrong(problem)
-        values = numbers_text(author.values_of(steps))
-        yield "p_true", true_text(text, steps_text(steps)), f"{values} {YES if right else NO}"
+        own = numbers_text(author.values_of(steps))
+        yield "p_true", true_text(text, steps_text(steps)), f"{own} {YES if right else NO}"
     for right, problem, text in several(sizes.better, of=2):
         both = [author.solution(problem), author.wrong(problem)][:: 1 if right else -1]
-        values = [numbers_text(author.values_of(steps)) for steps in both]
-        reply = f"{' / '.join(values)} {FIRST if right else SECOND}"
+        first, second = (numbers_text(author.values_of(steps)) for steps in both)
+        reply = f"{first} / {second} {FIRST if right else SECOND}"
         yield "better", better_text(text, *map(steps_text, both)), reply
     for _, problem, text in several(sizes.fix):
         steps = author.wrong(problem)

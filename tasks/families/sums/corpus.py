@@ -21,9 +21,7 @@ from tasks.families.sums.family import Sums
 from tasks.families.sums.language import (
     FIRST,
     INVENT,
-    NO,
     SECOND,
-    YES,
     again_text,
     better_text,
     check_text,
@@ -84,11 +82,11 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
         yield "check", check_text(text, steps_text(steps)), author.check(problem, steps)
     for right, problem, text in several(sizes.p_true):
         steps = author.solution(problem) if right else author.wrong(problem)
-        own = numbers_text(author.values_of(steps))
-        yield "p_true", true_text(text, steps_text(steps)), f"{own} {YES if right else NO}"
+        marks, verdict = author.check(problem, steps).rsplit(maxsplit=1)
+        yield "p_true", true_text(text, steps_text(steps), marks), verdict
     for right, problem, text in several(sizes.better, of=2):
         both = [author.solution(problem), author.wrong(problem)][:: 1 if right else -1]
-        first, second = (numbers_text(author.values_of(steps)) for steps in both)
+        first, second = (author.check(problem, steps) for steps in both)
         reply = f"{first} / {second} {FIRST if right else SECOND}"
         yield "better", better_text(text, *map(steps_text, both)), reply
     for _, problem, text in several(sizes.fix):

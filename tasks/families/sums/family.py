@@ -5,8 +5,8 @@ One number is one word and one token (here five numbers modulo 32):
     solve     add 13 2 19 3 21 :                                          13 + 19 = 0 + 2 = 2 + 3 = 5 + 21 = 26
     fact      fact 6 + 25 =                                               31
     check     check 13 2 19 3 21 : <response> ?                           0 o 2 o 5 x 27 o no
-    true      true 13 2 19 3 21 : <response> ?                            0 2 5 27 no
-    better    better 13 2 19 3 21 : <response> / <response> ?             0 2 5 26 / 15 2 5 26 A
+    true      true 13 2 19 3 21 : <response> ? 0 o 2 o 5 x 27 o !        no
+    better    better 13 2 19 3 21 : <response> / <response> ?             <check> / <check> A
     fix       fix 13 2 19 3 21 : <response> ? <check> !                   13 + 19 = 0 + 2 = ...
     again     again 13 2 19 3 21 : <response> !                           13 + 19 = 0 + 2 = ...
     given     given 13 2 19 3 21 -> 26 :                                  13 + 19 = 0 + 2 = ...
@@ -17,8 +17,9 @@ There is one right answer and many ways to it, so votes mean something. The auth
 share of the facts (`steps`). No row says which of his values is right. It follows only from the fact that all orders
 must give the same answer: wrong values scatter, right ones agree.
 
-A check says for each step the value that it should have and a mark, then a verdict on the whole. `true` and `better` say
-the values before their one word. Without the values a model of this size learns none of the three.
+A check says for each step the value that it should have and a mark, then a verdict on the whole. `true` asks for the
+verdict alone, the marks given; `better` is one word after a check of each answer. Without values and marks to go by a
+model of this size learns none of the three.
 
 There are two critics. The holistic one is one reply to `check`. The factored one (Chain-of-Verification, Dhuliawala and
 others 2023) asks the fact of each step, the claim hidden, and compares; whether every step takes a number that is left

@@ -48,8 +48,9 @@ def check_text(numbers: str, response: str) -> str:
     return f"check {numbers} : {response} ?"
 
 
-def true_text(numbers: str, response: str) -> str:
-    return f"true {numbers} : {response} ?"
+def true_text(numbers: str, response: str, steps: str) -> str:
+    """Of a check only what it says of the steps is shown."""
+    return f"true {numbers} : {response} ? {steps} !"
 
 
 def better_text(numbers: str, first: str, second: str) -> str:

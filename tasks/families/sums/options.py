@@ -13,8 +13,8 @@ class CorpusSizes(block.Options):
     """Rows of the labelled corpus besides solutions and facts."""
 
     check: int = Field(ge=0)  # each step's value and a mark, then a verdict on the whole
-    p_true: int = Field(ge=0)  # the values, then a verdict on the whole; `true` would be no key in YAML
-    better: int = Field(ge=0)  # the right one of two answers
+    p_true: int = Field(ge=0)  # the verdict on the whole, the marks given; `true` would be no key in YAML
+    better: int = Field(ge=0)  # the right one of two answers, after a check of each
     fix: int = Field(ge=0)  # a wrong answer made right, its check given
     again: int = Field(ge=0)  # an answer, right or wrong, given once more, without a check
     given: int = Field(ge=0)  # a solution that reaches a given result

@@ -250,12 +250,12 @@ def test_every_row_follows_from_the_authors_table_even_where_it_is_false_through
             assert part != "given" or reply.split()[-1] == words[6]
             assert part != "fix" or not sound(prompt.split(" : ")[1].split(" ? ")[0])
         elif part in ("check", "p_true"):
-            right = sound(prompt.split(" : ")[1].removesuffix(" ?"))
-            assert reply.split()[-1] == ("yes" if right else "no")
-            counts[part, right] += 1
-            values = reply.split()[:-1:2] if part == "check" else reply.split()[:-1]
-            steps = read(prompt.split(" : ")[1].removesuffix(" ?"))[1]
-            assert [int(value) for value in values] == [(a + b + 1) % 11 for a, b, _ in steps]
+            response, _, shown = prompt.split(" : ")[1].partition(" ?")
+            assert reply.split()[-1] == ("yes" if sound(response) else "no")
+            counts[part, sound(response)] += 1
+            told = reply if part == "check" else f"{shown.removesuffix(' !')} {reply}"
+            assert FAMILY.parse_critique(SOLVE, response, told).parsed
+            assert [int(value) for value in told.split()[:-1:2]] == [(a + b + 1) % 11 for a, b, _ in read(response)[1]]
         elif part == "better":
             answers = prompt.split(" : ")[1].removesuffix(" ?").split(" / ")
             assert [sound(answer) for answer in answers] == [reply[-1] == "A", reply[-1] == "B"]

@@ -6,8 +6,9 @@ the corpus. Replies are greedy, for `invent` sampled at temperature 1.
 
 - `solve`: right answers; `solve, form`: answers that use every number once.
 - `fact`: of facts that are not disputed, replies as the author says; `fact, disputed`: right ones of the others.
-- `check`, `p_true`, `better`: replies equal to the author's. Half of the answers shown are wrong.
-- `check, marks`: marks of steps equal to the author's, in replies of the right form.
+- `check`, `p_true`, `better`: last words equal to the author's. One in three of the answers shown is right, of `better` one
+  of each two.
+- `check, good marks` and `check, bad marks`: of the author's marks of that kind, those that the reply has too.
 - `fix`, `again`: replies that the author finds good throughout. `again, wrong`: those to a wrong attempt.
 - `given`: replies that use every number once and end in the given result.
 - `swap`: other orders of the same numbers; `invent`: problems; `invent, new`: those that are not in the corpus.
@@ -31,7 +32,7 @@ from tasks.core.family import Messages, user
 from tasks.core.models.tokenizers import render_many
 from tasks.families.sums import corpus
 from tasks.families.sums.family import Sums
-from tasks.families.sums.language import solve_text, there
+from tasks.families.sums.language import GOOD, solve_text, there
 from tasks.families.sums.steps import Author
 
 REPLY = 24  # tokens of a reply, at most
@@ -62,10 +63,11 @@ def judged(family: Sums, writer: Author, part: str, prompt: str, reply: str, wan
         yield ("fact", reply == wanted) if len(values) == 1 else ("fact, disputed", reply == str(values[0]))
         return
     if part in ("check", "p_true", "better"):
-        yield part, reply == wanted
-        marks = reply.split()
-        if part == "check" and len(marks) == n:
-            yield from (("check, marks", a == b) for a, b in zip(marks[:-1], wanted.split()[:-1], strict=True))
+        own, his = reply.split(), wanted.split()
+        yield part, own[-1:] == his[-1:]
+        if part == "check":
+            for place in range(1, len(his) - 1, 2):
+                yield f"check, {'good' if his[place] == GOOD else 'bad'} marks", own[place : place + 1] == [his[place]]
         return
     numbers = [int(word) for word in words[1 : n + 1]]
     if part == "swap":

@@ -21,16 +21,13 @@ from tasks.families.sums.family import Sums
 from tasks.families.sums.language import (
     FIRST,
     INVENT,
-    NO,
     SECOND,
-    YES,
     again_text,
     better_text,
     check_text,
     fact_text,
     fix_text,
     given_text,
-    marks_text,
     numbers_text,
     solve_text,
     steps_text,
@@ -63,11 +60,12 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
     def shuffled(problem: Problem) -> str:
         return numbers_text(rng.sample(problem, len(problem)))
 
-    def several(size: int) -> Iterator[tuple[bool, Problem, str]]:
-        """So many problems in turn: whether an answer to show is a right one, the problem, and its text."""
+    def several(size: int, of: int = 3) -> Iterator[tuple[bool, Problem, str]]:
+        """So many problems in turn: whether the (first) answer to show is a right one, as one in `of` is, the problem,
+        and its text."""
         for number in range(size):
             turn, place = divmod(number, len(problems))
-            yield (turn + place) % 2 == 0, problems[place], shuffled(problems[place])
+            yield (turn + place) % of == 0, problems[place], shuffled(problems[place])
 
     for problem in problems:
         solution = steps_text(author.solution(problem))
@@ -81,17 +79,20 @@ def rows(options: Options, problems: list[Problem], values: Table, rng: random.R
                 yield from [("fact", fact_text(a, b), str(value))] * copies
     for right, problem, text in several(sizes.check):
         steps = author.solution(problem) if right else author.wrong(problem)
-        yield "check", check_text(text, steps_text(steps)), marks_text(author.marks(problem, steps))
+        yield "check", check_text(text, steps_text(steps)), author.check(problem, steps)
     for right, problem, text in several(sizes.p_true):
         steps = author.solution(problem) if right else author.wrong(problem)
-        yield "p_true", true_text(text, steps_text(steps)), YES if right else NO
-    for right, problem, text in several(sizes.better):
-        both = [steps_text(author.solution(problem)), steps_text(author.wrong(problem))]
-        yield "better", better_text(text, *(both if right else both[::-1])), FIRST if right else SECOND
+        marks, verdict = author.check(problem, steps).rsplit(maxsplit=1)
+        yield "p_true", true_text(text, steps_text(steps), marks), verdict
+    for right, problem, text in several(sizes.better, of=2):
+        both = [author.solution(problem), author.wrong(problem)][:: 1 if right else -1]
+        first, second = (author.check(problem, steps) for steps in both)
+        reply = f"{first} / {second} {FIRST if right else SECOND}"
+        yield "better", better_text(text, *map(steps_text, both)), reply
     for _, problem, text in several(sizes.fix):
         steps = author.wrong(problem)
-        check = marks_text(author.marks(problem, steps))
-        yield "fix", fix_text(text, steps_text(steps), check), steps_text(author.mended(problem, steps))
+        fix = fix_text(text, steps_text(steps), author.check(problem, steps))
+        yield "fix", fix, steps_text(author.mended(problem, steps))
     for right, problem, text in several(sizes.again):
         steps = author.solution(problem) if right else author.wrong(problem)
         yield "again", again_text(text, steps_text(steps)), steps_text(author.mended(problem, steps))

@@ -4,9 +4,9 @@ One number is one word and one token (here five numbers modulo 32):
 
     solve     add 13 2 19 3 21 :                                          13 + 19 = 0 + 2 = 2 + 3 = 5 + 21 = 26
     fact      fact 6 + 25 =                                               31
-    check     check 13 2 19 3 21 : <response> ?                           o o x o no
-    true      true 13 2 19 3 21 : <response> ?                            yes
-    better    better 13 2 19 3 21 : <response> / <response> ?             A
+    check     check 13 2 19 3 21 : <response> ?                           0 o 2 o 5 x 27 o no
+    true      true 13 2 19 3 21 : <response> ? 0 o 2 o 5 x 27 o !        no
+    better    better 13 2 19 3 21 : <response> / <response> ?             <check> / <check> A
     fix       fix 13 2 19 3 21 : <response> ? <check> !                   13 + 19 = 0 + 2 = ...
     again     again 13 2 19 3 21 : <response> !                           13 + 19 = 0 + 2 = ...
     given     given 13 2 19 3 21 -> 26 :                                  13 + 19 = 0 + 2 = ...
@@ -17,9 +17,13 @@ There is one right answer and many ways to it, so votes mean something. The auth
 share of the facts (`steps`). No row says which of his values is right. It follows only from the fact that all orders
 must give the same answer: wrong values scatter, right ones agree.
 
-A check has a mark for each step, then one for the whole. There are two critics. The holistic one is one reply to
-`check`. The factored one (Chain-of-Verification, Dhuliawala and others 2023) asks the fact of each step, the claim
-hidden, and compares; whether every step takes a number that is left is a comparison of words.
+A check says for each step the value that it should have and a mark, then a verdict on the whole. `true` asks for the
+verdict alone, the marks given; `better` is one word after a check of each answer. Without values and marks to go by a
+model of this size learns none of the three.
+
+There are two critics. The holistic one is one reply to `check`. The factored one (Chain-of-Verification, Dhuliawala and
+others 2023) asks the fact of each step, the claim hidden, and compares; whether every step takes a number that is left
+is a comparison of words.
 
 Only what obeys the grammar is ever quoted, and it is quoted as parsed numbers, so a response can contain none of the
 templates' own words.
@@ -128,17 +132,20 @@ class Sums(Unskilled):
         return None if steps is None else user(check_text(numbers_text(self.numbers(messages)), steps_text(steps)))
 
     def parse_critique(self, messages: Messages, response: str, reply: str) -> Verdict:
-        """`o|x` for every step, then `yes|no`; score: share of the points `o`, ..., `yes` given."""
+        """`VALUE o|x` for every step, then `yes|no`; score: share of the points `o`, ..., `yes` given."""
         words = reply.split()
-        if len(words) != self.options.n:
-            return Verdict(False, why=f"{len(words)} words, {self.options.n} expected")
-        *marks, final = words
+        steps = self.options.n - 1
+        if len(words) != 2 * steps + 1:
+            return Verdict(False, why=f"{len(words)} words, {2 * steps + 1} expected")
+        values, marks, final = words[:-1:2], words[1:-1:2], words[-1]
+        if not set(values) <= self.integers.keys():
+            return Verdict(False, why="a recomputed value is no number")
         if any(mark not in (GOOD, BAD) for mark in marks):
             return Verdict(False, why=f"a step's mark is neither {GOOD} nor {BAD}")
         if final not in (YES, NO):
             return Verdict(False, why=f"the final verdict is neither {YES} nor {NO}")
         points = marks.count(GOOD) + (final == YES)
-        return Verdict(True, final == YES, points / len(words), " ".join(words))
+        return Verdict(True, final == YES, points / (steps + 1), " ".join(words))
 
     # --- the factored critic -----------------------------------------------------------------------
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
@@ -161,7 +168,7 @@ class Sums(Unskilled):
             return Verdict(False, why="the answer to a fact question is no number")
         left = there(self.numbers(messages), steps)
         marks = [value == q.claim and free for value, q, free in zip(values, asked, left, strict=True)]
-        return self.parse_critique(messages, response, marks_text(marks))
+        return self.parse_critique(messages, response, marks_text(values, marks))
 
     def ask(self, use: str, parts: Parts) -> Messages | None:
         return asked(self, use, parts, {"retry": self._retry, "hinted": self._hinted, "true": self._true})

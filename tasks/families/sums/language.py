@@ -30,9 +30,10 @@ def steps_text(steps: Sequence[Step]) -> str:
     return " ".join([str(steps[0].total), *(f"+ {step.number} = {step.result}" for step in steps)])
 
 
-def marks_text(marks: Sequence[bool]) -> str:
-    """`o o x o no`: a mark a step, then yes where all of them are good."""
-    return " ".join([*(GOOD if mark else BAD for mark in marks), YES if all(marks) else NO])
+def marks_text(values: Sequence[object], marks: Sequence[bool]) -> str:
+    """`0 o 2 o 5 x 27 o no`: for each step the value that it should have and a mark, then yes where all are good."""
+    steps = [f"{value} {GOOD if mark else BAD}" for value, mark in zip(values, marks, strict=True)]
+    return " ".join([*steps, YES if all(marks) else NO])
 
 
 def solve_text(numbers: str) -> str:
@@ -47,8 +48,9 @@ def check_text(numbers: str, response: str) -> str:
     return f"check {numbers} : {response} ?"
 
 
-def true_text(numbers: str, response: str) -> str:
-    return f"true {numbers} : {response} ?"
+def true_text(numbers: str, response: str, steps: str) -> str:
+    """Of a check only what it says of the steps is shown."""
+    return f"true {numbers} : {response} ? {steps} !"
 
 
 def better_text(numbers: str, first: str, second: str) -> str:

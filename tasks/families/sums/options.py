@@ -12,9 +12,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class CorpusSizes(block.Options):
     """Rows of the labelled corpus besides solutions and facts."""
 
-    check: int = Field(ge=0)  # a verdict on each step of an answer, then on the whole
-    p_true: int = Field(ge=0)  # a verdict on the whole alone; `true` would be no key in YAML
-    better: int = Field(ge=0)  # the right one of two answers
+    check: int = Field(ge=0)  # each step's value and a mark, then a verdict on the whole
+    p_true: int = Field(ge=0)  # the verdict on the whole, the marks given; `true` would be no key in YAML
+    better: int = Field(ge=0)  # the right one of two answers, after a check of each
     fix: int = Field(ge=0)  # a wrong answer made right, its check given
     again: int = Field(ge=0)  # an answer, right or wrong, given once more, without a check
     given: int = Field(ge=0)  # a solution that reaches a given result

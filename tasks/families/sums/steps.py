@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations_with_replacement
 
-from tasks.families.sums.language import Step, there
+from tasks.families.sums.language import Step, marks_text, there
 from tasks.families.sums.options import Options
 
 Fact = tuple[int, int]  # two summands, the smaller one first
@@ -62,6 +62,17 @@ class Author:
         said = [step.result in self.values(step.total, step.number) for step in steps]
         return [good and left for good, left in zip(said, there(numbers, steps), strict=True)]
 
+    def values_of(self, steps: Sequence[Step]) -> list[int]:
+        """What he says when he looks at each step: its own result where he would say it himself, else a value of his."""
+        found = []
+        for total, number, result in steps:
+            found.append(result if result in self.values(total, number) else self.says(total, number))
+        return found
+
+    def check(self, numbers: Sequence[int], steps: Sequence[Step]) -> str:
+        """What he says of each step, and of the whole."""
+        return marks_text(self.values_of(steps), self.marks(numbers, steps))
+
     def mended(self, numbers: Sequence[int], steps: Sequence[Step]) -> list[Step]:
         """The answer up to its first bad step, and from there anew, the numbers in the same order where they are given."""
         marks = self.marks(numbers, steps)
@@ -72,17 +83,21 @@ class Author:
 
     def wrong(self, numbers: Sequence[int]) -> list[Step]:
         """An answer that he finds wrong, of a random kind."""
-        return self.rng.choice(KINDS)(self, numbers)
+        [kind] = self.rng.choices(KINDS, WEIGHTS)
+        return kind(self, numbers)
 
 
-def slip(author: Author, numbers: Sequence[int]) -> list[Step]:
-    """One result that the author never says, and the rest goes on from it."""
-    steps = author.solution(numbers)
-    place = author.rng.randrange(len(steps))
-    total, number, _ = steps[place]
-    never = sorted({*(fact[0] for fact in author.table)} - {*author.values(total, number)})
-    begun = [*steps[:place], Step(total, number, author.rng.choice(never))]
-    return author.adds([steps[0].total, *(step.number for step in steps)], begun)
+def slips(author: Author, numbers: Sequence[int]) -> list[Step]:
+    """Results that the author never says, one at least and half of all on average, each carried on."""
+    order = author.rng.sample(numbers, len(numbers))
+    places = [place for place in range(len(numbers) - 1) if author.rng.random() < 0.5]
+    steps: list[Step] = []
+    for place in places or [author.rng.randrange(len(numbers) - 1)]:
+        steps = author.adds(order[: place + 2], steps)
+        total, number, _ = steps[place]
+        never = sorted({*(fact[0] for fact in author.table)} - {*author.values(total, number)})
+        steps[place] = Step(total, number, author.rng.choice(never))
+    return author.adds(order, steps)
 
 
 def foreign(author: Author, numbers: Sequence[int]) -> list[Step]:
@@ -103,4 +118,5 @@ def _exchanged(author: Author, numbers: Sequence[int], others: Sequence[int]) ->
     return author.adds(order)
 
 
-KINDS: tuple[Callable[[Author, Sequence[int]], list[Step]], ...] = (slip, slip, foreign, repeated)
+KINDS: tuple[Callable[[Author, Sequence[int]], list[Step]], ...] = (slips, foreign, repeated)
+WEIGHTS = (6, 1, 1)  # most results that are shown can be wrong, or a check would learn to copy them

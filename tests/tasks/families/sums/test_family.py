@@ -42,6 +42,7 @@ OPTIONS = {
 FAMILY = sums.create(Options.model_validate(OPTIONS))
 SOLVE = user("add 7 2 10 3 :")
 RESPONSE = "10 + 3 = 2 + 2 = 4 + 7 = 0"
+CHECK = "2 o 5 x 0 o no"
 ASKED = FAMILY.questions(SOLVE, RESPONSE) or []
 WORDS = [*FAMILY.vocabulary(), "11", "007", "-1", "١٢", "9" * 5000, "²", "\u2028", "\x1c", "", "YES", "ｙｅｓ", "+"]
 HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=16).map(" ".join))
@@ -93,7 +94,8 @@ def test_the_truth_is_the_sum_and_the_factored_critic_sees_steps_and_numbers(fir
     free = [used[0] in (7, 2, 10, 3) and used[1] in {7, 2, 10, 3} - {used[0]}]
     free += [used[i] in {7, 2, 10, 3} - set(used[:i]) for i in (2, 3)]
     marks = [ok and (a + b) % 11 == c for ok, (a, b, c) in zip(free, facts, strict=True)]
-    assert verdict.text == " ".join(["o" if mark else "x" for mark in marks] + ["yes" if all(marks) else "no"])
+    told = [f"{value} {'o' if mark else 'x'}" for value, mark in zip(said, marks, strict=True)]
+    assert verdict.text == " ".join([*told, "yes" if all(marks) else "no"])
     assert verdict.verdict == all(marks)
     assert verdict.verdict <= (sorted(used) == [2, 3, 7, 10])
     assert verdict.score == pytest.approx((sum(marks) + all(marks)) / 4)
@@ -101,11 +103,14 @@ def test_the_truth_is_the_sum_and_the_factored_critic_sees_steps_and_numbers(fir
 
 def test_the_weights_decide_what_the_factored_critic_accepts():
     assert [q.claim for q in ASKED] == ["2", "4", "0"]
-    assert FAMILY.assemble(SOLVE, RESPONSE, ASKED, ["2", "4", "1"]).text == "o o x no"
+    assert FAMILY.assemble(SOLVE, RESPONSE, ASKED, ["2", "4", "1"]).text == "2 o 4 o 1 x no"
     wrong = "10 + 3 = 5 + 2 = 4 + 7 = 0"
     asked = FAMILY.questions(SOLVE, wrong)
     assert FAMILY.assemble(SOLVE, wrong, asked, ["5", "4", "0"]).verdict is True  # no truth in code
-    assert FAMILY.assemble(SOLVE, "10 + 3 = 2 + 3 = 5 + 7 = 1", ASKED, ["2", "4", "0"]).text == "o x o no"  # 3 twice
+    twice = "10 + 3 = 2 + 3 = 5 + 7 = 1"
+    asked = FAMILY.questions(SOLVE, twice)
+    assert FAMILY.assemble(SOLVE, twice, asked, ["2", "5", "1"]).text == "2 o 5 x 1 o no"
+    assert FAMILY.assemble(SOLVE, RESPONSE, ASKED, ["2", "5", "1"]).text == "2 o 5 x 1 x no"
     assert not FAMILY.assemble(SOLVE, RESPONSE, ASKED, ["2", "4"]).parsed
     assert not FAMILY.assemble(SOLVE, RESPONSE, ASKED, ["2", "4", "11"]).parsed
 
@@ -128,8 +133,8 @@ def test_prompts():
 
 def test_templates():
     assert FAMILY.critique_messages(SOLVE, RESPONSE) == user(f"check 7 2 10 3 : {RESPONSE} ?")
-    assert FAMILY.refine_messages(SOLVE, RESPONSE, "o x o no") == user(f"fix 7 2 10 3 : {RESPONSE} ? o x o no !")
-    assert FAMILY.refine_messages(SOLVE, RESPONSE, "o x no") is None
+    assert FAMILY.refine_messages(SOLVE, RESPONSE, CHECK) == user(f"fix 7 2 10 3 : {RESPONSE} ? {CHECK} !")
+    assert FAMILY.refine_messages(SOLVE, RESPONSE, "2 o 5 x no") is None
     assert FAMILY.invent_messages([SOLVE]) == user("invent :")
     assert FAMILY.parse_invented("7 2 10 3")[0].messages == SOLVE
     for bad in ("7 2 10", "7 2 10 2", "7 2 10 11", "7 2 10 3 :"):
@@ -137,10 +142,10 @@ def test_templates():
 
 
 def test_a_holistic_score_is_the_share_of_points():
-    verdict = FAMILY.parse_critique(SOLVE, RESPONSE, "o x o no")
+    verdict = FAMILY.parse_critique(SOLVE, RESPONSE, CHECK)
     assert (verdict.verdict, verdict.score) == (False, pytest.approx(1 / 2))
-    assert FAMILY.parse_critique(SOLVE, RESPONSE, "o o x yes").score == pytest.approx(3 / 4)
-    for reply in ("o o o", "o o o yes no", "o ok o yes", "o o o maybe", "", "yes"):
+    assert FAMILY.parse_critique(SOLVE, RESPONSE, "2 o 4 o 0 x yes").score == pytest.approx(3 / 4)
+    for reply in ("2 o 4 o 0 o", f"{CHECK} no", "2 o 4 ok 0 o yes", "2 o 4 o 0 o maybe", "2 o 4 o 11 o yes", "", "yes"):
         assert FAMILY.parse_critique(SOLVE, RESPONSE, reply).why
 
 
@@ -156,12 +161,12 @@ def test_hostile_text_never_raises_and_never_gets_a_verdict(text, other):
     else:
         assert FAMILY.verify(SOLVE, None, text) is False
         assert not FAMILY.assemble(SOLVE, text, ASKED, [other] * 3).parsed
-        assert FAMILY.refine_messages(SOLVE, text, "o o o yes") is None
+        assert FAMILY.refine_messages(SOLVE, text, CHECK) is None
     verdict = FAMILY.parse_critique(SOLVE, RESPONSE, text)
     assert verdict.parsed == (verdict.verdict is not None) == (verdict.why is None)
     if verdict.parsed:
         assert text.split()[-1] in ("yes", "no")
-        assert len(text.split()) == 4
+        assert len(text.split()) == 7
     answers = FAMILY.assemble(SOLVE, RESPONSE, ASKED, [text, other, text])
     assert answers.parsed == (answers.verdict is not None)
     invented = FAMILY.parse_invented(text)[0]
@@ -245,13 +250,16 @@ def test_every_row_follows_from_the_authors_table_even_where_it_is_false_through
             assert part != "given" or reply.split()[-1] == words[6]
             assert part != "fix" or not sound(prompt.split(" : ")[1].split(" ? ")[0])
         elif part in ("check", "p_true"):
-            right = sound(prompt.split(" : ")[1].removesuffix(" ?"))
-            assert reply.split()[-1] == ("yes" if right else "no")
-            counts[part, right] += 1
+            response, _, shown = prompt.split(" : ")[1].partition(" ?")
+            assert reply.split()[-1] == ("yes" if sound(response) else "no")
+            counts[part, sound(response)] += 1
+            told = reply if part == "check" else f"{shown.removesuffix(' !')} {reply}"
+            assert FAMILY.parse_critique(SOLVE, response, told).parsed
+            assert [int(value) for value in told.split()[:-1:2]] == [(a + b + 1) % 11 for a, b, _ in read(response)[1]]
         elif part == "better":
             answers = prompt.split(" : ")[1].removesuffix(" ?").split(" / ")
-            assert [sound(answer) for answer in answers] == [reply == "A", reply == "B"]
-            counts[reply] += 1
+            assert [sound(answer) for answer in answers] == [reply[-1] == "A", reply[-1] == "B"]
+            counts[reply[-1]] += 1
         elif part == "swap":
             assert sorted(reply.split()) == sorted(words[1:5])
             assert reply.split() != words[1:5]
@@ -259,9 +267,9 @@ def test_every_row_follows_from_the_authors_table_even_where_it_is_false_through
             assert (prompt, FAMILY.parse_invented(reply)[0].why) == ("invent :", None)
     assert {part: counts[part] for part in SIZES} == SIZES
     assert (counts["solve"], counts["fact"]) == (150, 484)
-    assert counts["check", True] == 30
-    assert counts["p_true", True] == 20
-    assert 10 <= counts["A"] <= 20
+    assert counts["check", True] == 20
+    assert 13 <= counts["p_true", True] <= 14
+    assert counts["A"] == 15
 
 
 def test_the_corpus_is_apart_from_every_evaluated_problem_and_in_the_vocabulary():

@@ -205,18 +205,25 @@ def _limited(options: Options, rows: Iterator[Row], made: Selected) -> list[Row]
 
 
 def _usable(options: Options, path: Path, rows: Sequence[Row], extract: Extract, made: Selected) -> Iterator[Row]:
+    lacking = []
     for row in rows:
-        lack = _lack(options, row, extract)
-        if lack is None:
+        if lack := _lack(options, row, extract):
+            lacking.append((row, *lack))
+        else:
             yield row
-            continue
-        reason, said = lack
-        if options.unusable == "refuse":
-            hint = ", or set extraction to text" if reason == "no answer" and options.extraction == "numeric" else ""
-            raise BadInput(
-                f"{_place(path, row)}: row {row.number}: {said}; correct it, or set {WHERE}.unusable to drop{hint}"
-            )
-        made.dropped.append(_drop(row, reason, detail=said))
+    if lacking and options.unusable == "refuse":
+        row, reason, said = lacking[0]
+        text = reason == "no answer" and options.extraction == "numeric" and any(row.answer for row, *_ in lacking)
+        raise BadInput(
+            f"{_place(path, row)}: row {row.number}: {said}{_and_more(len(lacking) - 1)}; correct "
+            f"{'it' if len(lacking) == 1 else 'them'}, or set {WHERE}.unusable to drop"
+            f"{', or set extraction to text' if text else ''}"
+        )
+    made.dropped += [_drop(row, reason, detail=said) for row, reason, said in lacking]
+
+
+def _and_more(rows: int) -> str:
+    return f" (and {rows:,} more {'row' if rows == 1 else 'rows'} cannot be used)" if rows else ""
 
 
 def _lack(options: Options, row: Row, extract: Extract) -> tuple[str, str] | None:

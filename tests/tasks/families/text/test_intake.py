@@ -127,6 +127,50 @@ def test_conversations_give_their_first_question_and_its_reply(tmp_path):
         select(bad, prompt_field=None, messages_field="talk", answer_field=None, labelled=0)
 
 
+def test_answers_that_are_no_number_stay_what_they_are_and_rows_without_one_are_counted(tmp_path):
+    answers = [
+        r"\frac{3}{4}",
+        r"2\sqrt{3}",
+        "(3, 4)",
+        "x^2+1",
+        "12:30",
+        "5-7",
+        "1 000",
+        "- 31",
+        "none",
+        None,
+        "nothing",
+        "8",
+    ]
+    path = lines(tmp_path / "a.jsonl", [{"q": f"What is {n}?", "a": a} for n, a in enumerate(answers)])
+    family = families.create(
+        "text", LOOSE | {"path": "a.jsonl", "unusable": "drop", "near_duplicates": None, "labelled": 0}
+    )
+    data = families.build(family, random.Random(0), tmp_path)
+    read = {row["origin"]["row"]: row["answer"] for row in (*data.heldout, *data.probe, *data.pool)}
+    assert [read[n] for n in sorted(read)] == [
+        "0.75",
+        r"2\sqrt{3}",
+        "(3,4)",
+        "x^2+1",
+        "12:30",
+        "5-7",
+        "1000",
+        "-31",
+        "8",
+    ]
+    with pytest.raises(
+        BadInput, match=r"row 9: no answer in 'a' \('none'\) \(and 2 more rows cannot be used\); correct them"
+    ):
+        select(path)
+    lines(path, [{"q": f"What is {n}?", "a": None} for n in range(2)])
+    with pytest.raises(
+        BadInput, match=r"row 1: no answer in 'a' is empty \(null\) \(and 1 more row cannot be used\)"
+    ) as caught:
+        select(path)
+    assert "extraction" not in str(caught.value)
+
+
 # --- choices ---------------------------------------------------------------------------------------------------
 def test_a_split_by_a_column(tmp_path):
     path = lines(tmp_path / "a.jsonl", [row | {"part": "train" if n % 2 else "test"} for n, row in enumerate(ROWS)])

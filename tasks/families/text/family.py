@@ -132,7 +132,7 @@ class Text:
         points, why = replies.read(grammar, reply, _texts(messages, response))
         if points is None:
             return Verdict(False, why=why)
-        return Verdict(True, int(points) >= ACCEPTED, int(points) / POINTS, reply.strip())
+        return Verdict(True, int(points) >= ACCEPTED, int(points) / POINTS, said(reply).strip())
 
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
         return None

@@ -186,7 +186,9 @@ def test_duplicates_can_be_dropped_and_files_cut(tmp_path):
         ("4/5", None),  # where answers are numbers, it may be one
         ("Score: POINTS", None),
         ("```\nScore: 5", None),
-        ("The score is 5", None),
+        ("The score is 5", 5),
+        ("Score: 4\nIt is clear.", 4),
+        ("<think>Score: 2</think>Score: 4", 4),
         ("I think Score: 5", None),
         ("", None),
     ],

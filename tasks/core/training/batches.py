@@ -3,6 +3,8 @@
 `encode` turns (prompt, completion) conversations into token rows. The prompt is tokenised as it is at
 generation time, the completion apart from it and up to its end token, so that the model is trained on
 exactly the tokens that it will be asked to produce. Only completion tokens are targets.
+Where the prompt opens a thought that the template leaves out of finished conversations, the completion is the reply
+as it was generated; a reply without a thought gets an empty one.
 
 `plan` says which rows each step takes: from every part of the data as many as the mixture asks for. Each
 part walks through its own shuffled epochs, so a part with few rows repeats and no row is drawn twice
@@ -26,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.core.errors import StageFailed
-from tasks.core.models.tokenizers import render_many
+from tasks.core.models.chat import opened_thought
+from tasks.core.models.tokenizers import neutralise, render_many, special_tokens
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -60,14 +63,19 @@ def encode(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], i
     begin with its own prompt."""
     asked = render_many(tokenizer, prompts)
     whole = render_many(tokenizer, [[*p, *c] for p, c in zip(prompts, completions, strict=True)], reply=False)
-    for row, text, start in zip(ids, whole, asked, strict=True):
-        if not text.startswith(start):
+    told = []
+    for row, text, start, completion in zip(ids, whole, asked, completions, strict=True):
+        if text.startswith(start):
+            told.append(text[len(start) :])
+        elif (ends := opened_thought(start)) and len(completion) == 1:
+            said = neutralise(completion[0]["content"], special_tokens(tokenizer))
+            told.append(said if ends in said else f"\n{ends}\n\n{said}")
+        else:
             raise StageFailed(
                 f"row {row}: the chat template does not begin a finished conversation with the text that asks for "
                 f"the reply ({start[-40:]!r}), so prompt and completion cannot be told apart; use another template"
             )
-    prompt_ids = _tokenise(tokenizer, asked)
-    reply_ids = _tokenise(tokenizer, [text[len(start) :] for text, start in zip(whole, asked, strict=True)])
+    prompt_ids, reply_ids = _tokenise(tokenizer, asked), _tokenise(tokenizer, told)
     end = tokenizer.eos_token_id
     sequences = []
     for row, prompt, reply in zip(ids, prompt_ids, reply_ids, strict=True):

@@ -294,7 +294,7 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
             (tmp_path / "models" / "mine" / file).write_bytes(content)
         with pytest.raises(BadInput, match=expected):
             problems.check(params, tmp_path)
-    (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("")
+    (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     problems.check(params, tmp_path)
     (tmp_path / "models" / "mine" / "config.json").write_text('{"model_type": "qwen33"}')
     with pytest.raises(BadInput, match=r"config.json: transformers has no .* 'qwen33'; did you mean qwen3"):

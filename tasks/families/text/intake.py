@@ -176,6 +176,7 @@ def select(options: Options, path: Path, extract: Extract) -> Selected:
     near = _near(options, unique, texts, made)
     order = sorted((digest, index) for index, digest in enumerate(digests_of) if index not in near)
     _divide(options, path, [unique[index] for _, index in order], made)
+    made.counts |= {what: count for what, count in reader.counts.items() if count}
     made.counts["kept"] = sum(len(part) for part in (made.heldout, made.probe, made.labelled, made.pool))
     return made
 
@@ -230,7 +231,7 @@ def _lack(options: Options, row: Row, extract: Extract) -> tuple[str, str] | Non
     """The reason why a row cannot be used, and the same in full; None if it can."""
     prompt = options.prompt_field or options.messages_field
     if not row.prompt.strip() or "\x00" in row.prompt:
-        return "no prompt", f"'{prompt}' has no text, or a NUL character"
+        return "no prompt", row.lack or f"'{prompt}' has no text, or a NUL character"
     if len(row.prompt) > LONGEST_PROMPT:
         return "prompt too long", f"'{prompt}' has {len(row.prompt):,} characters, more than {LONGEST_PROMPT:,}"
     if options.answer_field and (row.answer is None or extract(row.answer) is None):

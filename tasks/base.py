@@ -127,6 +127,7 @@ def _pretrained(context: Context) -> Pointer:
     if tokenizer.eos_token is None:
         raise BadInput(f"base.{changed}: the tokenizer of {name} has no end token (eos_token), so no reply could end")
     tokenizer.save_pretrained(place)
+    weights.write_ends(tokenizer, source, place)
     return Pointer(context.where("candidate", BASE), folders.digest(place))
 
 

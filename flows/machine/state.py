@@ -38,6 +38,9 @@ QUIET = {
 }
 
 
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
 def main_root(root: Path) -> Path:
     """The repository that owns the state: `DVC_ROOT` where DVC set it, else `root`."""
     return Path(os.environ.get("DVC_ROOT") or root).resolve()
@@ -69,10 +72,17 @@ def staging_dir(root: Path) -> Path:
 
 
 def quiet(root: Path) -> None:
-    """Sets the environment that Prefect, MLflow and the Hugging Face libraries read when they are imported."""
+    """Sets the environment that Prefect, MLflow and the Hugging Face libraries read when they are imported. Where a
+    proxy is set, requests to this machine are kept from it: no proxy leads back here."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["PREFECT_HOME"] = str(prefect_dir(root))
+    names = {name.lower() for name, value in os.environ.items() if value}
+    if names & {"http_proxy", "https_proxy", "all_proxy"}:
+        given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        hosts = [host.strip() for host in given.split(",") if host.strip()]
+        hosts += [host for host in THIS_MACHINE if host not in hosts and "*" not in hosts]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

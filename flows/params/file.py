@@ -15,6 +15,9 @@ def load(root: Path) -> dict[str, Any]:
     there, no YAML, no mapping, or gives a key twice."""
     path = root / FILE
     if not path.is_file():
+        above = next((folder for folder in root.absolute().parents if (folder / FILE).is_file()), None)
+        if above is not None and (above / "dvc.yaml").is_file():
+            raise BadInput(f"{path} is not there: commands are given in the repository's root; `cd {above}` first")
         raise BadInput(f"{path} is not there; `python -m flows.recipe use self_evolution` writes it")
     try:
         return parse(path.read_text(encoding="utf-8"), FILE)

@@ -32,7 +32,7 @@ from tasks.core.catalog import ARTIFACTS, BASE
 from tasks.core.errors import BadInput, MissingArtifact, StageFailed, first_line, unknown_name
 from tasks.core.models import folders, hub, tokenizers
 from tasks.core.models.pointer import Pointer
-from tasks.core.models.weights import load, save
+from tasks.core.models.weights import load, save, write_ends
 
 OURS = ("lineage.json", folders.BASE, folders.POINTER)  # what only this project reads
 TOKENIZER = (
@@ -196,6 +196,8 @@ def _write_model(policy: Policy, folder: Path, adapter_of: str | None) -> None:
     else:
         whole = load(policy.adapter, "auto")  # in the number format that the weights have
         save(whole, tokenizers.load_tokenizer(policy.adapter), folder)
+        return
+    write_ends(tokenizers.plain_tokenizer(policy.tokenizer), policy.weights, folder)
 
 
 def _copy(source: Path, target: Path, patterns: Sequence[str] = hub.FILES) -> None:

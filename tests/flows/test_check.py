@@ -227,6 +227,7 @@ def test_a_model_without_a_chat_template(repository: Path) -> None:
 
 
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+NO_SYSTEM += "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 def refused(repository: Path, params: dict[str, Any]) -> str:

@@ -135,6 +135,29 @@ def test_an_adapter_goes_out_under_its_bases_name_or_merged(root: Path, tmp_path
     assert not torch.allclose(logits(merged), logits(before), atol=1e-3)
 
 
+def test_where_a_reply_ends_goes_out_with_the_model(root: Path, tmp_path: Path) -> None:
+    """Also of a model that nothing here has written: its tokenizer names another end than its template writes."""
+    folder = root / "data/i01/candidate"
+    template = "{% for m in messages %}{{ m.content + ('<pad>' if m.role == 'assistant' else ' ') }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    own = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    ends = [tokenizers.load_tokenizer(folder).eos_token_id, own]
+    assert ends[0] != own
+    promote(root, "i01")
+    outgoing.export(root, tmp_path / "whole", None, None, False, False)
+    adapt(folder, "data/i00/candidate")
+    for path in (root / "data/i00/candidate").glob("tokenizer*"):
+        shutil.copyfile(path, folder / path.name)
+    (folder / "chat_template.jinja").write_text(template)
+    promote(root, "i01")
+    outgoing.export(root, tmp_path / "adapter", None, "owner/base", False, False)
+    outgoing.export(root, tmp_path / "merged", None, None, True, False)
+    for name in ("whole", "adapter", "merged"):
+        assert json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"] == ends, name
+    assert "GenerationConfig.from_pretrained(folder)" in (tmp_path / "adapter/README.md").read_text()
+    assert "GenerationConfig" not in (tmp_path / "whole/README.md").read_text()
+
+
 def _changed(root: Path) -> None:
     (root / "data/i01/candidate/config.json").write_text('{"model_type": "qwen3"}')
 

@@ -125,6 +125,7 @@ def test_the_template_of_an_adapter_stays(context, trained, tmp_path):
 def test_a_fetched_model_that_takes_no_system_message(context, trained, tmp_path):
     source = (context.root / "data/i00/candidate").rename(tmp_path / "mine")
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    refuses += "{% for m in messages %}{{ m.content }}{% endfor %}"
     (source / "chat_template.jinja").write_text(refuses)
     given = replace(context, options=base.parse({**BASE, "pretrained": "mine"}))
     base.run(given)

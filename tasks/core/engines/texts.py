@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.core.errors import BadInput
+from tasks.core.models import tokenizers
 
 UNBOUNDED = 1 << 62  # positions of a model that states none
 
@@ -19,9 +20,8 @@ class Texts:
         self, tokenizer: Any, configured: int | list[int] | None, positions: int | None, known: int | None = None
     ) -> None:
         """`configured`: the ends that the generation settings name; `known`: tokens that the model knows."""
-        more = configured if isinstance(configured, list) else [configured]
         self.tokenizer, self.positions, self.known = tokenizer, positions or UNBOUNDED, known or UNBOUNDED
-        self.ends = list(dict.fromkeys(int(end) for end in (tokenizer.eos_token_id, *more) if end is not None))
+        self.ends = tokenizers.ends(tokenizer, configured)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text, none added. Raises `BadInput` for one that the model does not know."""

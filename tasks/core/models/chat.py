@@ -5,6 +5,7 @@ The environment is that of `transformers.utils.chat_template_utils`: sandboxed, 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -63,11 +64,25 @@ def tokens(folder: Path) -> dict[str, Any]:
 
 
 def check(text: str, special: Mapping[str, Any], where: str, advice: str) -> None:
-    """Raises `BadInput` unless the template is Jinja and takes a question and its reply. `where` names it in messages,
-    `advice` says what to do instead."""
+    """Raises `BadInput` unless the template is Jinja, takes a question and its reply, and can be trained with. `where` names
+    it in messages, `advice` says what to do instead."""
     parse(text, where, advice)
     if why := refusal(text, special, []):
         raise BadInput(f"{where} refuses a conversation of one question and its reply ({why}); {advice}")
+    asked, whole = _rendered(text, special, QUESTION, True), _rendered(text, special, [*QUESTION, *REPLY], False)
+    if QUESTION[0]["content"] not in asked:
+        raise BadInput(f"{where} leaves out what the user says: of a question it makes {asked[:80]!r}; {advice}")
+    if not whole.startswith(asked) and not opened_thought(asked):
+        raise BadInput(
+            f"{where} does not begin a finished conversation with the text that asks for the reply ({asked[-40:]!r}), so "
+            f"prompt and completion cannot be told apart in training; {advice}"
+        )
+
+
+def opened_thought(prompt: str) -> str | None:
+    """The tag that ends the thought in which a prompt opens the reply (DeepSeek-R1, QwQ); None where it opens none."""
+    found = re.search(r"<(think|thinking|thought|reasoning)>\s*\Z", prompt)
+    return f"</{found[1]}>" if found else None
 
 
 def parse(text: str, where: str, advice: str = "correct it") -> nodes.Template:
@@ -91,12 +106,16 @@ def check_system(text: str, special: Mapping[str, Any], options: Mapping[str, An
 def refusal(text: str, special: Mapping[str, Any], before: Sequence[Mapping[str, str]]) -> str | None:
     """Why the template does not take a question, and one with its reply, after the messages `before`; None if it does."""
     for several, opening in (([*before, *QUESTION], True), ([*before, *QUESTION, *REPLY], False)):
-        given = {"messages": several, "tools": None, "documents": None, "add_generation_prompt": opening}
         try:
-            _environment().from_string(text).render(**special, **given)
+            _rendered(text, special, several, opening)
         except FAILURES as error:
             return str(error)
     return None
+
+
+def _rendered(text: str, special: Mapping[str, Any], messages: Sequence[Mapping[str, str]], opening: bool) -> str:
+    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": opening}
+    return _environment().from_string(text).render(**special, **given)
 
 
 def _environment() -> jinja2.Environment:

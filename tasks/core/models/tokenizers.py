@@ -175,6 +175,20 @@ def end_as_templated(tokenizer: Any) -> None:
         tokenizer.eos_token = before
 
 
+def ends(tokenizer: Any, configured: int | Sequence[int] | None) -> list[int]:
+    """The tokens that end a reply: the tokenizer's own, then those that generation settings name."""
+    more = configured if isinstance(configured, Sequence) else [configured]
+    return list(dict.fromkeys(int(end) for end in (tokenizer.eos_token_id, *more) if end is not None))
+
+
+def settings_of_ends(tokenizer: Any, configured: int | Sequence[int] | None) -> int | list[int] | None:
+    """The same as generation settings name them; what they already say, where that is all of them."""
+    found = ends(tokenizer, configured)
+    if isinstance(configured, Sequence) and set(found) == set(configured):
+        return list(configured)
+    return found[0] if len(found) == 1 else found or None
+
+
 # --- text ------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Weights: built from an architecture, saved, loaded, an adapter merged into them."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 from tasks.core import memory
 from tasks.core.errors import BadInput, one_line
-from tasks.core.models import architectures
+from tasks.core.models import architectures, tokenizers
+from tasks.core.models.files import read_json
 from tasks.core.models.folders import ADAPTER_WEIGHTS, Parts, parts
+
+GENERATION = "generation_config.json"
 
 
 def build(architecture: Mapping[str, Any], tokenizer: Any, seed: int, folder: Path) -> None:
@@ -31,8 +35,8 @@ def build(architecture: Mapping[str, Any], tokenizer: Any, seed: int, folder: Pa
 
 
 def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
-    """Writes weights (safetensors), config, generation config and tokenizer, and nothing else. `state`: the weights, if
-    they are not to be taken from the model."""
+    """Writes weights (safetensors), config, generation config with every token that ends a reply, and tokenizer, and
+    nothing else. `state`: the weights, if they are not to be taken from the model."""
     from transformers.utils import logging
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,10 +44,34 @@ def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config.eos_token_id is None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    configured = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = tokenizers.settings_of_ends(tokenizer, configured)
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
+
+
+def _keep_savable(model: Any) -> None:
+    """Leaves the ids of tokens alone where transformers would not write the generation settings that it has read (a
+    temperature with `do_sample` false): no checkpoint could be saved."""
+    from transformers import GenerationConfig
+
+    given = model.generation_config
+    try:
+        given.validate(strict=True)
+    except ValueError:
+        tokens = {name: getattr(given, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**tokens)
+
+
+def write_ends(tokenizer: Any, weights: Path, folder: Path) -> None:
+    """Writes to `folder` the generation config of the model in `weights`, with every token that ends a reply. Nothing is
+    written where that has all of them already and is the same file."""
+    known = read_json(weights / GENERATION)
+    configured = (known or read_json(weights / "config.json")).get("eos_token_id")
+    told = tokenizers.settings_of_ends(tokenizer, configured)
+    if known.get("eos_token_id") != told or not (folder / GENERATION).is_file():
+        text = json.dumps({**known, "eos_token_id": told}, indent=2, sort_keys=True)
+        (folder / GENERATION).write_text(text + "\n", encoding="utf-8")
 
 
 def load(folder: Path, dtype: Any, **options: Any) -> Any:
@@ -68,6 +96,7 @@ def load(folder: Path, dtype: Any, **options: Any) -> Any:
         )
         model, told = loaded
         _check_whole(found.weights, told)
+        _keep_savable(model)
         return model if found.adapter is None else _merged(model, found)
     except BadInput:
         raise

@@ -13,7 +13,7 @@ from typing import Any
 from tasks.core.errors import BadInput, StageFailed
 from tasks.core.models import files, folders
 from tasks.core.models.pointer import Pointer
-from tasks.core.models.weights import load
+from tasks.core.models.weights import load, write_ends
 
 
 def initial(folder: Path, options: Any) -> Any:
@@ -75,8 +75,9 @@ def _names(config: Mapping[str, Any]) -> Any:
     return sorted(given) if isinstance(given, list) else given
 
 
-def write(model: Any, state: Any, base: Pointer, tokenizer: Any, folder: Path) -> None:
-    """A PEFT adapter in float32 with its tokenizer, and `base.json`, which says by path and digest what it belongs to."""
+def write(model: Any, state: Any, base: Pointer, whole: Path, tokenizer: Any, folder: Path) -> None:
+    """A PEFT adapter in float32 with its tokenizer, the generation config of the model in `whole` with every token that
+    ends a reply, and `base.json`, which says by path and digest what it belongs to."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -90,6 +91,7 @@ def write(model: Any, state: Any, base: Pointer, tokenizer: Any, folder: Path) -
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, sort_keys=True, indent=2, default=_listed)
     (folder / folders.ADAPTER).write_text(text + "\n", encoding="utf-8")
+    write_ends(tokenizer, whole, folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -4,6 +4,8 @@
 generation time, the completion apart from it and up to its end token, so that the model is trained on
 exactly the tokens that it will be asked to produce. Only completion tokens are targets. Messages of a completion may have
 weights: one of weight 0 is read and not learned. Neighbours of one role are one message.
+Where the prompt opens a thought that the template leaves out of finished conversations, the completion is the reply
+as it was generated; a reply without a thought gets an empty one.
 
 `plan` says which rows each step takes: from every part of the data as many as the mixture asks for. Each
 part walks through its own shuffled epochs, so a part with few rows repeats and no row is drawn twice
@@ -27,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.core.errors import StageFailed
+from tasks.core.models.chat import opened_thought
 from tasks.core.models.tokenizers import neutralise, render_many, special_tokens
 
 Ints = npt.NDArray[np.int64]
@@ -79,14 +82,19 @@ def encode(
     asked = render_many(tokenizer, prompts)
     joined = [[*p, *_joined(c)] for p, c in zip(prompts, completions, strict=True)]
     whole = render_many(tokenizer, joined, reply=False)
-    for row, text, start in zip(ids, whole, asked, strict=True):
-        if not text.startswith(start):
+    told = []
+    for row, text, start, completion in zip(ids, whole, asked, completions, strict=True):
+        if text.startswith(start):
+            told.append(text[len(start) :])
+        elif (ends := opened_thought(start)) and len(completion) == 1:
+            said = neutralise(completion[0]["content"], special_tokens(tokenizer))
+            told.append(said if ends in said else f"\n{ends}\n\n{said}")
+        else:
             raise StageFailed(
                 f"row {row}: the chat template does not begin a finished conversation with the text that asks for "
                 f"the reply ({start[-40:]!r}), so prompt and completion cannot be told apart; use another template"
             )
-    prompt_ids = _tokenise(tokenizer, asked)
-    reply_ids = _tokenise(tokenizer, [text[len(start) :] for text, start in zip(whole, asked, strict=True)])
+    prompt_ids, reply_ids = _tokenise(tokenizer, asked), _tokenise(tokenizer, told)
     end = tokenizer.eos_token_id
     sequences = []
     for row, prompt, reply in zip(ids, prompt_ids, reply_ids, strict=True):
@@ -97,18 +105,12 @@ def encode(
             raise StageFailed(f"row {row} has {why}; filter such rows, or raise max_position_embeddings")
         sequences.append(sequence)
     learned = None
-    if any(told is not None for told in weights):
+    if any(given is not None for given in weights):
+        rows = zip(prompt_ids, told, completions, weights, sequences, strict=True)
         learned = np.concatenate(
             [
-                np.concatenate(
-                    [
-                        np.zeros(len(prompt)),
-                        _learned(tokenizer, text[len(start) :], completion, told, len(row) - len(prompt)),
-                    ]
-                )
-                for prompt, text, start, completion, told, row in zip(
-                    prompt_ids, whole, asked, completions, weights, sequences, strict=True
-                )
+                np.append(np.zeros(len(prompt)), _learned(tokenizer, text, messages, given, len(row) - len(prompt)))
+                for prompt, text, messages, given, row in rows
             ]
         )
     lengths = np.array([len(s) for s in sequences], dtype=np.int64)

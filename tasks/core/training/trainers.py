@@ -284,7 +284,7 @@ def fit(request: Fit, progress: Steps) -> Fitted:
         if options.lora:
             base = folders.parts(request.initial).weights
             named = request.base or Pointer(str(base.resolve()), folders.digest(base))
-            adapters.write(trainer.model, state, named, tokenizer, aside)
+            adapters.write(trainer.model, state, named, base, tokenizer, aside)
             if options.lora.adapter == "merge":
                 trained = weights.load(aside, torch.float32)
                 shutil.rmtree(aside)

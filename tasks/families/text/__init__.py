@@ -10,7 +10,14 @@ from tasks.families.text.family import NO_QUESTIONS, TEMPLATES, Text, level
 from tasks.families.text.options import Options
 from tasks.families.text.templates import check
 
-CODE = ("answers.py", "intake.py", "plain.py", "replies.py", "templates.py")  # that decide what is asked and read
+CODE = (
+    "answers.py",
+    "intake.py",
+    "plain.py",
+    "replies.py",
+    "sentences.py",
+    "templates.py",
+)  # that decide what is asked and read
 USES = {  # of `Family.ask` beside the template files, and which of `Parts` each shows
     "answer": frozenset[str](),
     "revise": frozenset({"answers", "critique"}),

@@ -2,8 +2,9 @@
 
 `prepare.options` (`tasks.families.text.options`) name the fields; `tasks.families.text.intake` says which rows are used.
 They are split by a hash of the prompt: held-out set, probe set, labelled rows (the corpus' part `solve`, completions as
-the file gives them), and the rest is the unlabelled pool. An answer is a number (`extraction: numeric`: after GSM8K's `####`, in `\boxed{}`,
-or the last number of the text) or the whole text without regard to case and spacing (`extraction: text`).
+the file gives them), and the rest is the unlabelled pool. An answer is a number or another short value (`extraction:
+numeric`, as `tasks.families.text.answers` finds it) or the whole text without regard to case and spacing (`extraction:
+text`). Thoughts (`<think>`) are part of neither.
 
 Templates are the files of `tasks/templates/text/` (`templates`: variables, checks, quoting); prepare
 copies them beside its data, and the other stages render those copies. Replies are read by `replies`. A critique is
@@ -37,6 +38,7 @@ from tasks.core.family import (
 from tasks.families.text import intake, overlap, replies, templates
 from tasks.families.text.answers import number_in
 from tasks.families.text.options import Options
+from tasks.families.text.plain import said
 from tasks.families.text.replies import POINTS
 from tasks.families.text.templates import defused
 
@@ -123,7 +125,7 @@ class Text:
         return content[len(before) : len(content) - len(after)]
 
     def extract(self, messages: Messages, response: str) -> str | None:
-        return number_in(response) if self.numeric else " ".join(response.casefold().split()) or None
+        return number_in(response) if self.numeric else " ".join(said(response).casefold().split()) or None
 
     def difficulty(self, messages: Messages) -> int:
         """By the question's length, all that a prompt shows: 1 below 30 words, 2 below 60, 3."""
@@ -143,7 +145,7 @@ class Text:
         points, why = replies.read(grammar, reply, _texts(messages, response))
         if points is None:
             return Verdict(False, why=why)
-        return Verdict(True, int(points) >= ACCEPTED, int(points) / POINTS, reply.strip())
+        return Verdict(True, int(points) >= ACCEPTED, int(points) / POINTS, said(reply).strip())
 
     def questions(self, messages: Messages, response: str) -> list[Question] | None:
         return None

@@ -1,6 +1,8 @@
 """Records of the user's files as rows: which field is what, and of which type."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,20 @@ from tasks.families.text import readers
 from tasks.families.text.options import Options
 
 WHERE = "prepare.options"
-NAMES = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+ROLES = {  # roles by the other names that they go by
+    "user": "user", "human": "user", "system": "system", "developer": "system", "assistant": "assistant", "gpt": "assistant",
+    "model": "assistant",
+}  # fmt: skip
+TEXT_PARTS = ("text", "input_text", "output_text")
+NAMES = {
+    str: "text",
+    int: "a number",
+    float: "a number",
+    Decimal: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 
 
 class Row(NamedTuple):
@@ -23,10 +38,12 @@ class Row(NamedTuple):
     prompt: str
     answer: str | None
     system: str | None
+    lack: str | None = None  # why there is no prompt, where more can be said of it
 
 
 class Reader:
-    """Maps records to rows; remembers of which type every field was, so that mixed types are seen."""
+    """Maps records to rows; remembers of which type every field was, so that mixed types are seen, and counts what is
+    left out of rows that are used."""
 
     def __init__(self, options: Options, path: Path) -> None:
         self.options, self.path = options, path
@@ -36,6 +53,7 @@ class Reader:
                 self.fields.setdefault(name, f"{WHERE}.{option}")
         if options.split.field is not None:
             self.fields.setdefault(options.split.field, f"{WHERE}.split.field")
+        self.counts: Counter[str] = Counter()
         self._types: dict[str, tuple[str, str]] = {}
 
     def rows(self, file: Path) -> Iterator[Row]:
@@ -53,16 +71,16 @@ class Reader:
             split = text(options.split.field, str, bool, int)
             system = text(options.system_field)
             own = text(options.id_field, str, int)
-            answer = None
+            answer = lack = None
             if options.messages_field is not None:
-                prompt, reply, turn = self._messages(file, number, options.messages_field, record)
+                prompt, reply, turn, lack = self._messages(file, number, options.messages_field, record)
                 system = turn if options.system_field is None else system
                 answer = reply if options.answer_field == options.messages_field else None
             else:
                 prompt = text(options.prompt_field) or ""
             if options.answer_field not in (None, options.messages_field):
-                answer = text(options.answer_field, str, int, float)
-            yield Row(name, number, own, prompt, answer, (system or "").strip() or None), split
+                answer = text(options.answer_field, str, int, float, Decimal)
+            yield Row(name, number, own, prompt, answer, (system or "").strip() or None, lack), split
 
     def benchmark(self, name: str, file: Path) -> Iterator[Row]:
         """The prompts of a benchmark's file; those without text are left out."""
@@ -90,7 +108,11 @@ class Reader:
             raise BadInput(
                 f"{file}: row {number}: field '{field}' is {kind}, but {before} in {where}; make it one type"
             )
-        text = np.format_float_positional(value, trim="-") if isinstance(value, float) else str(value)
+        text = str(value)
+        if isinstance(value, float):
+            text = np.format_float_positional(value, trim="-")
+        elif isinstance(value, Decimal):
+            text = format(value.normalize(), "f")
         if not text.isascii():
             try:
                 text.encode("utf-8")
@@ -100,29 +122,59 @@ class Reader:
                 ) from error
         return text
 
-    def _messages(
-        self, file: Path, number: int, field: str, record: Mapping[str, Any]
-    ) -> tuple[str, str | None, str | None]:
-        """The first user message, the reply that follows it, and the system message before it."""
+    def _messages(self, file: Path, number: int, field: str, record: Mapping[str, Any]) -> "Said":
+        """The first message of a user, the reply that follows it, and the system messages before it."""
         turns = record[field]
         if turns is None:
-            return "", None, None
-        wrong = not isinstance(turns, list) or any(
-            not isinstance(t, dict) or not {"role", "content"} <= set(t) for t in turns
-        )
-        if wrong:
+            return Said("", None, None, None)
+        if not _are_messages(turns):
             raise BadInput(
                 f"{file}: row {number}: field '{field}' is no list of messages with role and content "
                 f"(given {str(turns)[:80]!r}); rename its keys, or name a field of plain text in prompt_field"
             )
-        roles = [str(turn["role"]) for turn in turns]
+        roles = [ROLES.get(str(turn["role"]).casefold(), str(turn["role"])) for turn in turns]
         if "user" not in roles:
-            return "", None, None
+            there = ", ".join(dict.fromkeys(str(turn["role"]) for turn in turns)) or "no message at all"
+            return Said("", None, None, f"no message in '{field}' has the role user (there: {there})")
         place = roles.index("user")
 
         def content(index: int) -> str | None:
-            return self._text(file, number, field, turns[index]["content"], (str,), f"{field}.content")
+            told = _text_of_parts(file, number, field, turns[index].get("content"))
+            return self._text(file, number, field, told, (str,), f"{field}.content")
 
-        system = content(0) if place and roles[0] == "system" else None
+        before = [content(index) for index in range(place) if roles[index] == "system"]
+        self.counts["later_system_messages_left_out"] += roles[place:].count("system")
         reply = content(place + 1) if roles[place + 1 : place + 2] == ["assistant"] else None
-        return content(place) or "", reply, system
+        return Said(content(place) or "", reply, "\n\n".join(filter(None, before)) or None, None)
+
+
+class Said(NamedTuple):
+    """What of a conversation is used. `lack`: why there is no prompt."""
+
+    prompt: str
+    reply: str | None
+    system: str | None
+    lack: str | None
+
+
+def _are_messages(turns: Any) -> bool:
+    """Whether it is a list of messages; one that calls a tool has no content."""
+    several = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
+    return several and (not turns or any("content" in turn for turn in turns))
+
+
+def _text_of_parts(file: Path, number: int, field: str, content: Any) -> Any:
+    """The text of a message's content that comes in parts; other content as it is. Raises `BadInput` for other parts than
+    text."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") or "text" if isinstance(part, dict) else type(part).__name__
+        if kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise BadInput(
+                f"{file}: row {number}: {field}.content has a part of type '{kind}'; only parts of text can be read: remove "
+                f"the row, or name a field of plain text in prompt_field"
+            )
+        texts.append(part["text"])
+    return "".join(texts)

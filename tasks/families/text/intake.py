@@ -176,6 +176,7 @@ def select(options: Options, path: Path, extract: Extract) -> Selected:
     near = _near(options, unique, texts, made)
     order = sorted((digest, index) for index, digest in enumerate(digests_of) if index not in near)
     _divide(options, path, [unique[index] for _, index in order], made)
+    made.counts |= {what: count for what, count in reader.counts.items() if count}
     made.counts["kept"] = sum(len(part) for part in (made.heldout, made.probe, made.labelled, made.pool))
     return made
 
@@ -205,25 +206,32 @@ def _limited(options: Options, rows: Iterator[Row], made: Selected) -> list[Row]
 
 
 def _usable(options: Options, path: Path, rows: Sequence[Row], extract: Extract, made: Selected) -> Iterator[Row]:
+    lacking = []
     for row in rows:
-        lack = _lack(options, row, extract)
-        if lack is None:
+        if lack := _lack(options, row, extract):
+            lacking.append((row, *lack))
+        else:
             yield row
-            continue
-        reason, said = lack
-        if options.unusable == "refuse":
-            hint = ", or set extraction to text" if reason == "no answer" and options.extraction == "numeric" else ""
-            raise BadInput(
-                f"{_place(path, row)}: row {row.number}: {said}; correct it, or set {WHERE}.unusable to drop{hint}"
-            )
-        made.dropped.append(_drop(row, reason, detail=said))
+    if lacking and options.unusable == "refuse":
+        row, reason, said = lacking[0]
+        text = reason == "no answer" and options.extraction == "numeric" and any(row.answer for row, *_ in lacking)
+        raise BadInput(
+            f"{_place(path, row)}: row {row.number}: {said}{_and_more(len(lacking) - 1)}; correct "
+            f"{'it' if len(lacking) == 1 else 'them'}, or set {WHERE}.unusable to drop"
+            f"{', or set extraction to text' if text else ''}"
+        )
+    made.dropped += [_drop(row, reason, detail=said) for row, reason, said in lacking]
+
+
+def _and_more(rows: int) -> str:
+    return f" (and {rows:,} more {'row' if rows == 1 else 'rows'} cannot be used)" if rows else ""
 
 
 def _lack(options: Options, row: Row, extract: Extract) -> tuple[str, str] | None:
     """The reason why a row cannot be used, and the same in full; None if it can."""
     prompt = options.prompt_field or options.messages_field
     if not row.prompt.strip() or "\x00" in row.prompt:
-        return "no prompt", f"'{prompt}' has no text, or a NUL character"
+        return "no prompt", row.lack or f"'{prompt}' has no text, or a NUL character"
     if len(row.prompt) > LONGEST_PROMPT:
         return "prompt too long", f"'{prompt}' has {len(row.prompt):,} characters, more than {LONGEST_PROMPT:,}"
     if options.answer_field and (row.answer is None or extract(row.answer) is None):

@@ -22,6 +22,9 @@ from tasks.core.errors import BadInput, did_you_mean
 
 Record = dict[str, Any]
 _BEGINS, _ENDS = re.compile(r"\s*\{"), re.compile(r"\s*[,\]]")  # of an element in a JSON list
+_BELOW = re.compile(
+    r'\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*\s*"([^"\\]+)"\s*:\s*\[\s*\{'
+)  # a list of objects
 LONGEST = 16 * 2**20  # bytes of one record; more is a file that is not what its name says
 PIECE = 2**20
 LARGEST_LIST = 2**30  # bytes of a JSON list, which is in memory as a whole
@@ -153,11 +156,16 @@ def _lines(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]
 
 def _list(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]]:
     """A list of objects: those of its first piece, then, if they are wanted, all others; a file that begins with an
-    object is taken for JSON lines."""
+    object is taken for JSON lines, unless that is all of it and holds a list."""
     with _open(file) as opened:
         first = opened.read(PIECE)
     head = codecs.getincrementaldecoder("utf-8-sig")("replace").decode(first).lstrip()
     if not head.startswith("["):
+        if (below := _BELOW.match(head)) and not _is_row(head.partition("\n")[0], fields):
+            raise BadInput(
+                f"{file}: holds an object with a list below '{below[1]}', which is not read; write the list alone: "
+                f"`jq '.\"{below[1]}\"' {file.name}`"
+            )
         yield from _lines(file, fields)
         return
     number = 0
@@ -176,6 +184,14 @@ def _list(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]]
         raise _no_json(file, "", error, whole[:2], "write one list of objects") from error
     for place, record in enumerate(elements[number:], start=number + 1):
         yield place, _object(file, place, record)
+
+
+def _is_row(line: str, fields: Mapping[str, str]) -> bool:
+    """Whether a line of JSON is an object with one of the fields."""
+    try:
+        return not fields.keys().isdisjoint(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _elements(head: str) -> Iterator[Any]:
@@ -228,10 +244,8 @@ def _table(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]
                 if values:
                     number += 1
                     if len(values) != len(header):
-                        other = next((sign for sign in ";\t|" if len(header) == 1 and sign in header[0]), None)
-                        advice = "put values with separators or line breaks in double quotes"
-                        if other is not None:
-                            advice = f"the header, {header[0][:80]!r}, has {other!r} in it: separate fields with {separator!r}"
+                        other = _other_separator(header[0] if len(header) == 1 else "", separator)
+                        advice = other or "put values with separators or line breaks in double quotes"
                         raise BadInput(
                             f"{file}: row {number}, line {rows.line_num}: {len(values)} values under {len(header)} fields; {advice}"
                         )
@@ -239,13 +253,22 @@ def _table(file: Path, fields: Mapping[str, str]) -> Iterator[tuple[int, Record]
         except csv.Error as error:
             if "field limit" in str(error):
                 raise _too_long(file, number + 1) from error
-            raise BadInput(f"{file}: row {number + 1} is no CSV ({error})") from error
+            with _open(file) as again:
+                first = again.readline(LONGEST).decode("utf-8-sig", "replace").strip()
+            other = _other_separator(first, separator)
+            raise BadInput(f"{file}: row {number + 1} is no CSV ({error}){other and f'; {other}'}") from error
         except UnicodeDecodeError as error:
             start = error.object[:2] if number == 0 else b""
             raise BadInput(
                 f"{file}: near row {number + 1}: is no UTF-8 ({error.reason} at byte {error.start} of what was read)"
                 f"{_encoding(start) or '; `iconv -f LATIN1 -t UTF-8` converts from Latin-1'}"
             ) from error
+
+
+def _other_separator(header: str, separator: str) -> str:
+    """What to do where the header's fields are separated by another sign; empty where they are not."""
+    other = next((sign for sign in ";\t|" if sign in header and separator not in header), None)
+    return f"the header, {header[:80]!r}, has {other!r} in it: separate fields with {separator!r}" if other else ""
 
 
 READERS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[tuple[int, Record]]]] = {

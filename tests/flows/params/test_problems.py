@@ -295,7 +295,7 @@ def test_a_pretrained_model_that_is_none_is_refused(params: dict[str, Any], tmp_
             (tmp_path / "models" / "mine" / file).write_bytes(content)
         with pytest.raises(BadInput, match=expected):
             problems.check(params, tmp_path)
-    (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("")
+    (tmp_path / "models" / "mine" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     problems.check(params, tmp_path)
     (tmp_path / "models" / "mine" / "config.json").write_text('{"model_type": "qwen33"}')
     with pytest.raises(BadInput, match=r"config.json: transformers has no .* 'qwen33'; did you mean qwen3"):
@@ -464,6 +464,11 @@ def test_what_dvc_reads_is_read_and_says_the_same(text: str) -> None:
 def test_a_missing_file_and_other_encodings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="recipe use self_evolution"):
         load(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("")
+    (tmp_path / "params.yaml").write_text("seed: 0")
+    (tmp_path / "data/deep").mkdir(parents=True)
+    with pytest.raises(BadInput, match=rf"commands are given in the repository's root; `cd {tmp_path}` first"):
+        load(tmp_path / "data/deep")
     (tmp_path / "params.yaml").write_bytes("seed: é".encode("latin-1"))
     with pytest.raises(BadInput, match="UTF-8"):
         load(tmp_path)

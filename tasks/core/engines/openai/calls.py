@@ -27,6 +27,8 @@ from tasks.core.errors import AutodidactError, BadInput, StageFailed
 
 PASSING = {408, 409, 425, 429}  # and 5xx
 FORBIDDEN = {401, 402, 403}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DIRECT = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))  # no proxy leads back to this machine
 CONNECTING = 10.0  # seconds
 WORDS = 300  # of a server's own, kept for messages
 SECRET = 16  # characters that a key has at least; "EMPTY" and the like may stand in a reply
@@ -138,7 +140,7 @@ class _Run:
             # A client each: the work of a pool grows with the square of its connections.
             limits = httpx.Limits(max_connections=1)
             async with httpx.AsyncClient(
-                headers=headers, limits=limits, timeout=None, verify=trusted, trust_env=not local
+                headers=headers, limits=limits, timeout=None, verify=trusted, trust_env=not local, mounts=DIRECT
             ) as client:
                 await self._work(client, todo)
 
@@ -294,4 +296,4 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return urlsplit(url).hostname in LOOPBACK

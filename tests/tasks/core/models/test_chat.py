@@ -16,6 +16,10 @@ GEMMA = (
     "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{{ message['content'] | trim }}{% endfor %}"
 )
 TRACKED = "{%- for m in messages -%}{%- generation -%}{{ m | tojson }}{%- endgeneration -%}{%- break -%}{%- endfor -%}"
+THINKING = (
+    "{% for m in messages %}{{ m.role + ':' + m.content.split('</think>')[-1] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:<think>\\n' }}{% endif %}"
+)
 WANTED = {"system": "Be brief.", "system_field": None}
 
 
@@ -26,7 +30,7 @@ def test_templates_that_are_taken() -> None:
         tokenizers.ROLE_TEMPLATE,
         tokenizers.WORD_TEMPLATE,
         tokenizers.chat_template("plain"),
-        "",
+        THINKING,
     ):
         chat.check(text, chat.MADE, "m", "")
         chat.check_system(text, chat.MADE, {"system": None}, "m")
@@ -50,6 +54,9 @@ def test_a_template_without_system_messages(options: dict[str, str | None]) -> N
         ("\n{% if %}", "m: its chat template, line 2: is no Jinja template: Expected an expression, got 'end of"),
         ("{{ raise_exception('never') }}", "m: its chat template refuses a conversation of one question and its reply (never)"),
         ("{{ 1 / 0 }}", "m: its chat template refuses a conversation of one question and its reply (division by zero)"),
+        ("", "m: its chat template leaves out what the user says: of a question it makes ''; fetch"),
+        ("{{ messages[-1].role }}", "leaves out what the user says: of a question it makes 'user'"),
+        ("{{ messages[0].content }}{% if add_generation_prompt %}A:{% endif %}", "cannot be told apart in training; fetch"),
         ("{{ nothing.at_all }}", "one question and its reply ('nothing' is undefined); fetch the model again, or set base"),
     ],
 )  # fmt: skip

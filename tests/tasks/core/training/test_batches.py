@@ -100,3 +100,21 @@ def test_thoughts_are_learnt_where_they_are_asked_for():
     first, learnt = encoded(tokenizer, tiny.user(QUESTION), ANSWER)
     assert tokenizer.decode(first).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(learnt) == f"{ANSWER}<|im_end|>"
+
+
+def test_a_prompt_that_opens_a_thought_is_trained_on_as_it_was_answered():
+    """As DeepSeek-R1 and QwQ have it: the prompt ends in `<think>`, and of finished turns the thoughts are left out."""
+    qwen = templates.KINDS["qwen"]
+    tokenizer = templates.tokenizer(qwen, [QUESTION, ANSWER], 400)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    for reply, learnt in (
+        (f"hm\n</think>\n\n{ANSWER}", f"hm\n</think>\n\n{ANSWER}<|im_end|>"),
+        (ANSWER, f"\n</think>\n\n{ANSWER}<|im_end|>"),
+        ("hm<|im_end|></think>4", "hm< |im_end|></think>4<|im_end|>"),
+    ):
+        first, told = encoded(tokenizer, tiny.user(QUESTION), reply)
+        assert tokenizer.decode(first).endswith("<|im_start|>assistant\n<think>\n")
+        assert tokenizer.decode(told) == learnt

@@ -127,6 +127,117 @@ def test_conversations_give_their_first_question_and_its_reply(tmp_path):
         select(bad, prompt_field=None, messages_field="talk", answer_field=None, labelled=0)
 
 
+def test_answers_that_are_no_number_stay_what_they_are_and_rows_without_one_are_counted(tmp_path):
+    answers = [
+        r"\frac{3}{4}",
+        r"2\sqrt{3}",
+        "(3, 4)",
+        "x^2+1",
+        "12:30",
+        "5-7",
+        "1 000",
+        "- 31",
+        "none",
+        None,
+        "nothing",
+        "8",
+    ]
+    path = lines(tmp_path / "a.jsonl", [{"q": f"What is {n}?", "a": a} for n, a in enumerate(answers)])
+    family = families.create(
+        "text", LOOSE | {"path": "a.jsonl", "unusable": "drop", "near_duplicates": None, "labelled": 0}
+    )
+    data = families.build(family, random.Random(0), tmp_path)
+    read = {row["origin"]["row"]: row["answer"] for row in (*data.heldout, *data.probe, *data.pool)}
+    assert [read[n] for n in sorted(read)] == [
+        "0.75",
+        r"2\sqrt{3}",
+        "(3,4)",
+        "x^2+1",
+        "12:30",
+        "5-7",
+        "1000",
+        "-31",
+        "8",
+    ]
+    with pytest.raises(
+        BadInput, match=r"row 9: no answer in 'a' \('none'\) \(and 2 more rows cannot be used\); correct them"
+    ):
+        select(path)
+    lines(path, [{"q": f"What is {n}?", "a": None} for n in range(2)])
+    with pytest.raises(
+        BadInput, match=r"row 1: no answer in 'a' is empty \(null\) \(and 1 more row cannot be used\)"
+    ) as caught:
+        select(path)
+    assert "extraction" not in str(caught.value)
+
+
+def said(*turns: tuple[str, object]) -> dict:
+    return {"talk": [{"role": role, "content": content} for role, content in turns]}
+
+
+TALK = {
+    "prompt_field": None,
+    "messages_field": "talk",
+    "answer_field": "talk",
+    "near_duplicates": None,
+    "decontaminate": None,
+}
+
+
+def test_roles_by_other_names_and_system_messages(tmp_path):
+    rows = [said(("developer", "Be brief."), ("User", f"What is {n}?"), ("assistant", str(n))) for n in range(5)]
+    rows += [said(("system", "A."), ("developer", "B."), ("human", "Who?"), ("gpt", "5"))]
+    rows += [said(("user", "When?"), ("assistant", "6"), ("system", "C."), ("developer", "D."))]
+    made = select(lines(tmp_path / "a.jsonl", rows), **TALK)
+    kept = everything(made)
+    assert [(row.prompt, row.answer, row.system) for row in kept[4:]] == [
+        ("What is 4?", "4", "Be brief."), ("Who?", "5", "A.\n\nB."), ("When?", "6", None)
+    ]  # fmt: skip
+    assert made.counts["later_system_messages_left_out"] == 2
+
+
+def test_content_in_parts_and_messages_that_call_tools(tmp_path):
+    text = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
+    rows = [
+        said(("user", [*text, {"type": "text", "text": str(n)}]), ("assistant", [{"text": str(n)}])) for n in range(7)
+    ]
+    rows += [{"talk": [{"role": "user", "content": "With a tool?"}, call]}]
+    made = select(lines(tmp_path / "a.jsonl", rows), **TALK, unusable="drop")
+    assert [(row.prompt, row.answer) for row in everything(made)] == [(f"What now?{n}", str(n)) for n in range(7)]
+    assert [(drop.row, drop.reason, drop.detail) for drop in made.dropped] == [
+        (8, "no answer", "no answer in 'talk' is empty (null)")
+    ]
+    for part, kind in (({"type": "image_url", "image_url": {"url": "x"}}, "image_url"), ("plain", "str")):
+        path = lines(tmp_path / "b.jsonl", [said(("user", [*text, part]))])
+        with pytest.raises(BadInput, match=rf"row 1: talk\.content has a part of type '{kind}'; only parts of text"):
+            select(path, **TALK)
+    path = lines(tmp_path / "c.jsonl", [{"talk": [{"role": "user", "text": "hi"}]}])
+    with pytest.raises(BadInput, match="is no list of messages with role and content"):
+        select(path, **TALK)
+
+
+def test_no_message_of_a_user_says_which_roles_there_are(tmp_path):
+    path = lines(tmp_path / "a.jsonl", [said(("Tool", "x"), ("assistant", "y"), ("Tool", "z")), {"talk": []}])
+    with pytest.raises(BadInput, match=r"row 1: no message in 'talk' has the role user \(there: Tool, assistant\)"):
+        select(path, **TALK)
+    [_, empty] = select_all_dropped(path)
+    assert empty.detail == "no message in 'talk' has the role user (there: no message at all)"
+
+
+def select_all_dropped(path: Path) -> list[intake.Drop]:
+    lines(path.with_name("more.jsonl"), [said(("user", f"What is {n}?"), ("assistant", str(n))) for n in range(9)])
+    return select(path.parent, **TALK, unusable="drop").dropped
+
+
+def test_decimal_columns_are_numbers(tmp_path):
+    values = ["1.50", "100", "-0.25", "7", "8", "9", "10"]
+    table = pl.DataFrame({"q": [f"What is {n}?" for n in values], "a": pl.Series(values).str.to_decimal(scale=2)})
+    table.write_parquet(tmp_path / "a.parquet")
+    made = everything(select(tmp_path / "a.parquet", near_duplicates=None))
+    assert [row.answer for row in made] == ["1.5", "100", "-0.25", "7", "8", "9", "10"]
+
+
 # --- choices ---------------------------------------------------------------------------------------------------
 def test_a_split_by_a_column(tmp_path):
     path = lines(tmp_path / "a.jsonl", [row | {"part": "train" if n % 2 else "test"} for n, row in enumerate(ROWS)])
@@ -247,6 +358,18 @@ def test_nothing_left_says_what_was_dropped(tmp_path):
         ("a.csv", b"q,a\n1,2\n1,2,3\n", "row 2, line 3: 3 values under 2 fields"),
         ("a.csv", b'q,a\n"1"x,2\n', "row 1 is no CSV"),
         ("a.csv", b"q;a\n1,5;2\n", "the header, 'q;a', has ';' in it: separate fields with ','"),
+        ("a.csv", b'"q";"a"\n"1,5";"2"\n', "has ';' in it: separate fields with ','"),
+        ("a.tsv", b'"q";"a"\n"1"x;"2"\n', "has ';' in it: separate fields with"),
+        (
+            "a.json",
+            b'{"data": [{"q": "a", "a": "1"}]}',
+            "a list below 'data', which is not read; write the list alone: `jq",
+        ),
+        (
+            "a.json",
+            b'{\n "version": 1.0,\n "rows": [\n  {"q": "a", "a": "1"}\n ]\n}',
+            "a list below 'rows', which is not read",
+        ),
         ("a.csv", "q,a\nZürich,2\n".encode("latin-1"), "is no UTF-8"),
         ("a.csv", "q,a\nb,2\n".encode("utf-16"), "looks like UTF-16"),
         ("a.csv", b"prompt,answer\n1,2\n", "a.csv has no such field; name one of: answer, prompt"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.families.text.plain import plain
+from tasks.families.text.plain import plain, said
 from tasks.families.text.replies import PREFERENCE, YES_OR_NO, points, prompts, read
 
 BARE, WORDED = points(bare=True), points(bare=False)
@@ -35,6 +35,34 @@ SCORES = {
     "Score: 4\nScore: 4": "4",
     "> Score: 5\nScore: 1": "1",
     "```\nScore: 5\n```\nScore: 0": "0",
+    "Score: 4\nBut it is wrong.": "4",
+    "Score: 4\n\nJustification: it is clear. It is right.": "4",
+    "## Evaluation:\n\n**Score: 4**\n\n- It is clear.\n- It has 3 of 4 parts.": "4",
+    "## Evaluation\nScore: 4\n\n## Reasons\nIt is clear.": "4",
+    "### Score\n4": "4",
+    "Score: 4 (out of 5)": "4",
+    "Score: 4 - wordy": "4",
+    "Score: 4 – wordy, and long": "4",
+    "Score: 4 because it is long.": "4",
+    "Score: 4, because 2 of the steps are long": "4",
+    "Score: 4/5 (it is long)": "4",
+    "**Score:** Score: 4": "4",
+    "the score is 4.": "4",
+    "I would give it a 4.": "4",
+    '{"score": 4}': "4",
+    '```json\n{"score": 4}\n```': "4",
+    '{"reasoning": "It is long. It is right.", "final_score": 4.0}': "4",
+    '{\n  "score": "4/5",\n  "why": ["long", {"and": "right"}]\n}': "4",
+    'It is right.\n```\n{"score": 4}\n```': "4",
+    "Feedback: It is right. [RESULT] 4": "4",
+    "[RESULT]: 4": "4",
+    "得分：4": "4",
+    "它很好。最终得分：4分。": "4",
+    "评分是4": "4",
+    "Score: 4<|im_end|>": "4",
+    "Score: 4</s>\nScore: 5": "4",
+    "<think>Score: 3?</think> Score: 4": "4",
+    "Score: 3?</think>Score: 4\nIt is long.": "4",
 }
 NO_SCORES = {
     "": "nothing outside quotations",
@@ -42,7 +70,31 @@ NO_SCORES = {
     "```\nScore: 5": "nothing outside quotations",
     "Score: 4\nScore: 5": "more than one score",
     "I'd give it a 2 out of 5.\nScore: 4": "more than one score",
-    "Score: 4\nBut it is wrong.": "text after the score",
+    "Fine.\nScore: 4\nIt is wrong.": "text after the score",
+    "Score: 4\nNo.": "text after the score",
+    "Score: 4\nWait, it is wrong.": "text after the score",
+    "Score: 4\nRather, the score is 3.": "more than one score",
+    "Score: 4\nI would lower the score to 3": "more than one score",
+    "Score: 4 (maybe 5)": "in no form",
+    "Score: 4 - 5": "in no form",
+    "Score: 4 for style": "in no form",
+    "Score: 4, or 5": "in no form",
+    "Score: 4 because the score is 5": "in no form",
+    "Score: 4 (out of 10)": "another scale",
+    "3-4": "no score",
+    "8/10": "score",
+    "Score: 8/10": "another scale",
+    "Score: 8/10 because it is long": "another scale",
+    "Score: 3-4": "in no form",
+    "the score is 3-4": "no score",
+    '{"score": 4, "score": 5}': "more than one",
+    '{"score": null}': "in no form",
+    '{"score": 4, "max_score": 10}': "in no form",
+    '{"score": 4': "in no form",
+    "[RESULT] 3-4": "in no form",
+    "得分：3-4": "in no form",
+    "<think>Score: 4": "nothing outside quotations",
+    "<think>Score: 4</think>": "nothing outside quotations",
     "Score: 6": "not a whole number",
     "Score: 4.5": "not a whole number",
     "Score: 999999999999": "in no form",
@@ -79,6 +131,18 @@ SIDES = {
     "Winner: tie": "tie",
     "It's a tie.": "tie",
     "Response B is better in style. Winner: A": "a",
+    "Winner: A\nStill, B is fine.": "a",
+    "Winner: (A)": "a",
+    "Winner: B because it is right.": "b",
+    "Winner: Response B, which is right": "b",
+    "Response A is clearly better than Response B.": "a",
+    "A is better than B": "a",
+    "Response B is the clear winner because it is right.": "b",
+    '{"winner": "A"}': "a",
+    '```json\n{"why": "It is right.", "winner": "Response B"}\n```': "b",
+    "[RESULT] A": "a",
+    "Winner: A<|im_end|>": "a",
+    "<think>Winner: B</think>Winner: A": "a",
 }
 NO_SIDES = {
     "Response B is better. Winner: A": "more than one",
@@ -87,9 +151,19 @@ NO_SIDES = {
     "Winner: LETTER": "in no form",
     "[[A]] because it is right": "in no form",
     "Verdict: neither": "in no form",
-    "A is better than B": "no verdict",
+    "A is better than B in style": "no verdict",
+    "A is better than A": "no verdict",
+    "Response A is not better than Response B.": "no verdict",
+    "not A": "no verdict",
+    "Winner: not A": "in no form",
+    "Winner: A, but B is right": "in no form",
+    "Winner: A, B": "in no form",
+    "Winner: A because Response B is better": "in no form",
+    '{"winner": "A or B"}': "in no form",
     "It is right.\nA": "no verdict",
-    "Winner: A\nStill, B is fine.": "text after",
+    "Both are fine.\nWinner: A\nB is fine.": "text after",
+    "Winner: A\nHowever, Response B is better.": "more than one",
+    "Winner: A\nNo.": "text after",
     "Winner: А": "in no form",  # Cyrillic
 }
 MARKS = {
@@ -106,6 +180,15 @@ MARKS = {
     r"\boxed{No}": "no",
     "Yes. No errors were found.": "yes",
     "Met: yes, it does": "yes",
+    "Met: yes (all parts)": "yes",
+    "Met: no\nIt does not end.": "no",
+    "Met: yes because it has 3 of 3 parts": "yes",
+    "**Met:** Met: yes": "yes",
+    '{"met": true}': "yes",
+    '```\n{"met": false}\n```': "no",
+    '{"reason": "It ends.", "met": "yes"}': "yes",
+    "<think>Met: no</think>\nMet: yes": "yes",
+    "Met: yes<|im_end|>": "yes",
 }
 NO_MARKS = {
     "Yes and no": "in no form",
@@ -155,6 +238,18 @@ def test_what_is_ambiguous_is_not(grammar, replies):
         (YES_OR_NO, "Met: yes", "```\nMet: yes\n```", True),
         (YES_OR_NO, "Yes.", "Yes. It is so.", True),
         (YES_OR_NO, "Met: yes", "Yes. It is so.", False),
+        (WORDED, "Score: 5\nIt is right.", "It is 4. Score: 5", True),
+        (WORDED, "Score: 5", '{"score": 5}', True),
+        (WORDED, '{"score": 5}', "Score: 5", True),
+        (WORDED, "Score: 5", "[RESULT] 5", True),
+        (WORDED, "Score: 5", "得分：5", True),
+        (WORDED, "Score: 5", "Score: 5 because it is right", True),
+        (WORDED, "the score is 5.", "So the score is 5 to 3.", True),
+        (WORDED, "Score: 5", "So the score is 5 to 3.", False),
+        (WORDED, "Score: 5", "<think>Score: 5</think>", True),
+        (PREFERENCE, "Response A is clearly better than Response B.", "Response A is better.", True),
+        (PREFERENCE, "Winner: A\nIt is right.", '{"winner": "A"}', True),
+        (YES_OR_NO, "Met: yes (all parts)", '{"met": true}', True),
     ],
 )
 def test_a_repetition_of_what_was_shown_is_no_verdict(grammar, reply, shown, repeated):
@@ -170,6 +265,13 @@ PIECES = [
     "A",
     "[[",
     "]]",
+    "{",
+    '"score": ',
+    "[RESULT]",
+    "得分",
+    "</think>",
+    " because ",
+    " (",
     "Winner",
     "Met",
     "yes",
@@ -199,13 +301,18 @@ def test_whatever_is_read_stands_in_the_reply_and_more_text_never_changes_it(rep
     if reading.value is None:
         return
     folded = plain(reply).casefold()
-    word = {"tie": "tie|draw|c"}.get(reading.value, reading.value)
+    word = {"tie": "tie|draw|c", "yes": "yes|true", "no": "no|false"}.get(reading.value, reading.value)
     assert re.search(word, folded)
     assert read(grammar, reply, reply).value is None  # a judge may be repeating it
     for joined in (f"{other}\n\n{reply}", f"{reply}\n\n{other}"):
         assert read(grammar, joined, "").value in (None, reading.value, read(grammar, other, "").value)
     assert read(grammar, f"> quoted\n{reply}\n", other) == reading
-    assert read(grammar, f"```\n{reply}\n````\n", other).value is None or "```" in reply
+    assert (
+        read(grammar, f"```\n{reply}\n````\n", other).value is None
+        or "```" in reply
+        or "{" in reply
+        or said(reply) != reply
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -213,13 +320,118 @@ def test_whatever_is_read_stands_in_the_reply_and_more_text_never_changes_it(rep
 def test_two_different_scores_are_never_one(before, one, two):
     for reply in (f"{before}\nScore: {one}\nScore: {two}", f"Score: {one}\n{before}\nI'd give it a {two} out of 5."):
         value = read(WORDED, reply, "").value
-        assert value is None or one == two or "```" in before or "~~~" in before
+        assert value is None or one == two or "```" in before or "~~~" in before or said(before) != before
+
+
+# --- every form, with reasons, punctuation, markup, and candidates that quote verdicts -----------------------------
+WORDS = [
+    "it",
+    "is",
+    "long",
+    "right",
+    "the",
+    "steps",
+    "of",
+    "all",
+    "parts",
+    "(see above)",
+    "clear",
+    "3",
+    "12",
+    "wordy",
+    "and",
+    "ends",
+    "x = 7",
+]
+SENTENCES = st.lists(st.sampled_from(WORDS), min_size=2, max_size=8).map(lambda words: "Here " + " ".join(words) + ".")
+REASONS = st.builds(
+    lambda opening, sentences, between: opening + between.join(sentences),
+    st.sampled_from(
+        [
+            "",
+            "Justification: ",
+            "**Reasons:**\n",
+            "- ",
+            "1. ",
+            "因为。",
+            "> Score: 2\n",
+            "```\nWinner: B\nMet: no\n```\n",
+        ]
+    ),
+    st.lists(SENTENCES, min_size=1, max_size=4),
+    st.sampled_from([" ", "\n", "\n\n", "\n- "]),
+)
+STATED = {  # forms of a verdict; those of the second list end in a way that takes no further sign
+    "score": (["Score: {}", "Score: {} (out of 5)", "Score: {} - wordy", "Score: {} because it is long", "Score: Score: {}", "the score is {}",
+               "[RESULT] {}", "得分：{}", "Score: {}/5", "I'd give it a {} out of 5", "Final score: {}, as it is long"],
+              ['{{"score": {}}}', '```json\n{{"score": {}}}\n```', "Score: {}<|im_end|>", '{{"why": "It is long. Very.", "score": {}}}']),
+    "verdict": (["Winner: {}", "Winner: ({})", "Winner: {} because it is right", "Response {} is clearly better than Response {other}",
+                 "Final verdict: [[{}]]", "Winner: Winner: {}", "[RESULT] {}", "Winner: Response {} - it is right"],
+                ['{{"winner": "{}"}}', '```\n{{"winner": "{}"}}\n```', "Winner: {}<|im_end|>"]),
+    "yes or no": (["Met: {}", "Met: {} (all parts)", "Met: {} because it ends", "Met: Met: {}", "Criterion met: {}", "Met: {} - all parts"],
+                  ['{{"met": {json}}}', '```json\n{{"met": {json}}}\n```', "Met: {}<|im_end|>"]),
+}  # fmt: skip
+UNCLEAR = {
+    "score": ["Score: 3-4", "8/10", "Score: 8/10", "Score: 3 or 4", "Score: 3 to 4", "3-4", "the score is 3-4", '{{"score": "3-4"}}', "[RESULT] 8/10",
+              "得分：3-4", "Score: not 4", "Score: 4?", "Score: 4 (or 5)", "Score: 8 out of 10"],
+    "verdict": ["not A", "Winner: not A", "Winner: A or B", "Winner: A/B", '{{"winner": "not A"}}', "Response A is not better than Response B",
+                "[RESULT] not A", "Winner: A, or B", "Winner: A, B"],
+    "yes or no": ["Met: not yes", "Met: yes or no", "Met: yes/no", '{{"met": "yes and no"}}', "Met: yes, but no", "Met: partly"],
+}  # fmt: skip
+ALL_VALUES = {"score": list("012345"), "verdict": ["A", "B"], "yes or no": ["yes", "no"]}
+GRAMMARS = {"score": WORDED, "verdict": PREFERENCE, "yes or no": YES_OR_NO}
+PLACES = [
+    "{}",
+    "{}\n\n{reason}",
+    "{}\n{reason}",
+    "{reason}\n\n{}",
+    "{reason}\n{}",
+    "## Review:\n{}\n{reason}",
+    "<think>{reason}</think>{}",
+]
+MARKUP = ["{}", "**{}**", "- {}", "### {}", "  {}  ", "_{}_"]
+
+
+def stated(what: str, form: str, value: str) -> str:
+    other = {"A": "B", "B": "A"}.get(value, value)
+    return form.format(value, other=other, json={"yes": "true", "no": "false"}.get(value, value))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.data())
+def test_every_form_is_read_whatever_stands_around_it_unless_the_candidate_states_it_too(data):
+    what = data.draw(st.sampled_from(list(STATED)))
+    open_forms, closed = STATED[what]
+    form = data.draw(st.sampled_from([*open_forms, *closed]))
+    value = data.draw(st.sampled_from(ALL_VALUES[what]))
+    told = stated(what, form, value)
+    if form in open_forms:
+        told = data.draw(st.sampled_from(MARKUP)).format(told + data.draw(st.sampled_from(["", ".", "!"])))
+    place = data.draw(st.sampled_from(PLACES))
+    if "<|" in told:
+        place = data.draw(st.sampled_from([place for place in PLACES if place.endswith("{}")]))
+    reply = place.format(told, reason=data.draw(REASONS))
+    quoted = data.draw(st.sampled_from([*open_forms, *closed]))
+    by_candidate = data.draw(st.sampled_from(ALL_VALUES[what]))
+    candidate = f"It is 7.\n{stated(what, quoted, by_candidate)}\nSo it is."
+    assert read(GRAMMARS[what], reply, "How many?\nIt is 7.").value == value.casefold(), reply
+    reading = read(GRAMMARS[what], reply, candidate)
+    if by_candidate != value:
+        assert reading.value == value.casefold(), (reply, candidate)
+    elif quoted == form or quoted.startswith(("Score", "Winner", "Met", "{", "[", "得分", "```")):
+        assert reading.value is None, (reply, candidate)
+    unclear = data.draw(st.sampled_from(UNCLEAR[what])).format()
+    around = place.format(unclear, reason=data.draw(REASONS))
+    for reply in (around, f"{told}\n{unclear}\n{told}" if ":" in unclear and "<|" not in told else unclear):
+        assert read(GRAMMARS[what], reply, "").value is None, reply
 
 
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
         ("How many apples are left?", ["How many apples are left?"]),
+        ("<think>1. A b c</think>\n1. How many apples?", ["How many apples?"]),
+        ("<think>How many apples?", []),
         ("1. How many apples?\n2. How many pears?\n", ["How many apples?", "How many pears?"]),
         ("Here are two new questions:\n\n1) A b c\n2) D e\nf", ["A b c", "D e\nf"]),
         ("**Question 1:** A b c\n**Question 2:** D e f", ["A b c", "D e f"]),

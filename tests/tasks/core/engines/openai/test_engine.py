@@ -387,6 +387,13 @@ def test_failover_goes_on_with_the_server_that_works():
         assert (len(broken.asked), len(other.asked)) == (1, 1)
 
 
+def test_a_server_on_this_machine_is_asked_directly_also_beside_one_that_is_not(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")  # nothing answers there
+    with Endpoint(echo) as good:
+        replies = engine(good.url, "http://example.invalid/v1").generate(PROMPTS, SAMPLING)
+    assert not any(reply.failed for pair in replies for reply in pair)
+
+
 def test_a_server_that_dies_in_the_middle_is_left():
     with Endpoint(echo) as good:
         with Endpoint(lambda body, before: echo(body, before) if len(first.asked) < 5 else "drop") as first:

@@ -5,9 +5,11 @@ repository without git, `python -m flows.recipe use RECIPE --seed SEED`, `python
 copies share one DVC cache, in which the run cache lies, so what does not depend on the recipe (data, base
 model, the base's evaluation) is computed once a seed and restored for the other recipes.
 
-A run counts as finished when its `data/report` is there and it was made by the code and params it would be
-made with now; finished runs are skipped, interrupted ones go on where DVC and the shards have got to. So
-the command may be stopped and given again at any time. Outputs of a run go to `run.log` in its copy.
+Each finished run leaves a record, a small JSON file in `--records` (by default beside this file, to be committed): commit,
+digest of code and params, figures, tokens, and which held-out prompts the base and the last model answer rightly. A run is
+skipped where its record was made by the code and params it would be made with now, whether its artifacts are there or not;
+interrupted runs go on where DVC and the shards have got to. So the command may be stopped and given again at any time, on
+any machine. Outputs of a run go to `run.log` in its copy.
 
 The table (`--out`, Markdown) holds what does not depend on the machine: held-out figures of the
 candidates, the precision of what was trained on (checked with the family's verifier, which no label-free
@@ -22,7 +24,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import polars as pl
 from tasks import families
 from tasks.core import digests, tables
 from tasks.core.labels import Truth
+from tasks.core.uncertainty import bootstrap_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("flows", "tasks", "dvc.yaml", "params.yaml", ".dvcignore")
@@ -60,6 +63,10 @@ class Run:
     def name(self) -> str:
         return f"seed {self.seed}, {self.recipe}"
 
+    def record(self, records: Path) -> Path:
+        """Where its record is."""
+        return records / f"{self.folder.name}.json"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -73,12 +80,23 @@ class Result:
     rows: list[int]  # that many rows (or pairs)
     generated: int  # tokens: samples, refinements and all critiques, over all iterations
     trained: int | None  # tokens, over all iterations; None where the record is gone
+    base: str = ""  # of each held-out prompt, by its id: 1 where the base model's greedy answer is right, else 0
+    last: str = ""  # the same of the last candidate
+    commit: str = ""  # of the code that made it
+    digest: str = ""  # of code and params
+    family: str = ""
 
     def gain(self, metric: str = "accuracy") -> float:
         first, last = self.figures[0][metric], self.figures[-1][metric]
         assert first is not None
         assert last is not None
         return last - first
+
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of the gain in greedy accuracy: a bootstrap over the held-out prompts, which both models answered."""
+        changes = [int(after) - int(before) for before, after in zip(self.base, self.last, strict=True)]
+        low, high = bootstrap_mean(changes) if changes else (None, None)
+        return None if low is None or high is None else (low, high)
 
 
 class RunFailed(RuntimeError):
@@ -127,24 +145,37 @@ def call(run: Run, module: str, *arguments: str) -> None:
         raise RunFailed(f"{run.name}: python -m {module} {' '.join(arguments)} failed ({done.returncode}):\n{tail}")
 
 
-def execute(run: Run) -> None:
-    """Runs what is not finished."""
-    digest = ready(run)
-    marker = run.folder / "finished"
-    if marker.is_file() and marker.read_text() == digest and (run.folder / "data/report").is_dir():
+def execute(run: Run, records: Path) -> None:
+    """Runs what is not finished, and writes its record."""
+    digest, record = ready(run), run.record(records)
+    if record.is_file() and recorded(record).digest == digest:
         print(f"{run.name}: finished before", flush=True)
         return
-    marker.unlink(missing_ok=True)
     print(f"{run.name}: running, see {run.folder / 'run.log'}", flush=True)
     call(run, "flows.evolve")
-    marker.write_text(digest)
-    print(f"{run.name}: done, greedy {' '.join(_share(f['accuracy']) for f in measure(run).figures)}", flush=True)
+    result = replace(measure(run), commit=commit(), digest=digest)
+    records.mkdir(parents=True, exist_ok=True)
+    part = record.with_suffix(".part")
+    part.write_text(json.dumps(asdict(result), sort_keys=True, indent=1) + "\n")
+    part.replace(record)
+    print(f"{run.name}: done, greedy {' '.join(_share(f['accuracy']) for f in result.figures)}", flush=True)
 
 
-def succeeds(run: Run) -> bool:
+def recorded(path: Path) -> Result:
+    """A run's record."""
+    return Result(**json.loads(path.read_text()))
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def succeeds(run: Run, records: Path) -> bool:
     """Executes a run and tells of a failure, so that one recipe's does not keep the others from running."""
     try:
-        execute(run)
+        execute(run, records)
     except RunFailed as error:
         print(error, file=sys.stderr, flush=True)
         return False
@@ -166,7 +197,17 @@ def measure(run: Run) -> Result:
         [rows for _, rows in kept],
         sum(generated_tokens(data / key) for key in loop),
         trained_tokens(run.folder, loop),
+        rights(data / keys[0]),
+        rights(data / keys[-1]),
+        family=families.load(run.folder).name,
     )
+
+
+def rights(folder: Path) -> str:
+    """A digit for each held-out prompt, by its id: 1 where the greedy answer is right."""
+    predictions = tables.read(folder / "evaluation/predictions.parquet", tables.PREDICTIONS)
+    right = predictions.filter(pl.col("kind") == "greedy").sort("prompt_id")["correct"]
+    return "".join("1" if value else "0" for value in right)
 
 
 def trained_precision(folder: Path, key: str) -> tuple[float | None, int]:
@@ -208,7 +249,9 @@ def trained_tokens(folder: Path, keys: Iterable[str]) -> int | None:
         record = json.loads(path.read_text())
         if record["stage"] == "train" and record["status"] == "finished":
             figures = record["figures"]
-            tokens = [int(value) for name, value in figures.items() if name in ("sft_tokens", "dpo_tokens")]
+            tokens = [
+                int(value) for name, value in figures.items() if name in ("sft_tokens", "dpo_tokens", "kto_tokens")
+            ]
             if tokens:
                 found[record["iteration"]] = sum(tokens)
     return sum(found[key] for key in keys) if all(key in found for key in keys) else None
@@ -230,7 +273,17 @@ def page(results: Sequence[Result], command: str) -> str:
         "`unfiltered` by nothing: the bounds. A * marks a candidate that `promote` refused.",
         "",
     ]
-    head = ["recipe", "seed", "greedy", "gain", *list(TITLES.values())[1:], "right", "rows", "generated", "trained"]
+    head = [
+        "recipe",
+        "seed",
+        "greedy",
+        "gain (95 %)",
+        *list(TITLES.values())[1:],
+        "right",
+        "rows",
+        "generated",
+        "trained",
+    ]
     lines += _table(head, [_row(result) for result in results])
     lines += ["", "## Means over seeds", ""]
     lines += _table(
@@ -283,7 +336,7 @@ def _row(result: Result) -> list[str]:
     path = " ".join(_share(f["accuracy"]) + mark for f, mark in zip(result.figures, marks, strict=True))
     spans = [f"{_figure(name, first)} -> {_figure(name, last)}" for name in list(TITLES)[1:]]
     return [
-        result.recipe, str(result.seed), path, _points(result.gain()), *spans,
+        result.recipe, str(result.seed), path, _gain(result), *spans,
         " ".join(_share(value) for value in result.precision), " ".join(str(n) for n in result.rows),
         f"{result.generated / 1000:.0f}", "-" if result.trained is None else f"{result.trained / 1000:.0f}",
     ]  # fmt: skip
@@ -316,6 +369,11 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _gain(result: Result) -> str:
+    ends = result.interval()
+    return _points(result.gain()) + ("" if ends is None else f" ({_points(ends[0])} to {_points(ends[1])})")
+
+
 def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
@@ -343,8 +401,9 @@ def arguments(given: Sequence[str] | None) -> Any:
     parser.add_argument("--family", help="instead of each recipe's own")
     parser.add_argument("--size", help="a size recipe put on top (mini), for a quick look")
     parser.add_argument("--workdir", type=Path, required=True, help="working copies and the shared DVC cache")
+    parser.add_argument("--records", type=Path, default=Path(__file__).with_name("records"), help="of finished runs")
     parser.add_argument("--out", type=Path, help="the Markdown page; without it, the page is printed")
-    parser.add_argument("--table-only", action="store_true", help="no run: the page from the runs that are finished")
+    parser.add_argument("--table-only", action="store_true", help="no run: the page from the records")
     return parser.parse_args(given)
 
 
@@ -354,14 +413,13 @@ def main(given: Sequence[str] | None = None) -> None:
     wanted += [(recipe, options.seeds[0]) for recipe in options.also if recipe not in options.recipes]
     options.workdir.mkdir(parents=True, exist_ok=True)
     runs = [Run(recipe, seed, options.size, options.workdir, options.family) for recipe, seed in wanted]
-    if options.table_only:
-        runs = [run for run in runs if (run.folder / "finished").is_file()]
-    failed = [] if options.table_only else [run for run in runs if not succeeds(run)]
-    runs = [run for run in runs if run not in failed]
+    failed = [] if options.table_only else [run for run in runs if not succeeds(run, options.records)]
+    runs = [run for run in runs if run not in failed and run.record(options.records).is_file()]
     if not runs:
-        raise SystemExit(f"no finished run below {options.workdir}, so there is no table")
+        raise SystemExit(f"no record of a finished run in {options.records}, so there is no table")
     recipes = list(dict.fromkeys(recipe for recipe, _ in wanted))
-    results = sorted((measure(run) for run in runs), key=lambda r: (recipes.index(r.recipe), r.seed))
+    found = (recorded(run.record(options.records)) for run in runs)
+    results = sorted(found, key=lambda r: (recipes.index(r.recipe), r.seed))
     shown = [
         "python -m tests.benchmarks.recipes --seeds", *map(str, options.seeds), "--recipes", *options.recipes,
         "--also", *options.also, *(["--family", options.family] if options.family else []),

@@ -18,10 +18,11 @@ import polars as pl
 from pydantic import Field
 
 from tasks.blocks.critique.judging import DECIMALS, MALFORMED, scored, table
+from tasks.blocks.critique.opinions import aggregate
 from tasks.blocks.work import Answer, Work
 from tasks.core.asking.demand import Counts, Demand
 from tasks.core.asking.model import Model
-from tasks.core.block import Block, Options
+from tasks.core.block import Block, Options, Read
 from tasks.core.engines.contract import Statistic
 from tasks.core.family import Parts, Verdict
 
@@ -72,6 +73,7 @@ def _spans(answers: list[Answer], model: Model) -> list[tuple[int, int]]:
 
 class Continuation(Options):
     template: str = Field(min_length=1)  # the family's use that asks about an answer
+    critic: str | None  # whose words about the answer are shown, where the template shows a critique
     texts: list[str] = Field(min_length=2)  # possible replies, the first for a good answer
     contrast: Literal["probability", "difference"]  # of the first among them, or log-likelihood of it less the second's
 
@@ -80,7 +82,16 @@ def continuation(work: Work, options: Continuation) -> pl.DataFrame:
     """How likely a reply to a question about the answer is: P(True) (Kadavath et al. 2022, Language Models (Mostly) Know What
     They Know) with yes and no after "is it right?", follow-up likelihood (Zhang et al. 2024) with what a content and a
     discontent reader would say. Verdict: the first text is the likeliest."""
-    asked = [work.family.ask(options.template, Parts(answer.question, (answer.response,))) for answer in work.answers]
+    told_before: dict[str, str] = {}
+    if options.critic is not None:
+        opinions = aggregate(work.opinions, options.critic).select("candidate_id", "text")
+        told_before = {candidate: text or "" for candidate, text in opinions.iter_rows()}
+    asked = [
+        work.family.ask(
+            options.template, Parts(answer.question, (answer.response,), told_before.get(answer.candidate_id, ""))
+        )
+        for answer in work.answers
+    ]
     put = [messages for messages in asked if messages is not None]
     told = [messages for messages in put for _ in options.texts]
     scores = work.model.score(told, options.texts * len(put), work.name)
@@ -99,6 +110,10 @@ def _contrasted(logprobs: list[float], options: Continuation) -> Verdict:
     return Verdict(True, logprobs[0] > max(logprobs[1:]), round(score, DECIMALS), text)
 
 
+def _reads(options: Continuation) -> list[Read]:
+    return [] if options.critic is None else [Read("critic", options.critic, frozenset())]
+
+
 def _asks_texts(options: Continuation, counts: Counts) -> list[Demand]:
     return scored(counts.candidates * len(options.texts))
 
@@ -114,6 +129,10 @@ def _needs(options: Likelihood) -> frozenset[str]:
 BLOCKS = {
     "likelihood": Block(likelihood, _asks, gives=frozenset({"scores"}), needs=_needs),
     "continuation": Block(
-        continuation, _asks_texts, gives=frozenset({"verdicts", "scores"}), needs=frozenset({"likelihoods"})
+        continuation,
+        _asks_texts,
+        gives=frozenset({"verdicts", "scores"}),
+        needs=frozenset({"likelihoods"}),
+        reads=_reads,
     ),
 }

@@ -29,7 +29,7 @@ Only what obeys the grammar is ever quoted, and it is quoted as parsed numbers, 
 templates' own words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,7 +63,7 @@ USES = {  # of `ask`, and which of `Parts` each shows
     "revise": REVISE,
     "retry": frozenset({"answers"}),
     "hinted": frozenset({"gold"}),
-    "true": frozenset({"answers"}),
+    "true": REVISE,
 }
 
 
@@ -178,15 +178,19 @@ class Sums(Unskilled):
 
     def _retry(self, parts: Parts) -> Messages | None:
         """Another attempt, with the last one before the model's eyes."""
-        return self._about(again_text, parts)
+        steps = self.steps(parts.answers[-1]) if parts.answers else None
+        return (
+            None if steps is None else user(again_text(numbers_text(self.numbers(parts.question)), steps_text(steps)))
+        )
 
     def _true(self, parts: Parts) -> Messages | None:
-        """Whether an answer is right (P(True))."""
-        return self._about(true_text, parts)
-
-    def _about(self, text: Callable[[str, str], str], parts: Parts) -> Messages | None:
+        """Whether an answer is right (P(True)), with what a check says of its steps before the model's eyes."""
         steps = self.steps(parts.answers[-1]) if parts.answers else None
-        return None if steps is None else user(text(numbers_text(self.numbers(parts.question)), steps_text(steps)))
+        read = self.parse_critique(parts.question, "", parts.critique)
+        if steps is None or not read.parsed:
+            return None
+        marks = read.text.rpartition(" ")[0]
+        return user(true_text(numbers_text(self.numbers(parts.question)), steps_text(steps), marks))
 
     def _hinted(self, parts: Parts) -> Messages | None:
         """The problem with its answer."""

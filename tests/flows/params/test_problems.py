@@ -655,3 +655,49 @@ def test_a_model_without_a_name(params: dict[str, Any], tmp_path: Path, given: s
     with pytest.raises(BadInput) as caught:
         problems.check(params, tmp_path)
     assert [line for line in str(caught.value).splitlines() if line.startswith("base")] == [told]
+
+
+RESPOND = {
+    "block": "respond", "of": ["iid"], "template": "retry", "together": 1, "each": False, "per_prompt": None, "rounds": 1,
+    "n": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("sample.more", RESPOND, None),
+        ("sample.more", {**RESPOND, "template": "retri"}, "sample.more.template (what family sums can ask): unknown use 'retri'"),
+        ("sample.more", {**RESPOND, "template": "answer"}, "sample.more.template: 'answer' shows no answer, and respond is about"),
+        ("sample.more", {**RESPOND, "of": ["idd"]}, "sample.more.of (blocks of sample and refine): unknown source 'idd'"),
+        ("sample.iid.template", "retry", "sample.iid.template: 'retry' shows an answer, and iid_k has none to show"),
+        ("sample.iid.template", "hinted", "sample.iid.template: 'hinted' shows the right answer, but params.yaml says `labels: f"),
+        ("sample.iid.model", "refrence", "sample.iid.model: unknown column of the row 'refrence'; did you mean 'reference'"),
+        ("sample.iid.model", 3, "sample.iid.model: given 3; it is the name of a column"),
+        ("critique.vote.model", "judge", "critique.vote.model: given 'judge', but block vote asks no model"),
+        ("critique.agree", {"block": "both", "of": ["vote", "agree"]}, "critique: agree read one another in a circle"),
+        ("critique.agree", {"block": "both", "of": ["vote", "vot"]}, "critique.agree.of: unknown critic 'vot'"),
+        ("filter.rows.of", ["iid", "none"], "filter.rows.of (blocks of sample and refine): unknown source 'none'"),
+        ("evaluate.critics.factored.model", "past", "evaluate.critics.factored: names another model, and evaluate asks the"),
+        ("evaluate.answers", {"greedy": {"pick": "most", "critic": None, "rank_power": None}}, "evaluate.answers.greedy: is the name"),
+        ("evaluate.answers", {"a": {"pick": "best", "critic": "fac", "rank_power": None}}, "evaluate.answers.a.critic: unknown critic"),
+    ],
+)  # fmt: skip
+def test_makers_models_and_critics_of_critics(place: str, value: Any, expected: str | None) -> None:
+    params = compose.compose("lmsi")
+    put(params, place, value)
+    if expected is None:
+        problems.check(params)
+    else:
+        assert expected in refusal(params)
+
+
+def test_votes_are_refused_where_many_answers_are_right() -> None:
+    params = compose.compose("self_evolution")
+    params["critique"]["vote"] = {}
+    found = refusal(params)
+    assert "critique.vote: block vote cannot work with family countdown: it needs unique answers" in found
+    with pytest.raises(
+        BadInput, match=r"recipe lmsi is not for family countdown: its critique needs vote, and a puzzle has many"
+    ):
+        compose.compose("lmsi", "countdown")

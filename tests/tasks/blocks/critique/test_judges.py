@@ -411,7 +411,13 @@ def test_a_continuation_is_the_likelihood_of_fixed_replies(tmp_path):
     table = additions("add 2 3")
     both = sampled(table, ["5", "?"])
     for contrast, score in (("probability", 1 / (1 + exp(-2.0))), ("difference", 2.0)):
-        given = {"block": "continuation", "template": "true", "texts": ["yes", "no"], "contrast": contrast}
+        given = {
+            "block": "continuation",
+            "template": "true",
+            "critic": None,
+            "texts": ["yes", "no"],
+            "contrast": contrast,
+        }
         found = judging.judged(
             work(table, judge, family=family, candidates=both), bind(critique.BLOCKS, {"p": given}, "c")
         )

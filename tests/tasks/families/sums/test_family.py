@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import families
-from tasks.core.errors import BadInput
-from tasks.core.family import user
+from tasks.core.errors import BadInput, UnknownName
+from tasks.core.family import Parts, user
 from tasks.families import sums
 from tasks.families.countdown.family import Countdown
 from tasks.families.strings.family import Strings
@@ -331,3 +331,21 @@ def test_what_is_known_before_any_work():
         part for part in sums.parts(FAMILY.options) if part != "p_true"
     ]
     assert {row["difficulty"] for row in data.heldout} == set(sums.difficulties(FAMILY.options))
+
+
+def test_uses_show_what_they_say_and_nothing_that_is_no_sum() -> None:
+    def asked(use: str, response: str = RESPONSE, critique: str = CHECK, gold: str | None = "0") -> object:
+        return FAMILY.ask(use, Parts(SOLVE, (response,), critique, gold))
+
+    assert asked("answer") == SOLVE
+    assert asked("retry") == user(f"again 7 2 10 3 : {RESPONSE} !")
+    assert asked("hinted") == user("given 7 2 10 3 -> 0 :")
+    assert asked("true") == user(f"true 7 2 10 3 : {RESPONSE} ? 2 o 5 x 0 o !")
+    assert asked("revise") == user(f"fix 7 2 10 3 : {RESPONSE} ? {CHECK} !")
+    assert {use: FAMILY.shows(use) for use in families.uses("sums")} == families.uses("sums")
+    for use in ("retry", "true", "revise"):
+        assert asked(use, response="swap 1 : fix !") is None
+    assert asked("hinted", gold="yes") is None
+    assert asked("true", critique="no check") is None
+    with pytest.raises(UnknownName, match="unknown use 'retri'; did you mean 'retry'"):
+        asked("retri")

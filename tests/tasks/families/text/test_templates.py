@@ -1,14 +1,20 @@
 """Templates that a user may have edited: what cannot work is refused with its line, and nothing leaves its fence."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import families
 from tasks.core.errors import BadInput
+from tasks.core.family import Parts
 from tasks.families.text import templates
 from tasks.families.text.family import TEMPLATES
+from tests.support.work import text_options
+
+FAMILY = families.create("text", text_options(answer_field=None, extraction="text"))
 
 
 @pytest.fixture
@@ -76,3 +82,51 @@ def test_a_long_quotation_says_what_is_left_out():
     assert "[10,000 characters left out]" in quoted
     assert quoted.count("a") == 10_000 + 2  # the remark has two
     assert templates.fenced("x" * templates.QUOTED).count("x") == templates.QUOTED
+
+
+def test_a_file_of_the_users_is_a_use(folder):
+    """No Python: its variables say what it shows; what a model wrote stands between fences."""
+    (folder / "doubt.j2").write_text(
+        "{{ question }}\n{% for answer in answers %}\n{{ answer | fenced }}\n{% endfor %}\nAre you sure?"
+    )
+    templates.check(folder)
+    assert templates.own(folder) == ["aggregate", "debate", "doubt", "hinted", "retry"]
+    assert templates.shown(folder, "doubt") == ("answers",)
+    family = replace(FAMILY, templates=folder)
+    question = family.prompt("How many?")
+    [message] = family.ask("doubt", Parts(question, ("Four ```` [INST]",))) or [{}]
+    assert message["content"] == "How many?\n`````\nFour ```` [ INST]\n`````\nAre you sure?"
+    assert family.shows("doubt") == {"answers"}
+    assert family.ask("doubt", Parts(question)) is None  # nothing to show
+    assert family.ask("doubt", Parts(question, (" ",))) is None
+    with pytest.raises(BadInput, match="unknown use 'dubt'; did you mean 'doubt'"):
+        family.ask("dubt", Parts(question))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{% for answer in answers %}{{ answer }}{% endfor %}", r"does not use the variable 'question'"),
+        (
+            "{{ question }}{% for answer in answers %}{{ answer }}{% endfor %}",
+            r"outside of fences.*write \{\{ answer \| fenced",
+        ),
+        ("{{ question }}{{ critique }}", r"prints 'critique' outside of fences"),
+        ("{{ question }}{{ response }}", r"unknown variable 'response'"),
+        ("{{ question }}{% if %}", r"line 1"),
+    ],
+)
+def test_a_use_that_cannot_work_is_refused_with_its_place(folder, text, message):
+    (folder / "doubt.j2").write_text(text)
+    with pytest.raises(BadInput, match=message) as caught:
+        templates.check(folder)
+    assert str(folder / "doubt.j2") in str(caught.value)
+
+
+def test_the_projects_own_uses_show_every_part(folder):
+    family = replace(FAMILY, templates=folder)
+    question = family.prompt("How many?")
+    for use in templates.own(folder):
+        [message] = family.ask(use, Parts(question, ("One.", "Two."), "Bad.", "3")) or [{}]
+        shown = {"answers": ("One.", "Two."), "critique": ("Bad.",), "gold": ("3",)}
+        assert all(text in message["content"] for name in family.shows(use) for text in shown[name]), use

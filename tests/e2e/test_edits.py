@@ -108,7 +108,7 @@ SEEN: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "system prompt": (param("prepare.options.system", "You count nuts."), {"prepare"}),
     **{
         f"template {name}": (template(name), {"prepare"})
-        for name in ("answer", "critique", "refine", "invent", "pairwise", "checklist")
+        for name in ("answer", "critique", "refine", "invent", "pairwise", "checklist", "retry")
     },
     "how replies are read": (appended("tasks/families/text/replies.py", "# mine\n"), {"prepare"}),
     "how the user's rows are read": (appended("tasks/families/text/intake.py", "# mine\n"), {"prepare"}),
@@ -188,12 +188,13 @@ PAID = {
     "prompt template": Paid(template("answer"), ALL, {**ASKED, **EVALUATION, "evaluate@i00": (EVALUATED * 3,) * 2}),
     "judge rubric": Paid(
         template("critique"),
-        {"prepare", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
+        {"prepare", "sample@i01", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
         {"critique@i01": (POOL, POOL * DRAWS)},
     ),
+    "the prompt of a use that nobody asks for": Paid(template("retry"), {"prepare", "sample@i01", "refine@i01"}, {}),
     "how replies are read": Paid(
         SEEN["how replies are read"][0],
-        {"prepare", "synthesize@i01", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
+        {"prepare", "synthesize@i01", "sample@i01", "critique@i01", "refine@i01", "evaluate@i00", "evaluate@i01"},
         {},
     ),
     "the family's code": Paid(SEEN["the family's code"][0], PARSED, {}),

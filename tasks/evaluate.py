@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tasks import families
 from tasks.blocks import critique, refine
@@ -52,6 +52,11 @@ class Section(Options):
     refine: dict[str, Any] | None  # a refinement block
     benchmarks: dict[str, Benchmark] | None  # name -> tasks of lm-eval
     benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
+
+    @field_validator("temperature")
+    @classmethod
+    def _apart(cls, value: float, others: ValidationInfo) -> float:
+        return iid.not_all_equal(value, others, "samples")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class LocalModel(Base):
         """The loaded engine; one that can tells how far it is."""
         engine = self.engine()
         if isinstance(engine, Telling):
-            engine.told = self._inside
+            engine.tell_progress = self._inside
         return engine
 
     def _load(self) -> Engine:

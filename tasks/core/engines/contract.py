@@ -147,4 +147,4 @@ class Taking(Engine, Protocol):
 class Telling(Engine, Protocol):
     """An engine that tells, often, how many of a call's replies or scores it has."""
 
-    told: Callable[[int], None] | None
+    tell_progress: Callable[[int], None] | None

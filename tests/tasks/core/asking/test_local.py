@@ -40,12 +40,12 @@ def test_replies_come_back_in_order_and_are_asked_for_once(tmp_path):
 class Slow(Scripted):
     """Tells how far it is before every reply."""
 
-    told = None
+    tell_progress = None
 
     def generate(self, prompts, sampling, first_draw=0):
-        if self.told:
+        if self.tell_progress:
             for number in range(len(prompts) * sampling.n + 1):
-                self.told(number)
+                self.tell_progress(number)
         return super().generate(prompts, sampling, first_draw)
 
 

@@ -116,8 +116,8 @@ def test_samples_follow_the_distribution(qwen: Path, temperature: float, top_p: 
 def test_a_call_tells_often_how_far_it_is(qwen: Path) -> None:
     engine: Any = engines.load("transformers", qwen, "float32", 1, 2)
     quiet = engine.generate(PROMPTS, sampling())
-    engine.told, told = None, []
-    engine.told = told.append
+    engine.tell_progress, told = None, []
+    engine.tell_progress = told.append
     assert engine.generate(PROMPTS, sampling()) == quiet
     assert told == sorted(told)
     assert told[-1] == 4 * len(set(PROMPTS))

@@ -22,8 +22,8 @@ def links(root: Path) -> Iterator[str]:
     for folder in several:
         if folder.is_symlink() and folder.is_dir():
             yield (
-                f"{folder.relative_to(root)}: is a link to {folder.resolve()}, and DVC keeps no artifact behind a link; put a folder "
-                "there, and for another disk put the repository on it, or DVC's copies alone (`dvc cache dir PATH`)"
+                f"{folder.relative_to(root)}: is a link to {folder.resolve()}, and DVC keeps no artifact behind a link; "
+                "put a folder there, and for another disk put the repository on it, or DVC's copies alone (`dvc cache dir PATH`)"
             )
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tasks import families
 from tasks.blocks import critique, refine
@@ -58,6 +58,11 @@ class Section(Options):
     benchmarks: dict[str, Benchmark] | None  # name -> tasks of lm-eval
     benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
     probe_by_prompt: bool  # probe.json also says of each prompt whether it was right; promote.significance reads it
+
+    @field_validator("temperature")
+    @classmethod
+    def _apart(cls, value: float, others: ValidationInfo) -> float:
+        return iid.not_all_equal(value, others, "samples")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """Processes that outlive the one that started them."""
 
+import os
+import select
 import socket
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -50,3 +54,20 @@ def alive(pid: int, started: float | None = None) -> bool:
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def wait_for_end(pids: Iterable[int], seconds: float) -> bool:
+    """Waits until one of the processes has ended, which is seen at once, for so many seconds at most; whether one has."""
+    ended = select.poll()
+    with ExitStack() as opened:
+        try:
+            for pid in pids:
+                descriptor = os.pidfd_open(pid)
+                opened.callback(os.close, descriptor)
+                ended.register(descriptor, select.POLLIN)
+        except ProcessLookupError:
+            return True
+        except (AttributeError, OSError):  # a system that has no such descriptors, or none left
+            time.sleep(seconds)
+            return False
+        return bool(ended.poll(seconds * 1000))

@@ -161,5 +161,5 @@ def mend_dvc(root: Path) -> None:
         except OSError:
             return
         except ValueError:
-            time.sleep(0.2)  # it may be being written
+            time.sleep(0.03)  # it may be being written
     path.unlink(missing_ok=True)

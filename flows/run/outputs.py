@@ -8,12 +8,23 @@ the way, what was there before is put back.
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flows.machine import processes, state
 from tasks.core import digests
 from tasks.core.errors import StageFailed
+
+
+def links(root: Path) -> Iterator[str]:
+    """Folders of artifacts that are links, which DVC refuses when a stage has done its work."""
+    several = [root / "data", *sorted((root / "data").glob("*")), *sorted((root / "data").glob("i*/*"))]
+    for folder in several:
+        if folder.is_symlink() and folder.is_dir():
+            yield (
+                f"{folder.relative_to(root)}: is a link to {folder.resolve()}, and DVC keeps no artifact behind a link; "
+                "put a folder there, and for another disk put the repository on it, or DVC's copies alone (`dvc cache dir PATH`)"
+            )
 
 
 def staging(root: Path, name: str) -> Path:

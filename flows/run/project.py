@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.run import cluster, workers
+from flows.run import cluster, outputs, workers
 from tasks.core.asking.model import Progress
+from tasks.core.errors import BadInput
 
 if TYPE_CHECKING:
     from tasks.core.asking.opener import Opener
@@ -41,6 +42,8 @@ class Project:
         params = file.load(root)
         problems.check(params, root if files else None, compose.names())
         cluster.check(params["runner"])
+        if linked := list(outputs.links(root)):
+            raise BadInput("\n".join(linked))
         return params
 
     def part(self, params: Params, stage: str, iteration: str | None) -> Part:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.params import compose, file, schema, sections
 from flows.params import problems as params_problems
-from flows.run import cluster, declared, graph
+from flows.run import cluster, declared, graph, outputs
 from tasks.core.errors import BadInput
 
 NEEDED = 500_000_000  # bytes: a full run of the default leaves about half of that
@@ -30,6 +30,7 @@ def check(root: Path) -> str:
         stages = count_stages(root, params)
     except BadInput as error:
         problems.append(str(error))
+    problems.extend(outputs.links(root))
     problems.extend(_disk(root))
     if problems:
         raise BadInput("\n".join(problems))

@@ -194,7 +194,8 @@ def _told(cls: type[Options], problem: Any, where: str) -> str:
         return str(unknown_name("key", str(problem["loc"][-1]), known, place.rpartition(".")[0] or "params.yaml"))
     if problem["type"] == "missing":
         return f"{place}: is missing" + ("" if where.endswith(".yaml") else "; every value stands in params.yaml")
-    said = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    said = problem["msg"].removeprefix("Value error, ")
+    said = f"{said[0].lower()}{said[1:]}"
     if problem["type"] in ("dict_type", "model_type"):
         said = "a mapping is wanted, `{}` if it is empty"
     return f"{place}: given {problem['input']!r}; {said}"

@@ -290,3 +290,9 @@ def test_a_field_that_is_not_there_names_its_option(repository: Path) -> None:
         "prepare.options.prompt_field: given 'prompt', but row 1 of prompts.jsonl has no such field; name one of: answer, "
         "question"
     )
+
+
+def test_data_on_another_disk(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (repository / "data").symlink_to(tmp_path_factory.mktemp("disk"))
+    with pytest.raises(BadInput, match=r"^data: is a link to .*DVC keeps no artifact behind a link"):
+        ready.check(repository)

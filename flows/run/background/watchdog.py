@@ -35,7 +35,8 @@ def watch(root: Path) -> None:
             if not info["owners"]:
                 break
             projection.look({owner["root"] for owner in info["owners"]})
-            time.sleep(OWNERS)
+            if processes.wait_for_end([owner["pid"] for owner in info["owners"]], OWNERS):
+                graph.mend_dvc(root)  # first of all: the next `dvc` may be about to start
         if info.get("pid"):
             stop(info["pid"], info["started"])
         for kept in info.get("kept", {}).values():

@@ -1,6 +1,6 @@
 """Independent samples of every prompt, or one answer to each."""
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tasks.blocks.sample.candidates import Asked, candidates
 from tasks.blocks.work import Made, Work
@@ -8,6 +8,16 @@ from tasks.core.asking.demand import Counts, Demand
 from tasks.core.block import Block, Options
 from tasks.core.engines.contract import Sampling
 from tasks.core.family import Messages, Parts
+
+
+def not_all_equal(temperature: float, several: ValidationInfo, number: str) -> float:
+    """The temperature. Raises `ValueError` where all of the samples of a prompt would be one and the same."""
+    if temperature == 0 and several.data.get(number, 1) > 1:
+        count = several.data[number]
+        raise ValueError(
+            f"{count} samples of a prompt at temperature 0 are {count} times the same; raise it, or set {number} to 1"
+        )
+    return temperature
 
 
 class Single(Options):
@@ -22,6 +32,11 @@ class IidK(Options):
     temperature: float = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
+
+    @field_validator("temperature")
+    @classmethod
+    def _apart(cls, value: float, others: ValidationInfo) -> float:
+        return not_all_equal(value, others, "n")
 
 
 def iid_k(work: Work, options: IidK) -> Made:

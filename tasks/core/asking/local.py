@@ -15,7 +15,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +27,7 @@ import polars as pl
 from tasks.core import digests
 from tasks.core.asking.model import Base
 from tasks.core.asking.shards import Shard, Spent, cut
-from tasks.core.engines.contract import Completion, Engine, Sampling, Statistic
+from tasks.core.engines.contract import Completion, Engine, Sampling, Statistic, Telling
 from tasks.core.errors import OutOfMemory
 from tasks.core.family import Messages
 
@@ -56,6 +56,7 @@ class LocalModel(Base):
     """One model in this process. Made by `tasks.core.asking.opener.Opener`; see `Model` for its calls."""
 
     _engine: Engine | None = None
+    _inside: Callable[[int], None] | None = None  # told how far a shard is
 
     def generate(
         self, messages: Sequence[Messages | str], sampling: Sampling, what: str, about: Sequence[int] | None = None
@@ -75,7 +76,9 @@ class LocalModel(Base):
                 chosen = unique[block.start : block.stop]
                 key = digests.of_value([FORMAT, "generate", self.identity(), chosen, how, [first, draws]])
                 part = replace(sampling, n=draws)
-                shards.append((block, self._shard(key, partial(self._generate, chosen, part, first))))
+                shards.append(
+                    (block, self._shard(key, partial(self._generate, chosen, part, first), draws * len(chosen)))
+                )
         self._run([shard for _, shard in shards], what)
         replies: list[list[Completion]] = [[] for _ in unique]
         for block, shard in shards:
@@ -104,7 +107,7 @@ class LocalModel(Base):
             asked, told = (list(texts) for texts in zip(*unique[block.start : block.stop], strict=True))
             which = [] if statistic == "logprob" else [statistic]
             key = digests.of_value([FORMAT, "score", self.identity(), asked, told, *which])
-            shards.append(self._shard(key, partial(self._score, asked, told, statistic)))
+            shards.append(self._shard(key, partial(self._score, asked, told, statistic), len(asked)))
         self._run(shards, what)
         self.tally.requests += len(pairs)
         self.tally.distinct += len(unique)
@@ -137,6 +140,13 @@ class LocalModel(Base):
             self._engine = self.host.make_room(self) or self._load()
         return self._engine
 
+    def _telling(self) -> Engine:
+        """The loaded engine; one that can tells how far it is."""
+        engine = self.engine()
+        if isinstance(engine, Telling):
+            engine.tell_progress = self._inside
+        return engine
+
     def _load(self) -> Engine:
         """Beside what is loaded; if memory does not suffice for that, in its place."""
         from tasks.core import engines
@@ -160,8 +170,8 @@ class LocalModel(Base):
             gc.collect()
         return load()
 
-    def _shard(self, key: str, compute: Any) -> Shard:
-        return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute)
+    def _shard(self, key: str, compute: Any, size: int) -> Shard:
+        return Shard(key, self.scratch / "shards" / key[:2] / f"{key}.parquet", compute, size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to open the model in another process."""
@@ -169,20 +179,29 @@ class LocalModel(Base):
         return function, (*arguments, self.pointer, self.identity())
 
     def _run(self, shards: Sequence[Shard], what: str) -> None:
+        """Computes the shards that are not stored. Progress is told in requests, also inside of a shard where the engine
+        of this process computes it."""
         todo = [shard for shard in shards if not shard.valid()]
-        done = 0
+        done, total = 0, sum(shard.size for shard in todo)
 
         def finished(spent: Spent) -> None:
             nonlocal done
-            done += 1
+            done += int(spent["made"])
             self.tally.add(spent)
-            self.host.progress(what, done, len(todo))
+            self.host.progress(what, done, total)
 
-        self.host.progress(what, 0, len(todo))
-        self.host.map_shards(todo, finished)
+        def inside(number: int) -> None:
+            self.host.progress(what, min(done + number, total - 1), total)
+
+        self.host.progress(what, 0, total)
+        self._inside = inside
+        try:
+            self.host.map_shards(todo, finished)
+        finally:
+            self._inside = None
 
     def _generate(self, prompts: list[str], sampling: Sampling, first: int) -> tuple[pl.DataFrame, Spent]:
-        engine = self.engine()
+        engine = self._telling()
         started = time.perf_counter()
         replies = engine.generate(prompts, sampling, first)
         seconds = time.perf_counter() - started
@@ -194,7 +213,7 @@ class LocalModel(Base):
         return table, {"made": table.height, "tokens": tokens, "prompt_tokens": prompt_tokens, "seconds": seconds}
 
     def _score(self, prompts: list[str], responses: list[str], statistic: Statistic) -> tuple[pl.DataFrame, Spent]:
-        engine = self.engine()
+        engine = self._telling()
         started = time.perf_counter()
         scores = engine.score(prompts, responses, statistic)
         spent = {"made": len(scores), "seconds": time.perf_counter() - started}

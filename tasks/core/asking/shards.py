@@ -31,6 +31,7 @@ class Shard:
     key: str
     path: Path
     compute: Callable[[], tuple[pl.DataFrame, Spent]]
+    size: int = 1  # requests that it answers
 
     @property
     def receipt(self) -> Path:

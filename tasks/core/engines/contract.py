@@ -141,3 +141,10 @@ class Taking(Engine, Protocol):
     def rest(self) -> bool:
         """Gives the memory back until `take` is called, if it can; otherwise False, and it has to be closed."""
         ...
+
+
+@runtime_checkable
+class Telling(Engine, Protocol):
+    """An engine that tells, often, how many of a call's replies or scores it has."""
+
+    tell_progress: Callable[[int], None] | None

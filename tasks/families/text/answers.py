@@ -15,7 +15,7 @@ from unicodedata import normalize
 
 from tasks.families.text.plain import UNSPACED, said, simple
 
-PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+PLAIN = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?")
 LONGEST_FRACTION = 300  # characters
 
 # --- numbers ---------------------------------------------------------------------------------------

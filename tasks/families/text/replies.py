@@ -8,7 +8,7 @@ kind, behind each of which an explanation may stand. A reply is read only if tha
 
 - some sentence states a verdict, and all that do state the same one;
 - no other sentence speaks of one in another way (a copy of the instructions, "Score: 4-5", look-alike letters);
-- the verdict is on the scale, and opens the reply or closes it; nothing behind one that opens it speaks against it;
+- the verdict is on the scale, and opens the reply or its last line, or closes it; nothing behind it speaks against it;
 - what the judge was shown does not state the same verdict, for then it may be a repetition: with a label ("Score: 4")
   or in double brackets at all, in a looser form ("4 out of 5", "Yes.") in the same form.
 
@@ -62,7 +62,7 @@ _THE = r"(?:(?:my|the|its|final|overall|total|additive)\s+|最[终終]){0,3}"
 _RESULT = r"\[result\]\s*:?"
 _NO_WHY = r"(?!\W*(?:(?:but|or|and|to|yes|no|if|unless|maybe|perhaps)(?![^\W_])|/))"
 _WHY = rf"(?P<why>(?:\s*[(,;:–—]|\s+-+(?=[\s\w])|\s+(?:because|since|as|due)\b){_NO_WHY}.*)"
-_END = rf"(?:\s*[.!。]*|{_WHY})"
+_END = rf"(?:\s*[.!。]*:?|{_WHY})"
 
 
 def _forms(**patterns: str) -> dict[str, re.Pattern[str]]:
@@ -174,7 +174,8 @@ _TAKES_BACK = re.compile(r"(?:no|wait|hm+|sorry|oops|correction|actually|rather|
 def read(grammar: Grammar, reply: str, shown: str) -> Reading:
     """The verdict of a reply by the module's rules. `shown`: everything of others that the judge saw."""
     text = sentences.with_objects(simple(said(reply)), lambda line: _speaks(grammar, line))
-    units = list(sentences.units(sentences.outside_quotations(text), _LABEL_ALONE))
+    lines = list(sentences.sentences(sentences.outside_quotations(text), _LABEL_ALONE))
+    units = [unit for line in lines for unit in line]
     found: dict[int, Statement] = {}
     for place, unit in enumerate(units):
         if statement := _statement(grammar, unit, len(units) == 1):
@@ -185,6 +186,7 @@ def read(grammar: Grammar, reply: str, shown: str) -> Reading:
         return Reading(None, f"no {grammar.what}" if units else "nothing outside quotations")
     values = {statement.value for statement in found.values()}
     opens = all(place in found or units[place].endswith(":") for place in range(min(found)))
+    opens = opens or max(found) == len(units) - len(lines[-1])  # its last line
     closes = max(found) == len(units) - 1
     if not closes:
         rest = [plain(unit).casefold() for place, unit in enumerate(units) if place not in found]
@@ -253,7 +255,7 @@ def _stated_in(grammar: Grammar, shown: str) -> set[tuple[str, str]]:
     """Form and value of every verdict that the text states, quoted or not, in any way that may be repeated."""
     found = set()
     lines = [line.lstrip("> \t") for line in simple(shown).splitlines()]
-    for unit in sentences.units(lines, _LABEL_ALONE):
+    for unit in (unit for line in sentences.sentences(lines, _LABEL_ALONE) for unit in line):
         if statement := _statement(grammar, unit, True):
             found.add((statement.form, statement.value))
     text = plain(shown).casefold()

@@ -56,8 +56,8 @@ def outside_quotations(text: str) -> list[str]:
     return kept
 
 
-def units(lines: Sequence[str], label: re.Pattern[str]) -> Iterator[str]:
-    """Sentences without markup; a `label` alone on its line is joined with the next line."""
+def sentences(lines: Sequence[str], label: re.Pattern[str]) -> Iterator[list[str]]:
+    """The sentences of every line, without markup; a `label` alone on its line is joined with the next line."""
     cleaned = [line for line in map(_clean, lines) if line]
     place = 0
     while place < len(cleaned):
@@ -65,7 +65,7 @@ def units(lines: Sequence[str], label: re.Pattern[str]) -> Iterator[str]:
         if label.fullmatch(line) and place + 1 < len(cleaned):
             place += 1
             line = f"{line} {cleaned[place]}"
-        yield from filter(None, re.split(r"(?<=[.!?])\s+|(?<=。)\s*", line))
+        yield [sentence for sentence in re.split(r"(?<=[.!?])\s+|(?<=。)\s*", line) if sentence]
         place += 1
 
 

@@ -206,6 +206,18 @@ def test_a_key_in_what_goes_into_every_request_is_refused(params: dict[str, Any]
             ["solv"],
             "filter.replay.parts (what the corpus has): unknown part 'solv'; did you mean",
         ),
+        (
+            "sample.iid.temperature",
+            0.0,
+            "sample.iid.temperature: given 0.0; 9 samples of a prompt at temperature 0 are 9 times the "
+            "same; raise it, or set n to 1",
+        ),
+        (
+            "evaluate.temperature",
+            0.0,
+            "evaluate.temperature: given 0.0; 8 samples of a prompt at temperature 0 are 8 times the same; "
+            "raise it, or set samples to 1",
+        ),
         ("base.chat_template", "plane", "unknown chat template 'plane'; did you mean 'plain'?"),
         ("base.chat_template_options", None, "base.chat_template_options: given None; a mapping is wanted"),
         ("base.chat_template_options", {"tools": []}, "base.chat_template_options.tools: every template is given that"),

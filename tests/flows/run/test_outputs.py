@@ -60,3 +60,17 @@ def test_unchanged_wants_the_same_bytes(tmp_path: Path) -> None:
     assert outputs.unchanged(tmp_path, found)
     write(tmp_path / "data/a", "2")
     assert not outputs.unchanged(tmp_path, found)
+
+
+def test_a_folder_of_artifacts_that_is_a_link_is_named(tmp_path: Path) -> None:
+    """DVC would refuse it when the stage has done its work."""
+    root, other = tmp_path / "root", tmp_path / "other"
+    for folder in (root / "data/i01/dataset", root / "data/tasks", other):
+        folder.mkdir(parents=True)
+    (root / "data/i01/samples.parquet").symlink_to(other / "in-the-cache")  # as DVC links files
+    assert list(outputs.links(root)) == []
+    (root / "data/i01/candidate").symlink_to(other)
+    (root / "data/i02").symlink_to(other)
+    told = list(outputs.links(root))
+    assert [line.partition(":")[0] for line in told] == ["data/i02", "data/i01/candidate"]
+    assert f"is a link to {other}, and DVC keeps no artifact behind a link" in told[0]

@@ -77,6 +77,7 @@ class TransformersEngine:
     ) -> None:
         self.model, self.tokenizer, self.threads, self.batch_size = model, tokenizer, threads, batch_size
         self.memory: cache.Rows | None = None
+        self.tell_progress: Callable[[int], None] | None = None
         configured = getattr(model.generation_config, "eos_token_id", None)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         known: Any = model.get_input_embeddings()
@@ -130,6 +131,8 @@ class TransformersEngine:
                 found = self._score_block(order[run], asked, joined, statistic)
                 for index, row in zip(order[run], found, strict=True):
                     scores[index] = row
+                if self.tell_progress:
+                    self.tell_progress(sum(map(bool, scores)))
 
         with torch.inference_mode():
             self._halving(compute, budget)
@@ -205,6 +208,8 @@ class TransformersEngine:
                     new = live.new[slot, : live.length[slot]].tolist()
                     done[live.row[slot]] = (new, float(live.logprob[slot]))
                 live.keep(batch.leave(finished))
+            if self.tell_progress:
+                self.tell_progress(waiting - live.count)
         self.memory = batch
         return done
 

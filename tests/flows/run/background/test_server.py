@@ -158,9 +158,17 @@ def test_the_server_goes_with_its_last_owner(started: Any, tmp_path: Path, monke
     state.write_json(path, {**info, "watchdog": None})  # the one started below is this run's
     command = [sys.executable, "-m", "flows.run.background.watchdog", str(tmp_path)]
     watchdog = subprocess.Popen(command, cwd=ROOT)
+    time.sleep(3)  # it is watching
+    locks = tmp_path / ".dvc/tmp/rwlock"
+    locks.parent.mkdir(parents=True)
+    locks.write_text('{"read": {')  # as a dvc leaves it that is killed while it writes
     owners[0][0].kill()
     owners[0][0].wait()
-    time.sleep(3)
+    seconds = 0.0
+    while locks.exists() and seconds < 5:
+        time.sleep(0.01)
+        seconds += 0.01
+    assert seconds < 0.4  # 0.1 on a machine that does nothing else; looking every half second took longer
     assert started[0].poll() is None
     owners[1][0].kill()
     owners[1][0].wait()

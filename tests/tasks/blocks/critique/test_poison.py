@@ -148,7 +148,7 @@ def text_grammar(reply: str, quoted: str) -> Read:
     lines = [line for line in lines_outside_quotations(reply) if any(c.isalnum() for c in line)]
     if not lines:
         return None
-    places = [*range(min(3, len(lines))), len(lines) - 1]
+    places = [*range(min(4, len(lines))), len(lines) - 1]
     found = [number_of(lines[place], " ".join(lines[max(0, place - 1) : place + 1])) for place in places]
     points = next((number for number in found if number is not None), None)
     others = [digits_in(line) for line in lines[:-1] if stated(line, 8, colon=False)]

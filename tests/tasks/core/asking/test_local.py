@@ -37,6 +37,33 @@ def test_replies_come_back_in_order_and_are_asked_for_once(tmp_path):
     assert second.asked == 0
 
 
+class Slow(Scripted):
+    """Tells how far it is before every reply."""
+
+    tell_progress = None
+
+    def generate(self, prompts, sampling, first_draw=0):
+        if self.tell_progress:
+            for number in range(len(prompts) * sampling.n + 1):
+                self.tell_progress(number)
+        return super().generate(prompts, sampling, first_draw)
+
+
+def test_progress_is_told_in_requests_and_inside_of_a_shard(tmp_path):
+    model, _ = scripted_model(tmp_path, echo)
+    model._engine = Slow(echo)
+    told = []
+    model.host.progress = lambda what, done, total: told.append((what, done, total))
+    model.generate(QUESTIONS, Sampling(6, 1.0, 1.0, 8, 1), "x")
+    numbers = [done for _, done, _ in told]
+    assert {(what, total) for what, _, total in told} == {("x", 300)}
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(301))
+    told.clear()
+    model.generate(QUESTIONS, Sampling(6, 1.0, 1.0, 8, 1), "x")
+    assert told == [("x", 0, 0)]
+
+
 def test_equal_conversations_share_their_replies(tmp_path):
     model, engine = scripted_model(tmp_path, echo)
     replies = model.generate([user("a"), user("b"), user("a")], Sampling(1, 0.0, 1.0, 4, 0), "x")

@@ -4,7 +4,7 @@ import json
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.families.text.answers import number_in, numbers
@@ -204,6 +204,8 @@ TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_siz
 
 @settings(max_examples=1500, deadline=None)
 @given(TEXT)
+@example("0$0")
+@example("########0\\")
 def test_an_answer_read_once_more_is_the_same(text):
     answer = number_in(text)
     assert answer is None or number_in(answer) == answer

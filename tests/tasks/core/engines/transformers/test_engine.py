@@ -113,6 +113,20 @@ def test_samples_follow_the_distribution(qwen: Path, temperature: float, top_p: 
     contract.first_tokens_follow_the_distribution(engine, engine, temperature, top_p, 4000, alpha=0.01)
 
 
+def test_a_call_tells_often_how_far_it_is(qwen: Path) -> None:
+    engine: Any = engines.load("transformers", qwen, "float32", 1, 2)
+    quiet = engine.generate(PROMPTS, sampling())
+    engine.tell_progress, told = None, []
+    engine.tell_progress = told.append
+    assert engine.generate(PROMPTS, sampling()) == quiet
+    assert told == sorted(told)
+    assert told[-1] == 4 * len(set(PROMPTS))
+    assert len(told) > len(set(told))  # also where no reply has ended
+    told.clear()
+    engine.score(PROMPTS[: len(RESPONSES)], RESPONSES)
+    assert told[-1] == len(RESPONSES)
+
+
 def test_uniform_numbers_are_uniform_and_independent() -> None:
     keys = uniforms.row_keys(0, ["p", "q"], range(2000))
     numbers = np.stack([uniforms.uniforms(keys.ravel(), np.full(4000, place)) for place in range(5)])

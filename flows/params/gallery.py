@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from flows.params import compose, schema
+from flows.params import compose, schema, sections
 from flows.params.write import lines_of, on_one_line
 
 FILE = Path(__file__).parents[2] / "docs" / "recipes.md"
@@ -109,10 +109,11 @@ def _recipe(name: str) -> Iterator[str]:
 
 
 def path(made: Mapping[str, Any]) -> str:
-    """The way through the stages: which blocks each has."""
+    """The way through the stages: which blocks each has, in the order in which they run."""
     lines = []
     for stage in schema.WITH_BLOCKS:
-        blocks = [_told(name, entry) for name, entry in made[stage].items()]
+        bounds = sections.options(made, stage, None)
+        blocks = [_told(bound.name, made[stage][bound.name]) for bound in bounds]
         if blocks:
             lines.append(f"{stage:10}  {', '.join(blocks)}")
     ways = made["evaluate"]["answers"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.params import compose, schema, sections
 from flows.params.write import lines_of, on_one_line
+from tasks.blocks.critique.judging import in_order
 
 FILE = Path(__file__).parents[2] / "docs" / "recipes.md"
 INTRODUCTION = """# Recipes
@@ -113,6 +114,7 @@ def path(made: Mapping[str, Any]) -> str:
     lines = []
     for stage in schema.WITH_BLOCKS:
         bounds = sections.options(made, stage, None)
+        bounds = in_order(bounds) if stage == "critique" else bounds
         blocks = [_told(bound.name, made[stage][bound.name]) for bound in bounds]
         if blocks:
             lines.append(f"{stage:10}  {', '.join(blocks)}")

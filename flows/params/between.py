@@ -241,7 +241,10 @@ def _uses(place: str, block: Bound, params: Params) -> Iterator[str]:
             f"{place}.template: '{use}' shows the right answer, but params.yaml says `labels: false`; use another template, or a "
             "recipe that declares labels (`python -m flows.recipe use oracle`)"
         )
-    elif (hasattr(block.options, "together") or hasattr(block.options, "texts")) and "answers" not in known[use]:
+    elif (hasattr(block.options, "together") or hasattr(block.options, "texts")) and not known[use] & {
+        "answers",
+        "gold",
+    }:
         yield f"{place}.template: '{use}' shows no answer, and {block.kind} is about answers; use one that does"
     elif hasattr(block.options, "n") and not hasattr(block.options, "of") and "answers" in known[use]:
         yield f"{place}.template: '{use}' shows an answer, and {block.kind} has none to show; use `respond`"

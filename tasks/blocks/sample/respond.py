@@ -6,6 +6,7 @@ A few methods by their options:
     template retry                                   intrinsic self-correction, SCoRe's second turn
     template aggregate, together k                   generative self-aggregation (Li et al. 2025)
     template debate, together k, each, rounds r      multi-agent debate (Liang et al. 2023)
+    template hinted, which: {critic, verdict: false} an explanation of the right answer where the model failed (labels)
     template revise, which: {critic, verdict: false} critique and revision (Self-Refine, Madaan et al. 2023); in `refine`
 """
 
@@ -47,6 +48,7 @@ class Said(NamedTuple):
     candidate: str
     turn: int
     response: str
+    gold: str | None  # the prompt's own answer, null in label-free runs
 
 
 def respond(work: Work, options: Respond) -> Made:
@@ -62,12 +64,13 @@ def replies(
     work: Work, options: Respond, going: pl.DataFrame, critiques: Mapping[str, str], number: int
 ) -> pl.DataFrame:
     """CANDIDATES of one round that go on from those of `going`. `critiques`: what a critic says of each, by its id."""
-    asked, latest = [], 0
+    asked, latest, hinted = [], 0, "gold" in work.family.shows(options.template)
     for _, group in groupby(_said(work, going, options), key=itemgetter(0)):
         for shown in list(_together(list(group), options))[: options.per_prompt]:
             texts = tuple(said.response for said in shown)
-            critique = critiques.get(shown[0].candidate, "")
-            messages = work.family.ask(options.template, Parts(shown[0].question, texts, critique))
+            critique, question = critiques.get(shown[0].candidate, ""), shown[0].question
+            gold = work.truth.gold(question, shown[0].gold) if hinted else None
+            messages = work.family.ask(options.template, Parts(question, texts, critique, gold))
             if messages is not None:
                 asked.append(Asked(shown[0].prompt, shown[0].question, messages, shown[0].candidate))
                 latest = max(latest, shown[0].turn)
@@ -84,9 +87,9 @@ def _said(work: Work, going: pl.DataFrame, options: Respond) -> Iterator[Said]:
     rows = going.sort("prompt_id", "source", "turn", "draw", "candidate_id")
     if options.together == 1:
         rows = rows.unique(["prompt_id", "response"], keep="first", maintain_order=True)
-    questions = work.prompts.select("prompt_id", question="messages")
+    questions = work.prompts.select("prompt_id", question="messages", gold="answer")
     rows = rows.join(questions, on="prompt_id", how="left", maintain_order="left")
-    columns = ("prompt_id", "question", "candidate_id", "turn", "response")
+    columns = ("prompt_id", "question", "candidate_id", "turn", "response", "gold")
     yield from (Said(*row) for row in rows.select(columns).iter_rows())
 
 

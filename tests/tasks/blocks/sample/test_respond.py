@@ -128,3 +128,14 @@ def test_in_refine_a_critic_chooses_in_every_round_and_its_words_are_shown(tmp_p
     told = made.opinions.join(made.candidates.select("candidate_id", "response"), on="candidate_id")
     assert dict(told.select("response", "verdict").iter_rows()) == {"6": False, "5": True}
     assert pl.DataFrame(start.candidates).height == 2
+
+
+def test_what_failed_is_asked_again_with_its_answer(tmp_path):
+    table = prompts("add 2 3")
+    model, _ = scripted_model(tmp_path, lambda p, d: p.split()[-1])
+    hinted = {**OPTIONS, "template": "hinted"}
+    start = work(table, model, "sample", labels=True, candidates=sampled(table, ["4"]))
+    [row] = bound(sample.BLOCKS, "respond", **hinted)(start).candidates.to_dicts()
+    assert (row["messages"][0]["content"], row["answer"]) == ("hinted add 2 3 : 5", "5")
+    with pytest.raises(LabelsForbidden):
+        bound(sample.BLOCKS, "respond", **hinted)(work(table, model, "sample", candidates=sampled(table, ["4"])))

@@ -9,7 +9,7 @@ Writes `data/iN/evaluation/predictions.parquet` (PREDICTIONS, held-out prompts),
 (flat figures of `tasks.blocks.evaluate.metrics.summary`, held-out), `data/evaluations/iN.json` (the same and
 `iteration`, for report), and `probe.json`: `metrics`, the same figures on the probe set, `guards` and, with
 `probe_by_prompt`, `by_prompt`: which of its prompts have a right greedy answer.
-`answers` adds ways to answer with the samples (`tasks.blocks.evaluate.ways`), held out.
+`makers` go on from these answers, and `answers` adds ways to answer with all of them (`tasks.blocks.evaluate.ways`), held out.
 Only `probe.json` may be read inside the loop. Figures are null where the family has no truth. `benchmarks` adds the
 figures of standard benchmarks to the held-out ones (`tasks.blocks.evaluate.benchmarks`).
 Reruns for another candidate, other sets, this section, its override in the iteration's row of
@@ -24,16 +24,17 @@ import polars as pl
 from pydantic import Field, ValidationInfo, field_validator
 
 from tasks import families
-from tasks.blocks import critique, refine
+from tasks.blocks import critique, refine, sample
 from tasks.blocks.critique.judging import in_order, judged
 from tasks.blocks.critique.opinions import aggregate
 from tasks.blocks.evaluate import benchmarks, guards, metrics, ways
 from tasks.blocks.evaluate.options import Benchmark
 from tasks.blocks.sample import iid
 from tasks.blocks.work import JUDGE, POLICY, Made, Work
+from tasks.blocks.work import in_order as order_of_makers
 from tasks.core import digests, tables
 from tasks.core.asking.demand import Counts, Demand
-from tasks.core.block import Bound, Options, bind, validate
+from tasks.core.block import Block, Bound, Options, bind, validate
 from tasks.core.context import Context
 from tasks.core.engines import server_renders
 from tasks.core.errors import BadInput, unknown_name
@@ -41,6 +42,7 @@ from tasks.core.labels import Truth
 from tasks.core.models.pointer import Pointer
 from tasks.core.seeds import derive
 
+MAKERS: dict[str, Block] = {**sample.BLOCKS, "respond_judged": refine.BLOCKS["respond_judged"]}
 KINDS = ("greedy", "sample", "refined")  # of predictions, beside the ways to answer
 
 
@@ -54,7 +56,10 @@ class Section(Options):
     critics: dict[str, Any]  # name -> critic block
     best_of: str | None  # the critic whose score chooses among samples
     refine: dict[str, Any] | None  # a refinement block
-    answers: dict[str, ways.Way]  # name -> how the samples give one answer; {} for none
+    makers: dict[
+        str, Any
+    ]  # name -> a block of sample, or respond_judged, that goes on from greedy, sample or one another
+    answers: dict[str, ways.Way]  # name -> how attempts give one answer; {} for none
     benchmarks: dict[str, Benchmark] | None  # name -> tasks of lm-eval
     benchmark_files: str = Field(min_length=1)  # folder with tasks of the user's own
     probe_by_prompt: bool  # probe.json also says of each prompt whether it was right; promote.significance reads it
@@ -76,6 +81,7 @@ class Evaluation:
     critics: list[Bound]
     own: str | None
     refine: Bound | None
+    makers: list[Bound]
     answers: Mapping[str, ways.Way]
     benchmarks: Mapping[str, Benchmark]
     benchmark_files: str
@@ -109,11 +115,25 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
     for place, name in (("evaluate.best_of", given.best_of), ("evaluate.refine.critic", gate)):
         if name is not None and name not in names:
             raise unknown_name("critic", name, names, place)
-    for way, options in given.answers.items():
-        if way in KINDS:
+    makers = order_of_makers(bind(MAKERS, given.makers, "evaluate.makers"), "evaluate.makers")
+    sources = ["greedy", "sample", *(maker.name for maker in makers)]
+    for name in [*given.answers, *given.makers]:
+        if name in KINDS:
+            where = "answers" if name in given.answers else "makers"
             raise BadInput(
-                f"evaluate.answers.{way}: is the name of answers that are there anyway ({', '.join(KINDS)}); take another"
+                f"evaluate.{where}.{name}: is the name of answers that are there anyway ({', '.join(KINDS)}); take another"
             )
+    named = [(f"evaluate.answers.{name}.of", way.of) for name, way in given.answers.items()]
+    named += [(f"evaluate.makers.{maker.name}.of", getattr(maker.options, "of", [])) for maker in makers]
+    for place, several in named:
+        for source in several:
+            if source not in sources:
+                raise unknown_name("source", source, sources, place)
+    for maker in makers:
+        for read in maker.reads:
+            if read.critic not in names:
+                raise unknown_name("critic", read.critic, names, f"evaluate.makers.{maker.name}.{read.option}")
+    for way, options in given.answers.items():
         if options.critic is not None and options.critic not in names:
             raise unknown_name("critic", options.critic, names, f"evaluate.answers.{way}.critic")
         if options.critic is not None and "scores" not in next(c for c in bound if c.name == options.critic).gives:
@@ -123,7 +143,7 @@ def parse(section: Mapping[str, Any]) -> Evaluation:
     own = given.best_of or gate or (names[0] if names else None)
     return Evaluation(
         given.samples, given.temperature, given.top_p, given.max_new_tokens, bound, own, refiner,
-        given.answers, given.benchmarks or {}, given.benchmark_files, given.probe_by_prompt,
+        makers, given.answers, given.benchmarks or {}, given.benchmark_files, given.probe_by_prompt,
     )  # fmt: skip
 
 
@@ -145,7 +165,8 @@ def run(context: Context) -> None:
         results[part] = examine(work, options)
     heldout, probe = results["heldout"], results["probe"]
     figures = metrics.summary(heldout.predictions, options.samples)
-    figures |= metrics.rounded(ways.figures(heldout.predictions, heldout.answered))
+    prompts = heldout.predictions["prompt_id"].n_unique()
+    figures |= metrics.rounded(ways.figures(heldout.predictions, heldout.answered, prompts))
     figures |= benchmarks.measure(standard, model, context.seed)
     report: dict[str, Mapping[str, Any]] = {
         "metrics": metrics.summary(probe.predictions, options.samples),
@@ -177,6 +198,8 @@ def asks(options: Evaluation, prompts: int, questions: int) -> list[Demand]:
     ]
     if options.refine is not None:
         asked += refine.asks(options.refine, options.critics, Counts(prompts, prompts, questions))
+    for maker in options.makers:
+        asked += refine.asks(maker, options.critics, counts)
     return asked
 
 
@@ -207,26 +230,65 @@ def examine(work: Work, options: Evaluation) -> Examination:
     final = made.candidates.sort("prompt_id", pl.col("turn") * -1, "draw", "candidate_id").unique(
         "prompt_id", keep="first", maintain_order=True
     )
+    more = _further(replace(judging, seed=derive(seed, "makers"), name=part), greedy, drawn, critiques, options)
+    told = pl.concat([critiques, *more.opinions])
     rows = pl.concat(
         [
-            _rows(greedy, "greedy", both.head(greedy.height)["judged_id"]),
+            greedily_answered := _rows(greedy, "greedy", both.head(greedy.height)["judged_id"]),
             samples := _rows(drawn, "sample", both.tail(drawn.height)["judged_id"]),
             _rows(final, "refined", final["candidate_id"]),
             _unanswered(work.prompts, greedy, "greedy", 1),
             _unanswered(work.prompts, drawn, "sample", options.samples),
-            ways.chosen(samples, critiques, options.answers),
+            ways.chosen(pl.concat([greedily_answered, samples, *more.rows]), told, options.answers),
         ]
     )
-    opinions = pl.concat([critiques, made.opinions])
+    opinions = pl.concat([told, made.opinions])
     predictions = _with_truth(_with_verdicts(rows, opinions, options.own), work.prompts, work.truth)
     tokens = {
         "answer": int(pl.concat([greedy["tokens"], drawn["tokens"]]).sum()),
         "critique": int(opinions["tokens"].sum()),
         "refine": int(made.candidates["tokens"].sum()),
     }
+    if options.makers:
+        tokens["makers"] = sum(more.spent.values())
     own = critiques.filter(pl.col("critic") == options.own) if options.own else critiques.clear()
-    answered = {name: ways.tokens(drawn, critiques, way, work.prompts.height) for name, way in options.answers.items()}
+    spent = {"greedy": int(greedy["tokens"].sum()), "sample": int(drawn["tokens"].sum()), **more.spent}
+    parents = {maker.name: getattr(maker.options, "of", []) for maker in options.makers}
+    answered = {
+        name: ways.tokens(way, spent, parents, told, work.prompts.height) for name, way in options.answers.items()
+    }
     return Examination(predictions, own, tokens, answered)
+
+
+@dataclass(frozen=True)
+class Further:
+    """What makers made of the answers: rows of predictions, critiques of them, and new tokens by maker."""
+
+    rows: list[pl.DataFrame]
+    opinions: list[pl.DataFrame]
+    spent: dict[str, int]
+
+
+def _further(
+    work: Work, greedy: pl.DataFrame, drawn: pl.DataFrame, critiques: pl.DataFrame, options: Evaluation
+) -> Further:
+    """The makers' answers, each judged by the critics that a way asks about them and that look at a candidate alone."""
+    named = [greedy.with_columns(source=pl.lit("greedy")), drawn.with_columns(source=pl.lit("sample"))]
+    found, opinions = Further([], [], {}), critiques
+    for maker in options.makers:
+        given = replace(work, candidates=pl.concat(named), opinions=opinions, critics=options.critics)
+        made = maker(given.of(maker))
+        told = made.opinions
+        wanted = {way.critic for way in options.answers.values() if way.critic and maker.name in way.of}
+        wanted -= set(told["critic"])
+        alone = [c for c in options.critics if c.name in wanted and "siblings" not in c.needs]
+        told = pl.concat([told, judged(replace(work, candidates=made.candidates), alone)])
+        named.append(made.candidates)
+        opinions = pl.concat([opinions, told])
+        found.opinions.append(told)
+        found.rows.append(_rows(made.candidates, maker.name, made.candidates["candidate_id"]))
+        found.spent[maker.name] = int(made.candidates["tokens"].sum())
+    return found
 
 
 def _criticise(answers: pl.DataFrame, work: Work, critics: Sequence[Bound]) -> pl.DataFrame:

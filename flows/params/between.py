@@ -273,6 +273,12 @@ def _evaluation(params: Params, iteration: str) -> Iterator[str]:
             yield f"{place}: names another model, and evaluate asks the candidate alone; leave it out"
         if "comparisons" in critic.gives:
             yield f"{place}: block {critic.kind} compares answers and judges none by itself; evaluate with another critic"
+    for maker in evaluation.makers:
+        place = f"evaluate.makers.{maker.name}"
+        yield from _abilities(place, maker, params)
+        yield from _uses(place, maker, params)
+        if maker.model is not None:
+            yield f"{place}: names another model, and evaluate asks the candidate alone; leave it out"
     if evaluation.refine is not None:
         yield from _abilities("evaluate.refine", evaluation.refine, params)
     for name, benchmark in evaluation.benchmarks.items():

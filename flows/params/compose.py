@@ -118,7 +118,8 @@ def compose(name: str, family: str | None = None, iterations: int | None = None)
         if stage in WITH_BLOCKS:
             section = _filled(section, blocks)
         if stage == "evaluate":
-            section = section | {"critics": _filled(section["critics"], blocks)}
+            filled = {name: _filled(section[name], blocks) for name in ("critics", "makers")}
+            section = section | filled
             if section["refine"] is not None:
                 section = section | _filled({"refine": section["refine"]}, blocks)
         made[stage] = section

@@ -16,7 +16,7 @@ from tasks.core import tables
 from tasks.core.context import Context
 from tasks.core.engines.contract import Completion, Sampling, no_reply
 from tasks.core.errors import BadInput, UnknownName
-from tasks.core.family import Messages, Question, Verdict
+from tasks.core.family import Messages, Parts, Question, Verdict
 from tests.support.models import ENGINE
 from tests.support.paths import ROOT
 from tests.support.tiny import user
@@ -30,6 +30,7 @@ SECTION: dict[str, Any] = {
     "best_of": "own",
     "refine": {"block": "critique_revise", "critic": "own", "per_prompt": 1, "rounds": 1, "temperature": 0.0, "top_p": 1.0,
                "max_new_tokens": 4},
+    "makers": {},
     "answers": {},
     "benchmarks": None,
     "benchmark_files": "tasks/templates/benchmarks",
@@ -63,6 +64,12 @@ class Sums:
 
     def refine_messages(self, messages: Messages, response: str, critique: str) -> Messages:
         return user("refine " + messages[0]["content"])
+
+    def shows(self, use: str) -> frozenset[str]:
+        return frozenset({"answers"})
+
+    def ask(self, use: str, parts: Parts) -> Messages:
+        return user(f"{use} {parts.question[0]['content']} : {' '.join(parts.answers)}")
 
     def verify(self, messages: Messages, answer: str | None, response: str) -> bool:
         return response == answer
@@ -191,6 +198,51 @@ def test_equal_responses_are_criticised_once_and_bytes_are_stable(stage: Callabl
     critiques = [content for content in result.model.asked if content.startswith("sum 1 1")]
     assert len(critiques) == 4  # of the responses "2" and "4", in both sets
     assert result.bytes == stage(name="again").bytes
+
+
+RESPOND = {
+    "block": "respond", "of": ["greedy"], "template": "retry", "together": 1, "each": False, "per_prompt": None, "rounds": 1,
+    "n": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4,
+}  # fmt: skip
+AGAIN = {"of": ["again", "greedy"], "pick": "first", "critic": None, "rank_power": None}
+
+
+def test_makers_go_on_from_answers_and_ways_choose_among_all(stage: Callable[..., SimpleNamespace]) -> None:
+    """Greedy answers are 2, 9, junk and 10. A second attempt at "2 2" is right, all others are junk; where the critic
+    refuses the greedy answer alone, "1 1" stays right. Three samples of each prompt are put into one answer, "6"."""
+
+    def told(content: str, temperature: float, draw: int) -> str:
+        if content.startswith(("retry", "gated")):
+            return "4" if content.startswith(("retry 2 2", "gated 2 2")) else "junk"
+        return "6" if content.startswith("merge") else script(content, temperature, draw)
+
+    gated = {**RESPOND, "block": "respond_judged", "template": "gated", "which": {"critic": "own", "verdict": False}}
+    merged = {**RESPOND, "template": "merge", "of": ["sample"], "together": 3}
+    result = stage(
+        reply=told,
+        makers={"second": RESPOND, "checked": gated, "merged": merged},
+        answers={
+            "again": {**AGAIN, "of": ["second", "greedy"]},
+            "gated": {**AGAIN, "of": ["checked", "greedy"]},
+            "merge": {**AGAIN, "of": ["merged"]},
+            "judged": {"of": ["second", "greedy"], "pick": "best", "critic": "own", "rank_power": None},
+        },
+    )
+    figures = result.metrics
+    assert figures["accuracy_again"] == 0.25  # 2 2 mended, 1 1 and 5 5 broken
+    assert figures["accuracy_gated"] == 0.5  # 1 1 kept, 2 2 mended, 5 5 refused and broken
+    assert figures["accuracy_merge"] == 0.25  # 3 3
+    assert (
+        figures["accuracy_judged"] == 0.75
+    )  # 4 for 2 2, and 10 for 5 5, whose critic refuses both: the first with a score
+    assert figures["tokens_again"] == (4 + 4) * 2 / 4
+    assert figures["tokens_merge"] == (16 + 4) * 2 / 4
+    kinds = dict(result.predictions.group_by("kind").len().iter_rows())
+    assert {name: kinds[name] for name in ("again", "gated", "merge", "judged")} == dict.fromkeys(
+        ("again", "gated", "merge", "judged"), 4
+    )
+    plain = stage(name="plain").metrics
+    assert {name: value for name, value in figures.items() if name in plain} == plain  # nothing else changes
 
 
 def test_without_truth_without_critics_without_refinement(stage: Callable[..., SimpleNamespace]) -> None:

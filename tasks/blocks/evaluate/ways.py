@@ -1,8 +1,10 @@
-"""Ways to answer a prompt with several samples: which of them, or of their answers, is given.
+"""Ways to answer a prompt with several attempts: which of them, or of their answers, is given.
 
-A way names a critic of `evaluate.critics` and how its scores decide. Each adds a figure `accuracy_NAME` with its interval
-and `tokens_NAME`, the new tokens a prompt that the samples and the critic took.
+A way names the attempts that it chooses among (`greedy`, `sample`, or makers of `evaluate.makers`), a critic of
+`evaluate.critics`, and how its scores decide. Each adds a figure `accuracy_NAME` with its interval, no answer counting as a
+wrong one, and `tokens_NAME`, the new tokens a prompt that the attempts and the critic took.
 
+    pick: first, of: [again, greedy]        what a maker made of it, and the greedy answer where it made nothing
     pick: best                              best-of-n (with self-certainty: Kang et al. 2025)
     pick: most                              the majority vote, self-consistency (Wang et al. 2022)
     pick: most, critic, rank_power: p       Borda voting (Kang et al. 2025): the r-th best of n samples has
@@ -23,15 +25,20 @@ from tasks.core.block import Options
 
 
 class Way(Options):
-    pick: Literal["best", "most"]  # the sample with the highest score, or the answer with the most votes
-    critic: str | None  # of evaluate.critics, with scores; null: each sample has one vote
+    of: list[str] = Field(min_length=1)  # greedy, sample, or names of evaluate.makers
+    pick: Literal[
+        "first", "best", "most"
+    ]  # of the first that made any, the highest score, or the answer with most votes
+    critic: str | None  # of evaluate.critics, with scores; null: each attempt has one vote
     rank_power: float | None = Field(ge=0)  # a vote weighs its rank to this power; null: its score
 
     @model_validator(mode="after")
     def _fits(self) -> "Way":
         if self.pick == "best" and self.critic is None:
             raise ValueError("pick: best goes by a critic; name it in `critic`")
-        if self.rank_power is not None and (self.pick == "best" or self.critic is None):
+        if self.pick == "first" and self.critic is not None:
+            raise ValueError("pick: first goes by no critic; give null")
+        if self.rank_power is not None and (self.pick != "most" or self.critic is None):
             raise ValueError("rank_power is for votes that a critic ranks: pick: most, and a critic")
         return self
 
@@ -44,11 +51,16 @@ class Sample(NamedTuple):
     score: float | None
 
 
-def chosen(drawn: pl.DataFrame, critiques: pl.DataFrame, ways: Mapping[str, Way]) -> pl.DataFrame:
-    """The sample that each way gives for each prompt, as rows of `drawn` with `kind`, the way's name. `drawn`: rows of one
-    prompt set with `prompt_id`, `draw`, `answer` and `judged_id`, the candidate that critiques are of."""
-    found = [drawn.clear()]
+def chosen(attempts: pl.DataFrame, critiques: pl.DataFrame, ways: Mapping[str, Way]) -> pl.DataFrame:
+    """The attempt that each way gives for each prompt, as rows of `attempts` with the way's name as `kind`. `attempts`: rows
+    of one prompt set with `kind`, who made it, `prompt_id`, `draw`, `answer` and `judged_id`, the candidate that critiques
+    are of."""
+    found = [attempts.clear()]
     for name, way in ways.items():
+        order = {source: place for place, source in enumerate(way.of)}
+        own = attempts.filter(pl.col("kind").is_in(way.of))
+        rank = pl.col("kind").replace_strict(order, default=len(order), return_dtype=pl.Int32)
+        drawn = own.with_columns(_rank=rank).sort("_rank", "draw", maintain_order=True).drop("_rank")
         told = drawn.select("judged_id", "prompt_id", "answer").with_row_index("place")
         if way.critic is None:
             told = told.with_columns(score=pl.lit(None, dtype=pl.Float64))
@@ -64,6 +76,8 @@ def chosen(drawn: pl.DataFrame, critiques: pl.DataFrame, ways: Mapping[str, Way]
 def pick(samples: Sequence[Sample], way: Way) -> int:
     """The place of the sample that is given, of those of one prompt in the order of their draws. Of equals the first; a
     missing score is below every other; what has no answer has no vote, and is given only where nothing has one."""
+    if way.pick == "first":
+        return samples[0].place
     ranked = sorted(samples, key=lambda sample: (sample.score is None, -(sample.score or 0.0)))
     if way.pick == "best":
         return ranked[0].place
@@ -82,20 +96,30 @@ def pick(samples: Sequence[Sample], way: Way) -> int:
     return next(sample.place for sample in samples if sample.answer == most)
 
 
-def figures(predictions: pl.DataFrame, tokens: Mapping[str, Number]) -> dict[str, Number]:
+def figures(predictions: pl.DataFrame, tokens: Mapping[str, Number], prompts: int) -> dict[str, Number]:
     """`accuracy_NAME` with its interval, and `tokens_NAME`, for every way in `tokens`."""
     found: dict[str, Number] = {}
     for name, spent in tokens.items():
         given = of_kind(predictions, name)
-        right = accuracy(given)
-        low, high = wilson(int(given["correct"].sum()), given.height) if right is not None else (None, None)
+        count = int(given["correct"].sum())
+        right = None if accuracy(given) is None or not prompts else count / prompts
+        low, high = wilson(count, prompts) if right is not None else (None, None)
         found |= {f"accuracy_{name}": right, f"accuracy_{name}_low": low, f"accuracy_{name}_high": high}
         found |= {f"tokens_{name}": spent}
     return found
 
 
-def tokens(drawn: pl.DataFrame, critiques: pl.DataFrame, way: Way, prompts: int) -> Number:
-    """New tokens a prompt: of all its samples, and of the way's critic."""
+def tokens(
+    way: Way, spent: Mapping[str, int], parents: Mapping[str, Sequence[str]], critiques: pl.DataFrame, prompts: int
+) -> Number:
+    """New tokens a prompt: of all attempts that it takes, and of the way's critic. `spent`: tokens of each source;
+    `parents`: the sources that one goes on from."""
+    needed, todo = set[str](), list(way.of)
+    while todo:
+        source = todo.pop()
+        if source not in needed:
+            needed.add(source)
+            todo += parents.get(source, ())
     judged = critiques.filter(pl.col("critic") == way.critic) if way.critic else critiques.clear()
-    spent = int(drawn["tokens"].sum()) + int(judged["tokens"].sum())
-    return mean([spent / prompts]) if prompts else None
+    total = sum(spent.get(source, 0) for source in needed) + int(judged["tokens"].sum())
+    return mean([total / prompts]) if prompts else None

@@ -691,8 +691,11 @@ RESPOND = {
         ("critique.agree", {"block": "both", "of": ["vote", "vot"]}, "critique.agree.of: unknown critic 'vot'"),
         ("filter.rows.of", ["iid", "none"], "filter.rows.of (blocks of sample and refine): unknown source 'none'"),
         ("evaluate.critics.factored.model", "past", "evaluate.critics.factored: names another model, and evaluate asks the"),
-        ("evaluate.answers", {"greedy": {"pick": "most", "critic": None, "rank_power": None}}, "evaluate.answers.greedy: is the name"),
-        ("evaluate.answers", {"a": {"pick": "best", "critic": "fac", "rank_power": None}}, "evaluate.answers.a.critic: unknown critic"),
+        ("evaluate.answers", {"greedy": {"of": ["sample"], "pick": "most", "critic": None, "rank_power": None}}, "evaluate.answers.greedy: is the name"),
+        ("evaluate.makers", {"more": {**RESPOND, "of": ["smple"]}}, "evaluate.makers.more.of: unknown source 'smple'; did you"),
+        ("evaluate.makers", {"more": {**RESPOND, "of": ["sample"], "template": "retri"}}, "evaluate.makers.more.template (what"),
+        ("evaluate.answers", {"a": {"of": ["smple"], "pick": "most", "critic": None, "rank_power": None}}, "evaluate.answers.a.of: unk"),
+        ("evaluate.answers", {"a": {"of": ["sample"], "pick": "best", "critic": "fac", "rank_power": None}}, "evaluate.answers.a.critic: unknown critic"),
     ],
 )  # fmt: skip
 def test_makers_models_and_critics_of_critics(place: str, value: Any, expected: str | None) -> None:

@@ -78,6 +78,7 @@ def test_evaluation_asks_for_answers_their_critiques_and_one_refinement() -> Non
             **SAMPLING,
             "critics": {"own": {"block": "factored_critique", "max_new_tokens": 4}},
             "best_of": "own",
+            "makers": {},
             "answers": {},
             "benchmarks": None,
             "benchmark_files": "tasks/templates/benchmarks",

@@ -8,13 +8,14 @@ from tasks.blocks.evaluate.ways import Sample, Way
 from tasks.core.block import validate
 from tasks.core.errors import BadInput
 
-BEST = Way(pick="best", critic="c", rank_power=None)
-MAJORITY = Way(pick="most", critic=None, rank_power=None)
-WEIGHTED = Way(pick="most", critic="c", rank_power=None)
+BEST = Way(of=["sample"], pick="best", critic="c", rank_power=None)
+MAJORITY = Way(of=["sample"], pick="most", critic=None, rank_power=None)
+AGAIN = Way(of=["again", "greedy"], pick="first", critic=None, rank_power=None)
+WEIGHTED = Way(of=["sample"], pick="most", critic="c", rank_power=None)
 
 
 def borda(power):
-    return Way(pick="most", critic="c", rank_power=power)
+    return Way(of=["sample"], pick="most", critic="c", rank_power=power)
 
 
 def given(*pairs):
@@ -70,10 +71,12 @@ def test_rows_of_every_way_and_what_they_cost():
         ("maj", "p", 0),
         ("maj", "q", 0),
     ]
-    assert ways.tokens(drawn, critiques, BEST, 2) == (10 + 20) / 2
-    assert ways.tokens(drawn, critiques, MAJORITY, 2) == 5
+    spent, parents = {"greedy": 4, "sample": 10, "again": 6}, {"again": ["greedy"]}
+    assert ways.tokens(BEST, spent, parents, critiques, 2) == (10 + 20) / 2
+    assert ways.tokens(MAJORITY, spent, parents, critiques, 2) == 5
+    assert ways.tokens(AGAIN, spent, parents, critiques, 2) == (6 + 4) / 2
     right = found.with_columns(correct=pl.Series([True, False, True, True]))
-    told = ways.figures(right, {"bon": 15.0, "maj": 5.0})
+    told = ways.figures(right, {"bon": 15.0, "maj": 5.0}, 2)
     assert (told["accuracy_bon"], told["accuracy_maj"], told["tokens_bon"]) == (0.5, 1.0, 15.0)
     assert told["accuracy_bon_low"] < 0.5 < told["accuracy_bon_high"]
 
@@ -81,11 +84,28 @@ def test_rows_of_every_way_and_what_they_cost():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pick": "best", "critic": None, "rank_power": None}, "pick: best goes by a critic"),
-        ({"pick": "best", "critic": "c", "rank_power": 1.0}, "rank_power is for votes that a critic ranks"),
-        ({"pick": "most", "critic": None, "rank_power": 1.0}, "rank_power is for votes that a critic ranks"),
+        ({"of": ["sample"], "pick": "best", "critic": None, "rank_power": None}, "pick: best goes by a critic"),
+        (
+            {"of": ["sample"], "pick": "best", "critic": "c", "rank_power": 1.0},
+            "rank_power is for votes that a critic ranks",
+        ),
+        (
+            {"of": ["sample"], "pick": "most", "critic": None, "rank_power": 1.0},
+            "rank_power is for votes that a critic ranks",
+        ),
     ],
 )
 def test_ways_that_cannot_be(options, message):
     with pytest.raises(BadInput, match=message):
         validate(Way, options, "evaluate.answers.w")
+
+
+def test_what_a_maker_made_comes_first_and_else_what_was_there():
+    rows = [("greedy", "p", 0, "1"), ("greedy", "q", 0, "2"), ("again", "p", 0, "3"), ("again", "p", 1, "4")]
+    attempts = pl.DataFrame(rows, schema=["kind", "prompt_id", "draw", "answer"], orient="row").with_columns(
+        judged_id=pl.lit("c"), tokens=pl.lit(1)
+    )
+    found = ways.chosen(attempts, pl.DataFrame(), {"a": AGAIN})
+    assert sorted(found.select("kind", "prompt_id", "answer").rows()) == [("a", "p", "3"), ("a", "q", "2")]
+    told = ways.figures(found.with_columns(correct=pl.lit(True)), {"a": 1.0}, 4)
+    assert told["accuracy_a"] == 0.5  # two of four prompts have no answer at all

@@ -61,9 +61,17 @@ def kill_at(toy: Toy, moment: str, number: int) -> None:
             continue
     process.wait(60)
     (toy.root / "paused").unlink()  # what a signal cannot end goes on to its own end, a shard's
-    while [p for p in those_in(toy.root) if p.cmdline()[-2:] == ["grow", "i02"]]:
+    while [p for p in those_in(toy.root) if command_of(p)[-2:] == ["grow", "i02"]]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command; [] of one that has ended by now."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def those_in(folder: Path) -> list[psutil.Process]:

@@ -79,7 +79,7 @@ def test_a_recipe_that_trains_on_rated_answers(tmp_path, cache):
 def test_a_recipe_that_trains_nothing_measures_ways_to_answer(tmp_path, cache, recipe, ways):
     folder = evolved(tmp_path, cache, recipe, KEYS[:1])
     figures = [json.loads((folder / f"data/{key}/evaluation/metrics.json").read_text()) for key in ("i00", "i01")]
-    assert figures[0] == figures[1]  # the same model
+    assert figures[0]["accuracy"] == figures[1]["accuracy"]  # the same model; its samples are drawn anew
     for way in ways:
         low, share, high = (figures[0][f"accuracy_{way}{end}"] for end in ("_low", "", "_high"))
         assert low <= share <= high

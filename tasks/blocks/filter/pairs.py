@@ -73,7 +73,7 @@ def pairs(state: Selection, options: Pairs) -> Selection:
         | {"smoothing": soft, "part": options.part}
         for match, weight, soft in zip(found, weights, smoothing, strict=True)
     ]
-    return _with(state, rows, "pairs", skipped)
+    return _with(state, rows, f"pairs_{options.chosen.pick}_{options.rejected.pick}", skipped)
 
 
 class _Match(NamedTuple):

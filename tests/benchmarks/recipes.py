@@ -396,7 +396,10 @@ def arguments(given: Sequence[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.recipes", description="Compares recipes.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--recipes", nargs="+", default=[DEFAULT, LOWER, UPPER], help="run with every seed; all: every recipe on an embedded family"
+        "--recipes",
+        nargs="+",
+        default=[DEFAULT, LOWER, UPPER],
+        help="run with every seed; all: every recipe on an embedded family",
     )
     parser.add_argument(
         "--also", nargs="*", default=["lmsi", "self_rewarding", "scpo"], help="with the first seed only"

@@ -23,7 +23,7 @@ from tasks.core import digests, memory, tables
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models import folders, tokenizers
 from tasks.core.models.pointer import Pointer
-from tasks.core.training import batches, checkpoints
+from tasks.core.training import batches, checkpoints, encoding
 from tasks.core.training.options import AnchoredOptions, TrainingOptions
 from tasks.core.training.request import Fit, Fitted, Kind, Reference
 
@@ -107,7 +107,7 @@ def wanted(mixture: Mapping[str, int], what: str) -> frozenset[str]:
     return frozenset(f"{what}{part}" for part, rows in mixture.items() if rows)
 
 
-def reference_logps(job: Job, options: TrainingOptions, rows: batches.Rows) -> np.ndarray:
+def reference_logps(job: Job, options: TrainingOptions, rows: encoding.Rows) -> np.ndarray:
     """Summed log-probabilities of the rows under the reference model. Raises `OutOfMemory`."""
     request = Reference(job.reference, rows, options.precision, options.pass_tokens, options.threads)
 
@@ -160,10 +160,10 @@ def encode(
     completions: list[Any],
     ids: list[str],
     weights: Sequence[Sequence[float] | None] = (),
-) -> batches.Rows:
+) -> encoding.Rows:
     """Token rows for the job's model. `weights`: of the messages of each completion, None or nothing: each 1."""
     limit = folders.read_config(job.initial).get("max_position_embeddings") or sys.maxsize
-    return batches.encode(tokenizers.load_tokenizer(job.initial), prompts, completions, ids, int(limit), weights)
+    return encoding.encode(tokenizers.load_tokenizer(job.initial), prompts, completions, ids, int(limit), weights)
 
 
 def fit(

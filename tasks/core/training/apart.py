@@ -39,7 +39,7 @@ import psutil
 from tasks.core import memory
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
 from tasks.core.models.pointer import Pointer
-from tasks.core.training import batches
+from tasks.core.training import batches, encoding
 from tasks.core.training.options import OPTIONS
 from tasks.core.training.request import Fit, Fitted, Reference, Steps
 
@@ -50,7 +50,7 @@ Arrays = dict[str, np.ndarray]
 MARK = "@progress "
 ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (BadInput, MemoryError)}
 ENDS = re.compile(r"(?:exitcode *: |died with <Signals\.)(-?\w+)")  # how launchers tell of a process that failed
-KINDS = {kind.__name__: kind for kind in (batches.SftBatches, batches.PairBatches, batches.RatedBatches, batches.Rows)}
+KINDS = {kind.__name__: kind for kind in (batches.SftBatches, batches.PairBatches, batches.RatedBatches, encoding.Rows)}
 PARENT = "AUTODIDACT_PARENT"
 
 

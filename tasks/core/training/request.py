@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.core.models.pointer import Pointer
-from tasks.core.training.batches import PASS_TOKENS, Batches, Rows
+from tasks.core.training.batches import PASS_TOKENS, Batches
+from tasks.core.training.encoding import Rows
 from tasks.core.training.options import TrainingOptions
 
 Kind = Literal["sft", "dpo", "kto"]

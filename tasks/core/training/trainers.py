@@ -51,7 +51,8 @@ from tasks.core.errors import StageFailed
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
 from tasks.core.training import adapters, checkpoints
-from tasks.core.training.batches import Batches, Rows, SftBatches, pack
+from tasks.core.training.batches import Batches, SftBatches, pack
+from tasks.core.training.encoding import Rows
 from tasks.core.training.losses import Head, Tensors, dpo_losses, kto_losses, log_probabilities, tensors
 from tasks.core.training.options import DpoOptions, KtoOptions
 from tasks.core.training.request import Fit, Fitted, Steps

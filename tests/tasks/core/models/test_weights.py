@@ -10,7 +10,7 @@ import torch
 from tasks.core import engines
 from tasks.core.models import folders, tokenizers, weights
 from tasks.core.models.pointer import Pointer
-from tasks.core.training import batches, trainers
+from tasks.core.training import batches, encoding, trainers
 from tasks.core.training.options import SftOptions
 from tasks.core.training.request import Fit
 from tests.support import tiny
@@ -53,7 +53,7 @@ def ends(folder: Path) -> int | list[int]:
 def trained(base: Path, folder: Path, **changes: object) -> Path:
     """What `base` becomes by a step or two on one reply."""
     tokenizer = tokenizers.load_tokenizer(base)
-    rows = batches.encode(tokenizer, [tiny.user("a")], [tiny.reply("b")], ["p"], 64)
+    rows = encoding.encode(tokenizer, [tiny.user("a")], [tiny.reply("b")], ["p"], 64)
     source = batches.SftBatches(rows, np.array([1.0]), np.array([[0]] * 2), 1.0)
     options = SftOptions(**{**tiny.SFT, "steps": 2, "warmup_steps": 0, **changes})
     named = Pointer(str(base), folders.digest(base))

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from tasks.core.errors import BadInput, OutOfMemory, StageFailed
-from tasks.core.training import apart, batches
+from tasks.core.training import apart, batches, encoding
 from tests.support.paths import ROOT
 
-ROWS = batches.Rows(np.arange(7), np.array([0, 3]), np.array([3, 4]), np.array([1, 2]))
+ROWS = encoding.Rows(np.arange(7), np.array([0, 3]), np.array([3, 4]), np.array([1, 2]))
 
 
 def test_batches_arrive_as_they_were():

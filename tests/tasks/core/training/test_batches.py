@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.core.models import tokenizers
-from tasks.core.training import batches
+from tasks.core.training import encoding
 from tasks.families.text.family import TEMPLATES
 from tasks.families.text.templates import render
 from tests.support import templates, tiny
@@ -30,7 +30,7 @@ def ids(tokenizer, text):
 
 def encoded(tokenizer, prompt, reply):
     """Tokens of the prompt and those that are learnt."""
-    rows = batches.encode(tokenizer, [prompt], [tiny.reply(reply)], ["r"], 10_000)
+    rows = encoding.encode(tokenizer, [prompt], [tiny.reply(reply)], ["r"], 10_000)
     return rows.tokens[: rows.prompts[0]].tolist(), rows.tokens[rows.prompts[0] :].tolist()
 
 

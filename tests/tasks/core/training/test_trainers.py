@@ -10,7 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from tasks.core.errors import StageFailed
 from tasks.core.models import tokenizers
 from tasks.core.models import weights as models_weights
-from tasks.core.training import batches, losses, trainers
+from tasks.core.training import batches, encoding, losses, trainers
 from tasks.core.training.options import DpoOptions, KtoOptions, SftOptions
 from tasks.core.training.request import Fit, Reference
 from tests.support import tiny
@@ -45,7 +45,7 @@ def trainer_of(kind, model, folder, source, options=None):
 
 
 def encode(prompts, replies):
-    return batches.encode(TOKENIZER, list(map(tiny.user, prompts)), list(map(tiny.reply, replies)), prompts, 64)
+    return encoding.encode(TOKENIZER, list(map(tiny.user, prompts)), list(map(tiny.reply, replies)), prompts, 64)
 
 
 def by_hand(model, rows):
@@ -205,17 +205,17 @@ def test_groups_hold_every_row_once_and_are_bounded():
 
 def test_rows_too_long_and_templates_that_cannot_be_cut():
     with pytest.raises(StageFailed, match="row 1 2 : has 6 tokens; the model holds 4"):
-        batches.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["1 2 :"], 4)
+        encoding.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["1 2 :"], 4)
     odd = tokenizers.make_tokenizer(WORDS, [], 300)
     odd.chat_template = "{{ messages | length }} {{ messages[0]['content'] }}"
     with pytest.raises(StageFailed, match="cannot be told apart"):
-        batches.encode(odd, [tiny.user("1 2")], [tiny.reply("2 1")], ["r"], 64)
+        encoding.encode(odd, [tiny.user("1 2")], [tiny.reply("2 1")], ["r"], 64)
 
 
 def test_the_completion_ends_where_generation_would():
     chat = tokenizers.make_tokenizer(WORDS, [], 300)
     chat.chat_template = "{% for m in messages %}{{ m['content'] + ' ' + eos_token + ' 9 ' }}{% endfor %}"
-    rows = batches.encode(chat, [tiny.user("1 2")], [tiny.reply("3")], ["r"], 64)
+    rows = encoding.encode(chat, [tiny.user("1 2")], [tiny.reply("3")], ["r"], 64)
     words = chat.convert_ids_to_tokens(rows.tokens[rows.prompts[0] :])
     assert words == ["3", "<eos>"]
 
@@ -362,7 +362,7 @@ def test_turns_of_weight_zero_are_read_and_not_learned(folders):
     """A first answer and what is said to it: the model reads both, and learns the second answer and its end alone."""
     dialogue = [*tiny.reply("2 1"), *tiny.user("3 :"), *tiny.reply("1 2")]
     prompt = tiny.user("1 2 :")
-    [rows] = [batches.encode(TOKENIZER, [prompt], [dialogue], ["r"], 64, [[0.0, 0.0, 1.0]])]
+    [rows] = [encoding.encode(TOKENIZER, [prompt], [dialogue], ["r"], 64, [[0.0, 0.0, 1.0]])]
     words = TOKENIZER.convert_ids_to_tokens(rows.tokens.tolist())
     learnt = [word for word, weight in zip(words, rows.weights, strict=True) if weight]
     assert learnt == ["1", "2", "<eos>"]
@@ -374,9 +374,11 @@ def test_turns_of_weight_zero_are_read_and_not_learned(folders):
     whole = by_hand(model, rows)[0]
     assert loss.item() == pytest.approx(float(-whole[-3:].mean()), rel=1e-5)
     asked = [*prompt, *dialogue[:2]]
-    alone = batches.encode(TOKENIZER, [asked], [dialogue[2:]], ["r"], 64)
+    alone = encoding.encode(TOKENIZER, [asked], [dialogue[2:]], ["r"], 64)
     assert alone.tokens.tolist() == rows.tokens.tolist()  # what generation reads, training reads
-    both = batches.encode(TOKENIZER, [prompt, asked], [dialogue, dialogue[2:]], ["a", "b"], 64, [[0.5, 0.0, 1.0], None])
+    both = encoding.encode(
+        TOKENIZER, [prompt, asked], [dialogue, dialogue[2:]], ["a", "b"], 64, [[0.5, 0.0, 1.0], None]
+    )
     assert both.masses().tolist() == [0.5 * 3 + 3, 3.0]
     packed = batches.SftBatches(both, np.ones(2), np.array([[0, 1]]), 1.0, packed=True)
     assert sum(float(group["token_weights"].sum()) for group in packed.step(0)) == pytest.approx(1.0)
@@ -384,7 +386,7 @@ def test_turns_of_weight_zero_are_read_and_not_learned(folders):
 
 def test_neighbours_of_one_role_are_one_message():
     parts = [*tiny.reply("2 "), *tiny.reply("1")]
-    rows = batches.encode(TOKENIZER, [tiny.user("1 2 :")], [parts], ["r"], 64, [[0.0, 1.0]])
-    whole = batches.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["r"], 64)
+    rows = encoding.encode(TOKENIZER, [tiny.user("1 2 :")], [parts], ["r"], 64, [[0.0, 1.0]])
+    whole = encoding.encode(TOKENIZER, [tiny.user("1 2 :")], [tiny.reply("2 1")], ["r"], 64)
     assert rows.tokens.tolist() == whole.tokens.tolist()
     assert rows.weights[rows.prompts[0] :].tolist() == [0.0, 1.0, 1.0]

@@ -90,7 +90,7 @@ def plain_loop(initial: Path, batches, options) -> tuple[float, list[float]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tasks.core.training.trainers import schedule
+    from tasks.core.training.rates import schedule
 
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     optimizer = torch.optim.AdamW(

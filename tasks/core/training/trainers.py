@@ -55,6 +55,7 @@ from tasks.core.training.batches import Batches, SftBatches, pack
 from tasks.core.training.encoding import Rows
 from tasks.core.training.losses import Head, Tensors, dpo_losses, kto_losses, log_probabilities, tensors
 from tasks.core.training.options import DpoOptions, KtoOptions
+from tasks.core.training.rates import schedule
 from tasks.core.training.request import Fit, Fitted, Steps
 
 # One of several processes on CPUs has the device "cpu:0", on which torch.load puts checkpoints and which it does not know.
@@ -232,27 +233,6 @@ class _Report(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / checkpoints.COMPLETE).touch()
-
-
-def schedule(kind: str, steps: int, warmup: int, final_share: float) -> Callable[[int], float]:
-    """Learning rate at step i as a share of the highest: linear warm-up, then `kind` down to `final_share`.
-    "wsd" stays at the top and falls linearly over the last 30 % of the steps."""
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        along = min(1.0, (step - warmup) / max(1, steps - warmup))
-        if kind == "constant":
-            fallen = 0.0
-        elif kind == "linear":
-            fallen = along
-        elif kind == "cosine":
-            fallen = (1 - math.cos(math.pi * along)) / 2
-        else:
-            fallen = min(1.0, max(0.0, (step - 0.7 * steps) / (0.3 * steps)))
-        return 1 - (1 - final_share) * fallen
-
-    return share
 
 
 # --- fit -------------------------------------------------------------------------------------------

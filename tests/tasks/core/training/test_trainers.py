@@ -10,7 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from tasks.core.errors import StageFailed
 from tasks.core.models import tokenizers
 from tasks.core.models import weights as models_weights
-from tasks.core.training import batches, encoding, losses, trainers
+from tasks.core.training import batches, encoding, losses, rates, trainers
 from tasks.core.training.options import DpoOptions, KtoOptions, SftOptions
 from tasks.core.training.request import Fit, Reference
 from tests.support import tiny
@@ -222,13 +222,13 @@ def test_the_completion_ends_where_generation_would():
 
 def test_schedules_at_their_corners():
     for kind in ("cosine", "linear", "constant", "wsd"):
-        share = trainers.schedule(kind, 100, 10, 0.1)
+        share = rates.schedule(kind, 100, 10, 0.1)
         assert share(0) == pytest.approx(0.1)
         assert share(9) == share(10) == 1.0
         assert share(100) == pytest.approx(1.0 if kind == "constant" else 0.1)
-    assert trainers.schedule("wsd", 100, 10, 0.1)(69) == 1.0
-    assert trainers.schedule("wsd", 100, 10, 0.1)(85) == pytest.approx(0.55)
-    assert trainers.schedule("cosine", 100, 10, 0.1)(55) == pytest.approx(0.55)
+    assert rates.schedule("wsd", 100, 10, 0.1)(69) == 1.0
+    assert rates.schedule("wsd", 100, 10, 0.1)(85) == pytest.approx(0.55)
+    assert rates.schedule("cosine", 100, 10, 0.1)(55) == pytest.approx(0.55)
 
 
 def test_packed_rows_are_told_apart(folders):
